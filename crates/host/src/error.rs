@@ -1,0 +1,50 @@
+//! Everything that can fail when looking at or changing the host.
+
+use std::path::PathBuf;
+
+use vigil_sys::Errno;
+
+/// A failed look at, or change of, the host. Each variant names the operation
+/// and what it was done to; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file operation failed.
+    #[error("cannot {op} {path}", path = path.display())]
+    File {
+        /// A verb: "read", "open", "create" …
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {op} {what}")]
+    Kernel {
+        /// A verb phrase: "mount", "send signal 9 to" …
+        op: &'static str,
+        /// On what.
+        what: String,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// Something read from the host does not have the form it must have.
+    #[error("{path}: {problem}", path = path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A deadline of ours passed.
+    #[error("{what} did not finish within {after_ms} ms")]
+    Overdue {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after_ms: u64,
+    },
+}

@@ -1,0 +1,26 @@
+//! The rules: what a task is, what can happen to it, and what follows.
+//!
+//! Pure. This crate knows no clock, path lookup, process, thread or async
+//! runtime; time comes inside the event. Everything a task can do is decided
+//! by [`step`], everything it remembers is a [`Record`], and a decision gives
+//! up its effects only after its record is down.
+
+#![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm)]
+
+pub mod cgroup;
+pub mod exit;
+pub mod id;
+pub mod metrics;
+pub mod options;
+pub mod published;
+pub mod refusal;
+pub mod request;
+
+pub use cgroup::{Before, Claim, Driver};
+pub use exit::{Because, Exit, Moment, Status};
+pub use id::{BootId, ExecId, IdError, Incarnation, Namespace, TaskId, Who};
+pub use options::Options;
+pub use published::{Published, TaskEvent};
+pub use refusal::{Kind, Refusal};
+pub use request::{Answer, Mount, Request, Stdio};
