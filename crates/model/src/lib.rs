@@ -8,19 +8,32 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod audit;
 pub mod cgroup;
+mod draft;
+pub mod effect;
+pub mod event;
 pub mod exit;
 pub mod id;
 pub mod metrics;
 pub mod options;
+pub mod phase;
 pub mod published;
+pub mod record;
 pub mod refusal;
 pub mod request;
+pub mod show;
+pub mod step;
 
 pub use cgroup::{Before, Claim, Driver};
+pub use effect::Effect;
+pub use event::{Event, What};
 pub use exit::{Because, Exit, Moment, Status};
 pub use id::{BootId, ExecId, IdError, Incarnation, Namespace, TaskId, Who};
 pub use options::Options;
+pub use phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Standing, Task, Verb};
 pub use published::{Published, TaskEvent};
+pub use record::{Change, CodecError, KIND_RECORD, KIND_SNAPSHOT, Record};
 pub use refusal::{Kind, Refusal};
 pub use request::{Answer, Mount, Request, Stdio};
+pub use step::{Ledger, Step, step, waited};

@@ -1,0 +1,86 @@
+//! A decision in the making: the changes so far, tried out on a copy of the
+//! standing, so that a later rule of the same step sees what an earlier one
+//! decided.
+
+use crate::phase::{ExecPhase, Plan, Standing, Task};
+use crate::record::{Change, Record};
+use crate::{Effect, ExecId, Moment, Published, TaskEvent};
+
+/// Events kept for a containerd that does not take them; beyond it, those
+/// that may be dropped are dropped and counted.
+pub const OUTBOX_MAX: usize = 1024;
+
+/// See the module.
+pub(crate) struct Draft<'a> {
+    task: &'a Task,
+    now: Standing,
+    at: Moment,
+    changes: Vec<Change>,
+    publish: Vec<Published>,
+    effects: Vec<Effect>,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(task: &'a Task, at: Moment) -> Self {
+        Self {
+            task,
+            now: task.standing.clone(),
+            at,
+            changes: Vec::new(),
+            publish: Vec::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// The standing with the changes so far.
+    pub(crate) fn now(&self) -> &Standing {
+        &self.now
+    }
+
+    pub(crate) fn at(&self) -> Moment {
+        self.at
+    }
+
+    pub(crate) fn plan(&self) -> Option<&Plan> {
+        self.task.plan.as_deref()
+    }
+
+    pub(crate) fn exec_phase(&self, exec: &ExecId) -> Option<&ExecPhase> {
+        self.now.execs.get(exec).map(|exec| &exec.phase)
+    }
+
+    pub(crate) fn change(&mut self, change: Change) {
+        self.now.apply(&change, self.at);
+        self.changes.push(change);
+    }
+
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Puts an event into the outbox, in order.
+    pub(crate) fn publish(&mut self, event: TaskEvent) {
+        if event.droppable() && self.task.outbox.len() + self.publish.len() >= OUTBOX_MAX {
+            self.changes.push(Change::EventDropped);
+            return;
+        }
+        let seq = self.task.next_seq + self.publish.len() as u64;
+        self.publish.push(Published {
+            seq,
+            at: self.at,
+            event,
+        });
+    }
+
+    pub(crate) fn finish(mut self) -> (Option<Record>, Vec<Effect>) {
+        if !self.publish.is_empty() {
+            self.effects.push(Effect::Publish);
+        }
+        let record = (!self.changes.is_empty() || !self.publish.is_empty()).then(|| Record {
+            at: self.at,
+            changes: self.changes,
+            publish: self.publish,
+        });
+        (record, self.effects)
+    }
+}

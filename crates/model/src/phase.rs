@@ -1,0 +1,244 @@
+//! Where a task stands, and the data each standing carries.
+//!
+//! [`Task`] is the whole of what the shim knows of its container. It changes
+//! only by [`Task::apply`] of a [`Record`](crate::Record), so replaying the
+//! journal and living through it give the same value.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::Create;
+use crate::{Claim, Driver, ExecId, Exit, Incarnation, Published, Stdio, Who};
+
+/// What `Create` set out to make; recorded before anything is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The request.
+    pub create: Create,
+    /// Who places the cgroup.
+    pub driver: Driver,
+    /// The container's cgroup in each hierarchy, as found before runc ran.
+    pub claims: Vec<Claim>,
+    /// Whether init gets a pid namespace of its own, so that the kernel takes
+    /// everything in it down with init.
+    pub private_pid_ns: bool,
+    /// runc's state root, the namespace appended.
+    pub runtime_root: String,
+    /// runc or a compatible program.
+    pub runtime: String,
+}
+
+/// A verb on init that takes time; one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    /// `runc start`, or `runc restore`.
+    Start,
+    /// Freeze.
+    Pause,
+    /// Thaw.
+    Resume,
+    /// `runc update`.
+    Update,
+    /// `runc checkpoint`.
+    Checkpoint,
+    /// `runc delete` and everything that goes with it.
+    Delete,
+}
+
+impl std::fmt::Display for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Verb::Start => "start",
+            Verb::Pause => "pause",
+            Verb::Resume => "resume",
+            Verb::Update => "update",
+            Verb::Checkpoint => "checkpoint",
+            Verb::Delete => "delete",
+        })
+    }
+}
+
+/// The standing of the container, by its init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// No Create yet, or one that failed and was undone.
+    Empty,
+    /// The intent is recorded; runc may have run, wholly, partly or not.
+    Creating,
+    /// Made, not started. `init` is `None` for a checkpoint that Start restores.
+    Created {
+        /// The waiting `runc init`.
+        init: Option<Incarnation>,
+    },
+    /// Started.
+    Running {
+        /// Init.
+        init: Incarnation,
+    },
+    /// Frozen.
+    Paused {
+        /// Init.
+        init: Incarnation,
+    },
+    /// Init is gone.
+    Stopped {
+        /// Init, unless it never came to be.
+        init: Option<Incarnation>,
+        /// How it ended.
+        exit: Exit,
+        /// Whether Wait and TaskExit have said so; see `step` for what that
+        /// waits for.
+        told: bool,
+    },
+    /// Nothing of it is left but this.
+    Deleted {
+        /// Init's pid.
+        pid: u32,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+impl Phase {
+    /// Init, where there is or was one.
+    pub fn init(&self) -> Option<&Incarnation> {
+        match self {
+            Phase::Empty | Phase::Creating | Phase::Deleted { .. } => None,
+            Phase::Created { init } | Phase::Stopped { init, .. } => init.as_ref(),
+            Phase::Running { init } | Phase::Paused { init } => Some(init),
+        }
+    }
+
+    /// Init, if it has not been seen to end.
+    pub fn live_init(&self) -> Option<&Incarnation> {
+        match self {
+            Phase::Empty | Phase::Creating | Phase::Deleted { .. } | Phase::Stopped { .. } => None,
+            Phase::Created { init } => init.as_ref(),
+            Phase::Running { init } | Phase::Paused { init } => Some(init),
+        }
+    }
+}
+
+/// The standing of one exec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecPhase {
+    /// Added; nothing runs.
+    Added,
+    /// `runc exec` is under way.
+    Starting,
+    /// Its start failed; it never ran.
+    Failed,
+    /// Running.
+    Running {
+        /// Its process.
+        process: Incarnation,
+    },
+    /// Ended.
+    Stopped {
+        /// Its process.
+        process: Incarnation,
+        /// How it ended.
+        exit: Exit,
+        /// Whether Wait and TaskExit have said so.
+        told: bool,
+    },
+}
+
+/// One exec: where it stands, and whether its output was carried away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Where it stands.
+    pub phase: ExecPhase,
+    /// Its streams were drained after its end.
+    #[serde(default)]
+    pub drained: bool,
+    /// A Wait or TaskExit can come no more; `Delete` is all that is left.
+    #[serde(default)]
+    pub pid: u32,
+}
+
+/// What `Exec` asked for; the spec is kept until the exec runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecPlan {
+    /// Its streams.
+    pub stdio: Stdio,
+    /// JSON of an OCI `Process`; emptied once the exec runs.
+    pub spec: String,
+}
+
+/// A signal whose sending was recorded and whose outcome was not, yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signalling {
+    /// To whom.
+    pub who: Who,
+    /// Its number.
+    pub signal: u32,
+    /// To everything in the container.
+    pub all: bool,
+}
+
+/// The part of a task that decisions are made on. Small, so that a step can
+/// try its changes on a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The container.
+    pub phase: Phase,
+    /// The verb under way on init.
+    pub busy: Option<Verb>,
+    /// The execs.
+    pub execs: BTreeMap<ExecId, Exec>,
+    /// After init's end: nothing else of the container is left, or its
+    /// deadline passed.
+    pub rest_gone: bool,
+    /// After init's end: its streams were drained.
+    pub drained: bool,
+    /// OOM kills seen so far.
+    pub ooms: u64,
+    /// Signals sent without a recorded outcome.
+    pub signalling: Vec<Signalling>,
+    /// Shutdown was accepted.
+    pub ending: bool,
+}
+
+/// Everything the shim knows of its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// What decisions are made on.
+    pub standing: Standing,
+    /// What Create set out to make.
+    pub plan: Option<Box<Plan>>,
+    /// What each exec was asked to be.
+    pub exec_plans: BTreeMap<ExecId, ExecPlan>,
+    /// Events containerd has not acknowledged, oldest first.
+    pub outbox: VecDeque<Published>,
+    /// Place of the next event.
+    pub next_seq: u64,
+    /// Events dropped because the outbox was full.
+    pub dropped: u64,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            standing: Standing {
+                phase: Phase::Empty,
+                busy: None,
+                execs: BTreeMap::new(),
+                rest_gone: false,
+                drained: false,
+                ooms: 0,
+                signalling: Vec::new(),
+                ending: false,
+            },
+            plan: None,
+            exec_plans: BTreeMap::new(),
+            outbox: VecDeque::new(),
+            next_seq: 1,
+            dropped: 0,
+        }
+    }
+}

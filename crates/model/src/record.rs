@@ -1,0 +1,360 @@
+//! What is remembered: the changes of one step and the events it publishes.
+//!
+//! Encoded as JSON so that an old record stays readable by newer code and a
+//! person can read the journal with `strings`. Unknown *changes* are refused,
+//! unknown *fields* are ignored.
+
+use serde::{Deserialize, Serialize};
+
+use crate::phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Task, Verb};
+use crate::{Because, Claim, ExecId, Exit, Incarnation, Moment, Published, Status, Who};
+
+/// Journal frame type of a [`Record`].
+pub const KIND_RECORD: u16 = 1;
+/// Journal frame type of a whole [`Task`], written when the journal is cut.
+pub const KIND_SNAPSHOT: u16 = 2;
+
+/// One change of a task. Applying it is assignment, never a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Create's intent.
+    Creating(Box<Plan>),
+    /// The container is made.
+    Created {
+        /// Its init.
+        init: Option<Incarnation>,
+        /// The claims with inodes.
+        claims: Vec<Claim>,
+    },
+    /// Create failed and was undone.
+    CreateUndone,
+    /// A verb's intent.
+    Busy(Verb),
+    /// The verb is over.
+    Idle,
+    /// Init was started.
+    Started {
+        /// Init, when a restore brought it about.
+        init: Option<Incarnation>,
+    },
+    /// The container is frozen.
+    Frozen,
+    /// It is thawed.
+    Thawed,
+    /// An exec was added.
+    ExecAdded {
+        /// Its id.
+        exec: ExecId,
+        /// What it is to be.
+        plan: ExecPlan,
+    },
+    /// An exec's start: intent.
+    ExecStarting(ExecId),
+    /// An exec runs.
+    ExecStarted {
+        /// Its id.
+        exec: ExecId,
+        /// Its process.
+        process: Incarnation,
+    },
+    /// An exec could not be started.
+    ExecFailed(ExecId),
+    /// An exec was deleted.
+    ExecDeleted(ExecId),
+    /// A signal: intent.
+    Signalling(Signalling),
+    /// A signal: sent, or not to be sent any more.
+    Signalled {
+        /// To whom.
+        who: Who,
+        /// Its number.
+        signal: u32,
+    },
+    /// A process ended.
+    Exited {
+        /// Which.
+        who: Who,
+        /// How.
+        exit: Exit,
+    },
+    /// Nothing else of the container is left.
+    RestGone,
+    /// A process's streams are drained.
+    Drained(Who),
+    /// A process's end was told.
+    Told(Who),
+    /// The container is deleted.
+    Deleted,
+    /// The OOM counter.
+    Oom {
+        /// Where it stands.
+        count: u64,
+    },
+    /// Events up to this one are acknowledged.
+    Acked {
+        /// Its place.
+        seq: u64,
+    },
+    /// An event was dropped because the outbox is full.
+    EventDropped,
+    /// Shutdown was accepted.
+    Ending,
+}
+
+/// The changes and published events of one step, and when it happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When.
+    pub at: Moment,
+    /// What changed.
+    pub changes: Vec<Change>,
+    /// What containerd is to be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Published>,
+}
+
+/// A record or snapshot that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {op} a journal record as JSON")]
+pub struct CodecError {
+    op: &'static str,
+    #[source]
+    source: serde_json::Error,
+}
+
+impl Record {
+    /// Bytes for the journal.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        serde_json::to_vec(self).map_err(|source| CodecError {
+            op: "write",
+            source,
+        })
+    }
+
+    /// The record of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        serde_json::from_slice(bytes).map_err(|source| CodecError { op: "read", source })
+    }
+}
+
+impl Task {
+    /// Bytes of a snapshot for the journal.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        serde_json::to_vec(self).map_err(|source| CodecError {
+            op: "write",
+            source,
+        })
+    }
+
+    /// The task of these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        serde_json::from_slice(bytes).map_err(|source| CodecError { op: "read", source })
+    }
+
+    /// Takes a recorded step over.
+    pub fn apply(&mut self, record: &Record) {
+        for change in &record.changes {
+            match change {
+                Change::Creating(plan) => self.plan = Some(plan.clone()),
+                Change::Created { claims, .. } => {
+                    if let Some(plan) = &mut self.plan {
+                        plan.claims.clone_from(claims);
+                    }
+                }
+                Change::CreateUndone => self.plan = None,
+                Change::ExecAdded { exec, plan } => {
+                    self.exec_plans.insert(exec.clone(), plan.clone());
+                }
+                Change::ExecStarted { exec, .. } | Change::ExecFailed(exec) => {
+                    if let Some(plan) = self.exec_plans.get_mut(exec) {
+                        plan.spec = String::new();
+                    }
+                }
+                Change::ExecDeleted(exec) => {
+                    self.exec_plans.remove(exec);
+                }
+                Change::Acked { seq } => {
+                    while self.outbox.front().is_some_and(|first| first.seq <= *seq) {
+                        self.outbox.pop_front();
+                    }
+                }
+                Change::EventDropped => self.dropped += 1,
+                Change::Busy(_)
+                | Change::Idle
+                | Change::Started { .. }
+                | Change::Frozen
+                | Change::Thawed
+                | Change::ExecStarting(_)
+                | Change::Signalling(_)
+                | Change::Signalled { .. }
+                | Change::Exited { .. }
+                | Change::RestGone
+                | Change::Drained(_)
+                | Change::Told(_)
+                | Change::Deleted
+                | Change::Oom { .. }
+                | Change::Ending => {}
+            }
+            self.standing.apply(change, record.at);
+        }
+        for published in &record.publish {
+            self.next_seq = published.seq + 1;
+            self.outbox.push_back(published.clone());
+        }
+    }
+}
+
+impl crate::phase::Standing {
+    /// Takes one change over.
+    pub(crate) fn apply(&mut self, change: &Change, at: Moment) {
+        match change {
+            Change::Creating(_) => self.phase = Phase::Creating,
+            Change::Created { init, .. } => self.phase = Phase::Created { init: init.clone() },
+            Change::CreateUndone => self.phase = Phase::Empty,
+            Change::Busy(verb) => self.busy = Some(*verb),
+            Change::Idle => self.busy = None,
+            Change::Started { init } => self.started(init.as_ref()),
+            Change::Frozen => {
+                if let Phase::Running { init } = &self.phase {
+                    self.phase = Phase::Paused { init: init.clone() };
+                }
+            }
+            Change::Thawed => {
+                if let Phase::Paused { init } = &self.phase {
+                    self.phase = Phase::Running { init: init.clone() };
+                }
+            }
+            Change::ExecAdded { exec, .. } => {
+                let added = Exec {
+                    phase: ExecPhase::Added,
+                    drained: false,
+                    pid: 0,
+                };
+                self.execs.insert(exec.clone(), added);
+            }
+            Change::ExecStarting(exec) => self.exec_phase(exec, ExecPhase::Starting),
+            Change::ExecStarted { exec, process } => {
+                if let Some(found) = self.execs.get_mut(exec) {
+                    found.pid = process.pid;
+                    found.phase = ExecPhase::Running {
+                        process: process.clone(),
+                    };
+                }
+            }
+            Change::ExecFailed(exec) => self.exec_phase(exec, ExecPhase::Failed),
+            Change::ExecDeleted(exec) => {
+                self.execs.remove(exec);
+            }
+            Change::Signalling(signalling) => self.signalling.push(signalling.clone()),
+            Change::Signalled { who, signal } => {
+                let sent = |s: &Signalling| s.who == *who && s.signal == *signal;
+                if let Some(index) = self.signalling.iter().position(sent) {
+                    self.signalling.remove(index);
+                }
+            }
+            Change::Exited { who, exit } => self.exited(who, *exit),
+            Change::RestGone => self.rest_gone = true,
+            Change::Drained(Who::Init) => self.drained = true,
+            Change::Drained(Who::Exec(exec)) => {
+                if let Some(found) = self.execs.get_mut(exec) {
+                    found.drained = true;
+                }
+            }
+            Change::Told(who) => self.tell(who),
+            Change::Deleted => self.deleted(at),
+            Change::Oom { count } => self.ooms = *count,
+            Change::Acked { .. } | Change::EventDropped => {}
+            Change::Ending => self.ending = true,
+        }
+    }
+
+    fn started(&mut self, restored: Option<&Incarnation>) {
+        match (&mut self.phase, restored) {
+            (Phase::Created { init }, restored) => {
+                if let Some(init) = restored.cloned().or_else(|| init.take()) {
+                    self.phase = Phase::Running { init };
+                }
+            }
+            // It ended before its start was recorded; keep who it was.
+            (Phase::Stopped { init, .. }, Some(restored)) => *init = Some(restored.clone()),
+            (
+                Phase::Stopped { .. }
+                | Phase::Empty
+                | Phase::Creating
+                | Phase::Running { .. }
+                | Phase::Paused { .. }
+                | Phase::Deleted { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn exec_phase(&mut self, exec: &ExecId, phase: ExecPhase) {
+        if let Some(found) = self.execs.get_mut(exec) {
+            found.phase = phase;
+        }
+    }
+
+    fn exited(&mut self, who: &Who, exit: Exit) {
+        match who {
+            Who::Init => {
+                let init = self.phase.live_init().cloned();
+                self.phase = Phase::Stopped {
+                    init,
+                    exit,
+                    told: false,
+                };
+            }
+            Who::Exec(exec) => {
+                if let Some(found) = self.execs.get_mut(exec)
+                    && let ExecPhase::Running { process } = &found.phase
+                {
+                    found.phase = ExecPhase::Stopped {
+                        process: process.clone(),
+                        exit,
+                        told: false,
+                    };
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, who: &Who) {
+        match who {
+            Who::Init => {
+                if let Phase::Stopped { told, .. } = &mut self.phase {
+                    *told = true;
+                }
+            }
+            Who::Exec(exec) => {
+                if let Some(found) = self.execs.get_mut(exec)
+                    && let ExecPhase::Stopped { told, .. } = &mut found.phase
+                {
+                    *told = true;
+                }
+            }
+        }
+    }
+
+    fn deleted(&mut self, at: Moment) {
+        let pid = self.phase.init().map_or(0, |init| init.pid);
+        let exit = match &self.phase {
+            Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => *exit,
+            // Created, and runc said it was gone before we saw it go.
+            Phase::Created { init: Some(_) } => Exit {
+                status: Status::Unknown(Because::NotSeenInTime),
+                at,
+            },
+            Phase::Created { init: None }
+            | Phase::Empty
+            | Phase::Creating
+            | Phase::Running { .. }
+            | Phase::Paused { .. } => Exit {
+                status: Status::Unknown(Because::NeverRan),
+                at,
+            },
+        };
+        self.phase = Phase::Deleted { pid, exit };
+    }
+}

@@ -1,0 +1,705 @@
+//! The rules themselves: [`step`] decides what an event does to a task.
+//!
+//! One `match` over what happened; the functions it calls decide and write
+//! their decision into a [`Draft`]. Nothing here changes a task: that is
+//! [`Step::commit`], which records first.
+
+use crate::draft::Draft;
+use crate::event::{Event, What};
+use crate::phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Task, Verb};
+use crate::record::{Change, Record};
+use crate::{
+    Because, Effect, ExecId, Exit, Incarnation, Kind, Moment, Refusal, Status, TaskEvent, Who,
+};
+
+/// Execs a task may hold that were not deleted.
+pub const EXECS_MAX: usize = 4096;
+/// Signals on their way at one time.
+pub const SIGNALLING_MAX: usize = 64;
+
+/// Where records go before anything is done.
+pub trait Ledger {
+    /// Why a record could not be written.
+    type Error;
+    /// Writes the record down; when this returns, a crash no longer loses it.
+    fn append(&mut self, record: &Record) -> Result<(), Self::Error>;
+}
+
+/// One decision: what to remember, then what to do.
+#[must_use = "a step does nothing until it is committed"]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    record: Option<Record>,
+    effects: Vec<Effect>,
+}
+
+impl Step {
+    /// Records the step, lets the task take it over, and gives up the effects.
+    pub fn commit<L: Ledger>(
+        self,
+        task: &mut Task,
+        ledger: &mut L,
+    ) -> Result<Vec<Effect>, L::Error> {
+        if let Some(record) = &self.record {
+            ledger.append(record)?;
+            task.apply(record);
+        }
+        Ok(self.effects)
+    }
+
+    /// What would be remembered; for tables, tests and the auditor.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// What would be done; for tables and tests.
+    pub fn intended(&self) -> &[Effect] {
+        &self.effects
+    }
+}
+
+/// Decides what the event does to the task.
+pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
+    let mut draft = Draft::new(task, event.at);
+    match event.what {
+        What::CreateAsked(plan) => create_asked(&mut draft, plan)?,
+        What::CreateDone { init, claims } => create_done(&mut draft, init, claims),
+        What::CreateFailed => create_failed(&mut draft),
+        What::Asked(verb) => verb_asked(&mut draft, verb)?,
+        What::Done { verb, init } => verb_done(&mut draft, verb, init),
+        What::Failed(verb) => verb_failed(&mut draft, verb),
+        What::ExecAsked { exec, plan } => exec_asked(&mut draft, exec, plan)?,
+        What::ExecStartAsked(exec) => exec_start_asked(&mut draft, exec)?,
+        What::ExecStartDone { exec, process } => exec_start_done(&mut draft, exec, process),
+        What::ExecStartFailed(exec) => exec_start_failed(&mut draft, exec),
+        What::ExecDeleteAsked(exec) => exec_delete_asked(&mut draft, exec)?,
+        What::KillAsked { who, signal, all } => kill_asked(&mut draft, who, signal, all)?,
+        What::KillDone { who, signal } => draft.change(Change::Signalled { who, signal }),
+        What::Exited {
+            who: Who::Init,
+            exit,
+        } => init_exited(&mut draft, exit),
+        What::Exited {
+            who: Who::Exec(exec),
+            exit,
+        } => exec_exited(&mut draft, exec, exit),
+        What::RestGone => rest_gone(&mut draft),
+        What::Drained(who) => drained(&mut draft, who),
+        What::Overdue => overdue(&mut draft),
+        What::Oom { count } => oom(&mut draft, count),
+        What::Acked { seq } => draft.change(Change::Acked { seq }),
+        What::ShutdownAsked => shutdown_asked(&mut draft),
+    }
+    let (record, effects) = draft.finish();
+    Ok(Step { record, effects })
+}
+
+fn not_created() -> Refusal {
+    Refusal::new(Kind::NotFound, "container not created")
+}
+
+fn no_exec(exec: &ExecId) -> Refusal {
+    Refusal::new(Kind::NotFound, format!("exec {exec} does not exist"))
+}
+
+fn finished() -> Refusal {
+    Refusal::new(Kind::NotFound, "process already finished")
+}
+
+fn later(verb: Verb) -> Refusal {
+    Refusal::new(Kind::Later, format!("{verb} is under way"))
+}
+
+fn cannot(verb: Verb, phase: &str) -> Refusal {
+    Refusal::new(Kind::Unknown, format!("cannot {verb} a {phase} container"))
+}
+
+// --- create ---------------------------------------------------------------
+
+fn create_asked(draft: &mut Draft<'_>, plan: Box<Plan>) -> Result<(), Refusal> {
+    match draft.now().phase {
+        Phase::Empty if draft.now().ending => Err(Refusal::new(
+            Kind::FailedPrecondition,
+            "this shim was told to shut down",
+        )),
+        Phase::Empty => {
+            draft.change(Change::Creating(plan.clone()));
+            draft.effect(Effect::Create(plan));
+            Ok(())
+        }
+        Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. }
+        | Phase::Stopped { .. }
+        | Phase::Deleted { .. } => Err(Refusal::new(
+            Kind::AlreadyExists,
+            "this shim already has its container",
+        )),
+    }
+}
+
+fn create_done(draft: &mut Draft<'_>, init: Option<Incarnation>, claims: Vec<crate::Claim>) {
+    if draft.now().phase != Phase::Creating {
+        return;
+    }
+    let pid = init.as_ref().map_or(0, |init| init.pid);
+    draft.change(Change::Created { init, claims });
+    if let Some(plan) = draft.plan() {
+        let create = plan.create.clone();
+        draft.publish(TaskEvent::Create {
+            bundle: create.bundle,
+            rootfs: create.rootfs,
+            stdio: create.stdio,
+            checkpoint: create.checkpoint,
+            pid,
+        });
+    }
+    draft.effect(Effect::AnswerCreate);
+}
+
+fn create_failed(draft: &mut Draft<'_>) {
+    if draft.now().phase != Phase::Creating {
+        return;
+    }
+    draft.change(Change::CreateUndone);
+    draft.effect(Effect::Release(Who::Init));
+    draft.effect(Effect::AnswerCreate);
+}
+
+// --- verbs on init --------------------------------------------------------
+
+fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
+    if let Some(busy) = draft.now().busy {
+        return Err(later(busy));
+    }
+    let refused = match (&draft.now().phase, verb) {
+        (Phase::Empty | Phase::Creating, _) => Some(not_created()),
+
+        (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete) => None,
+        (Phase::Created { .. }, Verb::Pause | Verb::Resume | Verb::Checkpoint) => {
+            Some(cannot(verb, "created"))
+        }
+
+        (Phase::Running { .. }, Verb::Pause | Verb::Update | Verb::Checkpoint) => None,
+        (Phase::Running { .. }, Verb::Start | Verb::Resume | Verb::Delete) => {
+            Some(cannot(verb, "running"))
+        }
+
+        (Phase::Paused { .. }, Verb::Resume | Verb::Update | Verb::Checkpoint) => None,
+        (Phase::Paused { .. }, Verb::Start | Verb::Pause | Verb::Delete) => {
+            Some(cannot(verb, "paused"))
+        }
+
+        (Phase::Stopped { told: true, .. }, Verb::Delete) => None,
+        (Phase::Stopped { told: false, .. }, Verb::Delete) => {
+            Some(Refusal::new(Kind::Later, "the end of init is being told"))
+        }
+        (
+            Phase::Stopped { .. },
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
+        ) => Some(cannot(verb, "stopped")),
+
+        // A repeated Delete answers the same; containerd asks again when an
+        // answer came too late for it.
+        (Phase::Deleted { .. }, Verb::Delete) => {
+            draft.effect(Effect::AnswerVerb(Verb::Delete));
+            return Ok(());
+        }
+        (
+            Phase::Deleted { .. },
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
+        ) => Some(cannot(verb, "deleted")),
+    };
+    if let Some(refusal) = refused {
+        return Err(refusal);
+    }
+    draft.change(Change::Busy(verb));
+    draft.effect(Effect::Run(verb));
+    Ok(())
+}
+
+fn verb_done(draft: &mut Draft<'_>, verb: Verb, init: Option<Incarnation>) {
+    if draft.now().busy != Some(verb) {
+        return;
+    }
+    match verb {
+        Verb::Start => {
+            draft.change(Change::Started { init });
+            if let Some(pid) = draft.now().phase.init().map(|init| init.pid) {
+                draft.publish(TaskEvent::Start { pid });
+            }
+        }
+        Verb::Pause => {
+            if matches!(draft.now().phase, Phase::Running { .. }) {
+                draft.change(Change::Frozen);
+                draft.publish(TaskEvent::Paused);
+            }
+        }
+        Verb::Resume => {
+            if matches!(draft.now().phase, Phase::Paused { .. }) {
+                draft.change(Change::Thawed);
+                draft.publish(TaskEvent::Resumed);
+            }
+        }
+        Verb::Update | Verb::Checkpoint => {}
+        Verb::Delete => {
+            force_execs(draft);
+            draft.change(Change::Deleted);
+            if let Phase::Deleted { pid, exit } = draft.now().phase {
+                draft.publish(TaskEvent::Delete { pid, exit });
+                draft.effect(Effect::AnswerWaiters(Who::Init));
+            }
+            draft.effect(Effect::Release(Who::Init));
+        }
+    }
+    draft.change(Change::Idle);
+    draft.effect(Effect::AnswerVerb(verb));
+    tell_init(draft);
+}
+
+fn verb_failed(draft: &mut Draft<'_>, verb: Verb) {
+    if draft.now().busy != Some(verb) {
+        return;
+    }
+    draft.change(Change::Idle);
+    draft.effect(Effect::AnswerVerb(verb));
+    // A restore that failed leaves nothing that could ever end: it is stopped,
+    // so that Wait returns and Delete is allowed.
+    if verb == Verb::Start && draft.now().phase == (Phase::Created { init: None }) {
+        let exit = Exit {
+            status: Status::Unknown(Because::NeverRan),
+            at: draft.at(),
+        };
+        draft.change(Change::Exited {
+            who: Who::Init,
+            exit,
+        });
+        draft.change(Change::Told(Who::Init));
+        draft.effect(Effect::AnswerWaiters(Who::Init));
+        return;
+    }
+    tell_init(draft);
+}
+
+// --- execs ----------------------------------------------------------------
+
+/// Whether the container takes new execs, or why not.
+fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
+    match &draft.now().phase {
+        Phase::Empty | Phase::Creating => Err(not_created()),
+        Phase::Created { init: Some(_) } | Phase::Running { .. } => Ok(()),
+        Phase::Created { init: None } => Err(Refusal::new(
+            Kind::Unknown,
+            "cannot exec in a container that is to be restored",
+        )),
+        Phase::Paused { .. } => Err(Refusal::new(
+            Kind::Unknown,
+            "cannot exec in a paused container",
+        )),
+        Phase::Stopped { .. } => Err(Refusal::new(
+            Kind::FailedPrecondition,
+            "cannot exec in a stopped container",
+        )),
+        Phase::Deleted { .. } => Err(Refusal::new(
+            Kind::FailedPrecondition,
+            "cannot exec in a deleted container",
+        )),
+    }
+}
+
+fn exec_asked(draft: &mut Draft<'_>, exec: ExecId, plan: ExecPlan) -> Result<(), Refusal> {
+    takes_execs(draft)?;
+    if draft.now().execs.contains_key(&exec) {
+        return Err(Refusal::new(
+            Kind::AlreadyExists,
+            format!("exec {exec} already exists"),
+        ));
+    }
+    if draft.now().execs.len() >= EXECS_MAX {
+        return Err(Refusal::new(
+            Kind::ResourceExhausted,
+            format!("the container has {EXECS_MAX} execs that were not deleted"),
+        ));
+    }
+    draft.change(Change::ExecAdded {
+        exec: exec.clone(),
+        plan,
+    });
+    draft.publish(TaskEvent::ExecAdded { exec });
+    Ok(())
+}
+
+fn exec_start_asked(draft: &mut Draft<'_>, exec: ExecId) -> Result<(), Refusal> {
+    let Some(found) = draft.now().execs.get(&exec) else {
+        // Which container it is matters more than which exec.
+        takes_execs(draft)?;
+        return Err(no_exec(&exec));
+    };
+    match &found.phase {
+        ExecPhase::Added => {}
+        ExecPhase::Failed => {
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!("exec {exec} failed to start before"),
+            ));
+        }
+        ExecPhase::Starting | ExecPhase::Running { .. } => {
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!("cannot start a running exec {exec}"),
+            ));
+        }
+        ExecPhase::Stopped { .. } => {
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!("cannot start a stopped exec {exec}"),
+            ));
+        }
+    }
+    takes_execs(draft)?;
+    draft.change(Change::ExecStarting(exec.clone()));
+    draft.effect(Effect::StartExec(exec));
+    Ok(())
+}
+
+fn exec_start_done(draft: &mut Draft<'_>, exec: ExecId, process: Incarnation) {
+    if draft.exec_phase(&exec) != Some(&ExecPhase::Starting) {
+        // Its container was told as ended while it was being started.
+        draft.effect(Effect::Discard { exec, process });
+        return;
+    }
+    let pid = process.pid;
+    draft.change(Change::ExecStarted {
+        exec: exec.clone(),
+        process,
+    });
+    draft.publish(TaskEvent::ExecStarted {
+        exec: exec.clone(),
+        pid,
+    });
+    draft.effect(Effect::AnswerExecStart(exec));
+}
+
+fn exec_start_failed(draft: &mut Draft<'_>, exec: ExecId) {
+    if draft.exec_phase(&exec) == Some(&ExecPhase::Starting) {
+        draft.change(Change::ExecFailed(exec.clone()));
+    }
+    draft.effect(Effect::Release(Who::Exec(exec.clone())));
+    draft.effect(Effect::AnswerExecStart(exec.clone()));
+    draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+    tell_init(draft);
+}
+
+fn exec_delete_asked(draft: &mut Draft<'_>, exec: ExecId) -> Result<(), Refusal> {
+    let Some(found) = draft.now().execs.get(&exec) else {
+        return Err(match draft.now().phase {
+            Phase::Empty | Phase::Creating => not_created(),
+            Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. }
+            | Phase::Deleted { .. } => no_exec(&exec),
+        });
+    };
+    match &found.phase {
+        ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => {
+            draft.change(Change::ExecDeleted(exec.clone()));
+            draft.effect(Effect::Release(Who::Exec(exec)));
+            Ok(())
+        }
+        ExecPhase::Stopped { told: false, .. } => Err(Refusal::new(
+            Kind::Later,
+            format!("the end of exec {exec} is being told"),
+        )),
+        ExecPhase::Starting => Err(Refusal::new(
+            Kind::Later,
+            format!("exec {exec} is being started"),
+        )),
+        ExecPhase::Running { .. } => Err(Refusal::new(
+            Kind::Unknown,
+            format!("cannot delete a running exec {exec}"),
+        )),
+    }
+}
+
+fn exec_exited(draft: &mut Draft<'_>, exec: ExecId, exit: Exit) {
+    if !matches!(draft.exec_phase(&exec), Some(ExecPhase::Running { .. })) {
+        return;
+    }
+    draft.change(Change::Exited {
+        who: Who::Exec(exec.clone()),
+        exit,
+    });
+    draft.effect(Effect::Drain(Who::Exec(exec)));
+}
+
+// --- signals --------------------------------------------------------------
+
+fn kill_asked(draft: &mut Draft<'_>, who: Who, signal: u32, all: bool) -> Result<(), Refusal> {
+    let process = match &who {
+        Who::Init => match &draft.now().phase {
+            Phase::Empty | Phase::Creating => return Err(not_created()),
+            Phase::Created { init: None } => {
+                return Err(Refusal::new(
+                    Kind::FailedPrecondition,
+                    "the container is not restored yet",
+                ));
+            }
+            Phase::Created { init: Some(init) }
+            | Phase::Running { init }
+            | Phase::Paused { init } => init.clone(),
+            Phase::Stopped { .. } | Phase::Deleted { .. } => return Err(finished()),
+        },
+        Who::Exec(exec) => match draft.exec_phase(exec) {
+            None if matches!(draft.now().phase, Phase::Empty | Phase::Creating) => {
+                return Err(not_created());
+            }
+            None => return Err(no_exec(exec)),
+            Some(ExecPhase::Added | ExecPhase::Starting | ExecPhase::Failed) => {
+                return Err(Refusal::new(
+                    Kind::FailedPrecondition,
+                    format!("exec {exec} has no process to signal"),
+                ));
+            }
+            Some(ExecPhase::Running { process }) => process.clone(),
+            Some(ExecPhase::Stopped { .. }) => return Err(finished()),
+        },
+    };
+    if draft.now().signalling.len() >= SIGNALLING_MAX {
+        return Err(Refusal::new(
+            Kind::ResourceExhausted,
+            "too many signals are on their way",
+        ));
+    }
+    draft.change(Change::Signalling(Signalling {
+        who: who.clone(),
+        signal,
+        all,
+    }));
+    draft.effect(Effect::Signal {
+        who,
+        process,
+        signal,
+        all,
+    });
+    Ok(())
+}
+
+// --- the end --------------------------------------------------------------
+
+fn init_exited(draft: &mut Draft<'_>, exit: Exit) {
+    if draft.now().phase.live_init().is_none() {
+        return;
+    }
+    let never_started = matches!(draft.now().phase, Phase::Created { .. });
+    let deleting = draft.now().busy == Some(Verb::Delete);
+    draft.change(Change::Exited {
+        who: Who::Init,
+        exit,
+    });
+    if never_started && deleting {
+        // runc delete took down what was never started: its Delete event
+        // says all there is to say.
+        draft.change(Change::Told(Who::Init));
+        draft.effect(Effect::AnswerWaiters(Who::Init));
+        return;
+    }
+    draft.effect(Effect::KillRest);
+    draft.effect(Effect::Drain(Who::Init));
+    draft.effect(Effect::ArmOverdue);
+}
+
+fn rest_gone(draft: &mut Draft<'_>) {
+    if !matches!(draft.now().phase, Phase::Stopped { .. }) || draft.now().rest_gone {
+        return;
+    }
+    draft.change(Change::RestGone);
+    tell_init(draft);
+}
+
+fn drained(draft: &mut Draft<'_>, who: Who) {
+    match &who {
+        Who::Init => {
+            if !matches!(draft.now().phase, Phase::Stopped { .. }) || draft.now().drained {
+                return;
+            }
+            draft.change(Change::Drained(who));
+            tell_init(draft);
+        }
+        Who::Exec(exec) => {
+            let exec = exec.clone();
+            let stopped =
+                |exec: &Exec| matches!(exec.phase, ExecPhase::Stopped { told: false, .. });
+            if !draft.now().execs.get(&exec).is_some_and(stopped) {
+                return;
+            }
+            draft.change(Change::Drained(who));
+            tell_exec(draft, &exec);
+            tell_init(draft);
+        }
+    }
+}
+
+/// Says that an exec has ended: to its waiters and to containerd.
+fn tell_exec(draft: &mut Draft<'_>, exec: &ExecId) {
+    let Some(ExecPhase::Stopped {
+        process,
+        exit,
+        told: false,
+    }) = draft.exec_phase(exec)
+    else {
+        return;
+    };
+    let (pid, exit) = (process.pid, *exit);
+    let who = Who::Exec(exec.clone());
+    draft.change(Change::Told(who.clone()));
+    draft.publish(TaskEvent::Exit {
+        who: who.clone(),
+        pid,
+        exit,
+    });
+    draft.effect(Effect::AnswerWaiters(who));
+}
+
+/// Says that init has ended, once nothing else of the container can still
+/// have to be said before: the start event, every exec's exit, the rest of
+/// the container gone, the output carried away.
+fn tell_init(draft: &mut Draft<'_>) {
+    let Phase::Stopped {
+        init,
+        exit,
+        told: false,
+    } = &draft.now().phase
+    else {
+        return;
+    };
+    let open = |exec: &Exec| match exec.phase {
+        ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => false,
+        ExecPhase::Starting
+        | ExecPhase::Running { .. }
+        | ExecPhase::Stopped { told: false, .. } => true,
+    };
+    if draft.now().busy == Some(Verb::Start)
+        || !draft.now().rest_gone
+        || !draft.now().drained
+        || draft.now().execs.values().any(open)
+    {
+        return;
+    }
+    let (pid, exit) = (init.as_ref().map_or(0, |init| init.pid), *exit);
+    draft.change(Change::Told(Who::Init));
+    draft.publish(TaskEvent::Exit {
+        who: Who::Init,
+        pid,
+        exit,
+    });
+    draft.effect(Effect::AnswerWaiters(Who::Init));
+}
+
+/// Init's end has waited long enough: execs not seen to end are told as
+/// unknown, those being started as failed, and init's end is told.
+fn overdue(draft: &mut Draft<'_>) {
+    if !matches!(draft.now().phase, Phase::Stopped { told: false, .. }) {
+        return;
+    }
+    force_execs(draft);
+    if !draft.now().rest_gone {
+        draft.change(Change::RestGone);
+    }
+    if !draft.now().drained {
+        draft.change(Change::Drained(Who::Init));
+    }
+    tell_init(draft);
+}
+
+/// Ends the story of every exec that is still open: nothing of the container
+/// may be told after its own end.
+fn force_execs(draft: &mut Draft<'_>) {
+    let execs: Vec<(ExecId, ExecPhase)> = draft
+        .now()
+        .execs
+        .iter()
+        .map(|(id, exec)| (id.clone(), exec.phase.clone()))
+        .collect();
+    for (exec, phase) in execs {
+        match phase {
+            ExecPhase::Starting => {
+                draft.change(Change::ExecFailed(exec.clone()));
+                draft.effect(Effect::AnswerExecStart(exec.clone()));
+                draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+            }
+            ExecPhase::Running { .. } => {
+                let status = Status::Unknown(Because::NotSeenInTime);
+                let exit = Exit {
+                    status,
+                    at: draft.at(),
+                };
+                draft.change(Change::Exited {
+                    who: Who::Exec(exec.clone()),
+                    exit,
+                });
+                tell_exec(draft, &exec);
+            }
+            ExecPhase::Stopped { told: false, .. } => tell_exec(draft, &exec),
+            ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => {}
+        }
+    }
+}
+
+fn oom(draft: &mut Draft<'_>, count: u64) {
+    if count <= draft.now().ooms {
+        return;
+    }
+    let silent = match draft.now().phase {
+        Phase::Empty | Phase::Creating | Phase::Deleted { .. } => return,
+        Phase::Stopped { told, .. } => told,
+        Phase::Created { .. } | Phase::Running { .. } | Phase::Paused { .. } => false,
+    };
+    draft.change(Change::Oom { count });
+    if !silent {
+        draft.publish(TaskEvent::Oom);
+    }
+}
+
+fn shutdown_asked(draft: &mut Draft<'_>) {
+    match draft.now().phase {
+        Phase::Empty | Phase::Deleted { .. } => {
+            if !draft.now().ending {
+                draft.change(Change::Ending);
+            }
+            draft.effect(Effect::Leave);
+        }
+        // No-op while there is a container; containerd asks again.
+        Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. }
+        | Phase::Stopped { .. } => {}
+    }
+}
+
+/// The end of a process as Wait would tell it now, or `None` while it must
+/// still wait.
+pub fn waited(task: &Task, who: &Who, at: Moment) -> Result<Option<Exit>, Refusal> {
+    match who {
+        Who::Init => match &task.standing.phase {
+            Phase::Empty | Phase::Creating => Err(not_created()),
+            Phase::Created { .. } | Phase::Running { .. } | Phase::Paused { .. } => Ok(None),
+            Phase::Stopped { exit, told, .. } => Ok(told.then_some(*exit)),
+            Phase::Deleted { exit, .. } => Ok(Some(*exit)),
+        },
+        Who::Exec(exec) => match task.standing.execs.get(exec).map(|exec| &exec.phase) {
+            None if matches!(task.standing.phase, Phase::Empty | Phase::Creating) => {
+                Err(not_created())
+            }
+            None => Err(no_exec(exec)),
+            Some(ExecPhase::Added | ExecPhase::Starting | ExecPhase::Running { .. }) => Ok(None),
+            Some(ExecPhase::Failed) => Ok(Some(Exit {
+                status: Status::Unknown(Because::NeverRan),
+                at,
+            })),
+            Some(ExecPhase::Stopped { exit, told, .. }) => Ok(told.then_some(*exit)),
+        },
+    }
+}
