@@ -1,1 +1,116 @@
-//! (to be written)
+//! What a process of ours sets for itself, once, while it starts. Nothing
+//! here touches resource limits: the container inherits them from us, and a
+//! limit of ours must not become one of its.
+
+use std::ffi::CStr;
+use std::path::PathBuf;
+
+use nix::sys::stat::Mode;
+
+use crate::{Errno, Result};
+
+fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<libc::c_int> {
+    // SAFETY: only options that take integers are passed, the unused ones zero.
+    Errno::result(unsafe { libc::prctl(option, argument, 0, 0, 0) })
+}
+
+/// Makes orphans below us our children. Survives exec, is not inherited by
+/// children.
+pub fn set_subreaper(on: bool) -> Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(on)).map(drop)
+}
+
+/// Sets `comm`; the kernel keeps 15 bytes.
+pub fn set_name(name: &CStr) -> Result<()> {
+    // SAFETY: the kernel reads at most 16 bytes of a nul-terminated string.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }).map(drop)
+}
+
+/// Becomes leader of a new session and process group. `EPERM`: is one already.
+pub fn new_session() -> Result<()> {
+    nix::unistd::setsid().map(drop)
+}
+
+/// A new core scheduling cookie for our process group; inherited by children.
+/// `EINVAL`, `ENODEV`: kernel or processor does not offer it.
+pub fn new_core_scheduling_group() -> Result<()> {
+    // SAFETY: integers and a null pointer, which this operation takes.
+    let answer = unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE,
+            0,
+            libc::PR_SCHED_CORE_SCOPE_PROCESS_GROUP,
+            0,
+        )
+    };
+    Errno::result(answer).map(drop)
+}
+
+/// Keeps transparent huge pages out of our small heap. Inherited over fork
+/// *and* exec, so [`crate::spawn::Command`] takes it back for what it starts:
+/// a container must not pay for our thrift.
+pub fn disable_huge_pages() -> Result<()> {
+    prctl(libc::PR_SET_THP_DISABLE, 1).map(drop)
+}
+
+/// Takes [`disable_huge_pages`] back.
+pub fn allow_huge_pages() -> Result<()> {
+    prctl(libc::PR_SET_THP_DISABLE, 0).map(drop)
+}
+
+/// Whether [`disable_huge_pages`] is in force.
+pub fn huge_pages_disabled() -> Result<bool> {
+    Ok(prctl(libc::PR_GET_THP_DISABLE, 0)? != 0)
+}
+
+/// Our pid, asked of the kernel (a fork changes it).
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// Our parent's pid; changes when it dies.
+pub fn parent_pid() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+/// The path of the program we run, as the kernel has it. Ends in
+/// ` (deleted)` when it was replaced; then `/proc/self/exe` still executes it.
+pub fn own_program() -> Result<PathBuf> {
+    std::fs::read_link("/proc/self/exe")
+        .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+/// Sets the file mode mask, returns the old one.
+pub fn set_umask(mask: u32) -> u32 {
+    nix::sys::stat::umask(Mode::from_bits_truncate(mask)).bits()
+}
+
+/// Leaves at once: no destructor, no atexit, no flush. For forked children,
+/// whose copies of those belong to the parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process; touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_set_and_cut() {
+        // comm belongs to the thread; the test's own thread is the one named.
+        set_name(c"a-name-longer-than-fifteen").unwrap();
+        let tid = nix::unistd::gettid();
+        let comm = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap();
+        assert_eq!(comm.trim_end(), "a-name-longer-t");
+    }
+
+    #[test]
+    fn own_program_is_this_test() {
+        assert_eq!(own_program().unwrap(), std::env::current_exe().unwrap());
+        assert_eq!(pid(), std::process::id());
+        assert_ne!(parent_pid(), 0);
+    }
+}
