@@ -1,1 +1,166 @@
-//! (to be written)
+//! epoll: one set, tokens instead of pointers, a fixed array of answers. Level
+//! triggered only. A descriptor must be removed before it is closed: with a
+//! description that another process also holds, close alone leaves it in the
+//! set and the set reports it for ever.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll as Set, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::{Errno, Result};
+
+/// What to be told about one descriptor. Errors and hang-ups are always told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Interest {
+    /// Bytes, a connection or an end can be read.
+    pub read: bool,
+    /// Bytes can be written.
+    pub write: bool,
+    /// The peer has closed, or shut its writing side (`EPOLLRDHUP`).
+    pub hangup: bool,
+    /// Out-of-band news (`EPOLLPRI`): kernel files such as `cgroup.events`.
+    pub priority: bool,
+}
+
+impl Interest {
+    /// Reading only.
+    pub const READ: Interest = Interest {
+        read: true,
+        write: false,
+        hangup: false,
+        priority: false,
+    };
+
+    fn flags(self) -> EpollFlags {
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, self.read);
+        flags.set(EpollFlags::EPOLLOUT, self.write);
+        flags.set(EpollFlags::EPOLLRDHUP, self.hangup);
+        flags.set(EpollFlags::EPOLLPRI, self.priority);
+        flags
+    }
+}
+
+/// What one descriptor has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// The token it was added with.
+    pub token: u64,
+    /// Something can be read; also set by an end or an error, so that the
+    /// next read learns of it.
+    pub read: bool,
+    /// Something can be written.
+    pub write: bool,
+    /// The peer will send no more.
+    pub hangup: bool,
+    /// Both directions are over, or the descriptor is in error.
+    pub dead: bool,
+    /// Out-of-band news.
+    pub priority: bool,
+}
+
+/// A set of descriptors to wait for.
+#[derive(Debug)]
+pub struct Epoll(Set);
+
+impl Epoll {
+    /// An empty set, close-on-exec.
+    pub fn new() -> Result<Epoll> {
+        Set::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Epoll)
+    }
+
+    /// Adds a descriptor.
+    pub fn add(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> Result<()> {
+        self.0.add(fd, EpollEvent::new(interest.flags(), token))
+    }
+
+    /// Changes what is told about a descriptor of the set.
+    pub fn modify(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> Result<()> {
+        self.0
+            .modify(fd, &mut EpollEvent::new(interest.flags(), token))
+    }
+
+    /// Takes a descriptor out of the set.
+    pub fn remove(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.0.delete(fd)
+    }
+
+    /// Waits until something is ready or the time is over (`None`: no end),
+    /// and returns at most `N` answers; a signal ends the wait with none.
+    /// Times are rounded up to whole milliseconds.
+    pub fn wait<const N: usize>(
+        &self,
+        timeout: Option<Duration>,
+    ) -> Result<impl Iterator<Item = Ready> + use<N>> {
+        let timeout = match timeout {
+            None => EpollTimeout::NONE,
+            Some(time) => EpollTimeout::try_from(time.as_nanos().div_ceil(1_000_000))
+                .unwrap_or(EpollTimeout::MAX),
+        };
+        let mut events = [EpollEvent::empty(); N];
+        let count = match self.0.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        Ok(events.into_iter().take(count).map(|event| {
+            let flags = event.events();
+            let dead = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+            Ready {
+                token: event.data(),
+                read: dead || flags.contains(EpollFlags::EPOLLIN),
+                write: flags.contains(EpollFlags::EPOLLOUT),
+                hangup: dead || flags.contains(EpollFlags::EPOLLRDHUP),
+                dead,
+                priority: flags.contains(EpollFlags::EPOLLPRI),
+            }
+        }))
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::scm;
+
+    #[test]
+    fn tells_reads_writes_and_ends_by_token() {
+        let (a, b) = scm::pair_stream().unwrap();
+        let set = Epoll::new().unwrap();
+        let reads = Interest {
+            hangup: true,
+            ..Interest::READ
+        };
+        set.add(a.as_fd(), 7, reads).unwrap();
+        assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 0);
+        scm::send(b.as_fd(), b"x", &[]).unwrap();
+        let got: Vec<_> = set.wait::<4>(None).unwrap().collect();
+        assert_eq!(got.len(), 1);
+        assert!(got[0].token == 7 && got[0].read && !got[0].write && !got[0].hangup);
+        set.modify(
+            a.as_fd(),
+            8,
+            Interest {
+                write: true,
+                ..Interest::default()
+            },
+        )
+        .unwrap();
+        let got: Vec<_> = set.wait::<4>(None).unwrap().collect();
+        assert!(got[0].token == 8 && got[0].write && !got[0].read);
+        set.modify(a.as_fd(), 7, reads).unwrap();
+        drop(b);
+        let got: Vec<_> = set.wait::<4>(None).unwrap().collect();
+        assert!(got[0].hangup && got[0].dead);
+        set.remove(a.as_fd()).unwrap();
+        assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 0);
+    }
+}

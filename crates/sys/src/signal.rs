@@ -1,1 +1,151 @@
-//! (to be written)
+//! Signals: which are blocked, read from a descriptor, or back to default
+//! before an exec. Sends only to the process *group* of a child that is not
+//! reaped yet; single processes are signalled through pidfds (`pidfd`).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::{Errno, Result};
+
+/// Hang-up.
+pub const HUP: i32 = libc::SIGHUP;
+/// Interrupt.
+pub const INT: i32 = libc::SIGINT;
+/// Kill.
+pub const KILL: i32 = libc::SIGKILL;
+/// User signal 1.
+pub const USR1: i32 = libc::SIGUSR1;
+/// User signal 2.
+pub const USR2: i32 = libc::SIGUSR2;
+/// Broken pipe.
+pub const PIPE: i32 = libc::SIGPIPE;
+/// Terminate.
+pub const TERM: i32 = libc::SIGTERM;
+/// A child has changed.
+pub const CHLD: i32 = libc::SIGCHLD;
+
+fn set(signals: &[i32]) -> Result<SigSet> {
+    let mut set = SigSet::empty();
+    for &number in signals {
+        set.add(Signal::try_from(number)?);
+    }
+    Ok(set)
+}
+
+/// Adds signals to those blocked in this thread.
+pub fn block(signals: &[i32]) -> Result<()> {
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set(signals)?), None)
+}
+
+/// Ignores a signal. The disposition survives exec, so a child needs
+/// [`reset_for_exec`].
+pub fn ignore(signal: i32) -> Result<()> {
+    // SAFETY: SIG_IGN installs no handler of ours that could run at a bad moment.
+    if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(Errno::last());
+    }
+    Ok(())
+}
+
+/// Nothing blocked, nothing ignored or caught: what a program expects at its
+/// start. For the child between fork and exec; only calls that are safe there.
+pub fn reset_for_exec() -> Result<()> {
+    for number in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. KILL, STOP and the numbers libc
+        // keeps for itself answer EINVAL, which is right for them.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+/// Sends to the process group `group`, which the caller made for a child of
+/// its own that it has not reaped: until then the number cannot be another's.
+/// `ESRCH` if nobody is left in it.
+pub fn kill_group(group: u32, signal: i32) -> Result<()> {
+    let group = libc::pid_t::try_from(group).map_err(|_| Errno::ESRCH)?;
+    if group <= 1 {
+        // 0 is our own group and -1 is everybody: never meant.
+        return Err(Errno::ESRCH);
+    }
+    // SAFETY: kill takes two numbers and touches no memory of ours.
+    Errno::result(unsafe { libc::kill(-group, signal) }).map(drop)
+}
+
+/// Blocked signals, read as they come; non-blocking and close-on-exec.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks the signals and opens the descriptor that tells them.
+    pub fn new(signals: &[i32]) -> Result<Signals> {
+        block(signals)?;
+        SignalFd::with_flags(
+            &set(signals)?,
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        )
+        .map(Signals)
+    }
+
+    /// The next pending signal, or `None`. Equal ones may have become one.
+    pub fn next(&self) -> Result<Option<i32>> {
+        loop {
+            match self.0.read_signal() {
+                Ok(read) => return Ok(read.and_then(|one| i32::try_from(one.ssi_signo).ok())),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether a signal is in the blocked set of this thread.
+pub fn is_blocked(signal: i32) -> Result<bool> {
+    let mut now = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, None, Some(&mut now))?;
+    Ok(now.contains(Signal::try_from(signal)?))
+}
+
+/// Whether a signal is ignored by this process.
+pub fn is_ignored(signal: i32) -> Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; the old one is written to `action`,
+    // which is big enough and was zeroed.
+    let action = unsafe {
+        Errno::result(libc::sigaction(signal, ptr::null(), action.as_mut_ptr()))?;
+        action.assume_init()
+    };
+    Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // Blocking is per thread, and each test has its own thread.
+    #[test]
+    fn a_blocked_signal_is_read_from_the_descriptor() {
+        let signals = Signals::new(&[USR1]).unwrap();
+        assert_eq!(signals.next(), Ok(None));
+        assert_eq!(is_blocked(USR1), Ok(true));
+        nix::sys::signal::raise(Signal::SIGUSR1).unwrap();
+        assert_eq!(signals.next(), Ok(Some(USR1)));
+        assert_eq!(signals.next(), Ok(None));
+    }
+
+    #[test]
+    fn groups_that_are_nobodys_are_refused() {
+        for group in [0, 1, u32::MAX] {
+            assert_eq!(kill_group(group, 0), Err(Errno::ESRCH), "{group}");
+        }
+    }
+}
