@@ -1,1 +1,64 @@
-//! (to be written)
+//! Being told that somebody opened or read a file. For fifos: a descriptor
+//! that is reader and writer at once gets no edge when the other reader empties
+//! it, so the inode is watched instead. Instances are few per user (128 by
+//! default): make one only while waiting, and be ready to do without.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::{Errno, Result};
+
+/// A non-blocking descriptor that becomes readable at each open, read or
+/// close by a reader of what `file` has open, also when its name is gone. What
+/// happened before is not told: look after making it. `EMFILE`: no instance
+/// left for this user.
+pub fn watch_readers(file: impl AsFd) -> Result<OwnedFd> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    inotify.add_watch(
+        path.as_str(),
+        AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS | AddWatchFlags::IN_CLOSE_NOWRITE,
+    )?;
+    Ok(inotify.into())
+}
+
+/// Takes what is queued, so that the next event makes it readable again.
+pub fn drain(watch: impl AsFd) -> Result<()> {
+    let mut events = [0; 1024];
+    loop {
+        match nix::unistd::read(watch.as_fd(), &mut events) {
+            Ok(0) | Err(Errno::EAGAIN) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{fd, fifo};
+    use std::time::Duration;
+
+    #[test]
+    fn tells_of_a_reader_of_a_fifo_also_without_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        fifo::make(&path, 0o600).unwrap();
+        let held = fifo::open_both_ends(&path).unwrap();
+        nix::unistd::write(&held, b"abc").unwrap();
+        let watch = watch_readers(&held).unwrap();
+        let told = |long| fd::wait_readable(&watch, Duration::from_millis(long)).unwrap();
+        assert!(!told(0));
+        let reader = fifo::open_reader(&path).unwrap();
+        assert!(told(5000), "open");
+        drain(&watch).unwrap();
+        assert!(!told(0));
+        std::fs::remove_file(&path).unwrap();
+        drain(&watch).unwrap();
+        nix::unistd::read(&reader, &mut [0; 8]).unwrap();
+        assert!(told(5000), "read");
+    }
+}
