@@ -2,5 +2,13 @@
 //! whole frames out, and the list of what is not answered yet. It is a pure
 //! function of bytes and deaths: no descriptor, no clock, no meaning of a
 //! method. It exists so that the death of a shim loses and doubles no answer.
+#![forbid(unsafe_code)]
 
 pub mod control;
+mod frame;
+mod switch;
+
+pub use frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX};
+pub use switch::{
+    ATTEMPTS_MAX, Counts, KEPT_BYTES_MAX, KEPT_MAX, QUEUE_MAX, Relay, UNSENT_MAX, fuzz_one,
+};

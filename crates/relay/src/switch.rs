@@ -1,0 +1,336 @@
+//! One connection: what containerd asked and has not been answered, and what
+//! is on its way to either side. The commit point is a complete response to a
+//! kept request: only that is passed on, once; everything else a shim writes
+//! is dropped and counted, so neither a dead nor a corrupt shim can confuse
+//! containerd. An idle connection holds no memory.
+
+use std::collections::VecDeque;
+
+use crate::frame::{self, Cutter, Header, PAYLOAD_MAX, Piece};
+
+/// Most requests of one connection that may be unanswered. The next one is
+/// answered RESOURCE_EXHAUSTED rather than left unread: behind 1024 Waits
+/// there must be room for the Kill that ends them.
+pub const KEPT_MAX: usize = 1024;
+/// Most bytes of unanswered requests of one connection; beyond, as above.
+pub const KEPT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of requests not yet taken by the shim at which no more are read.
+pub const UNSENT_MAX: usize = 1 << 20;
+/// Bytes of answers not yet taken by containerd at which nothing more is read
+/// from either side.
+pub const QUEUE_MAX: usize = 256 << 10;
+/// Deaths a request is allowed to have caused before it is answered with an error.
+pub const ATTEMPTS_MAX: u8 = 3;
+
+/// A request frame and its story.
+#[derive(Debug)]
+struct Kept {
+    stream: u32,
+    /// Shims that died with it in hand.
+    attempts: u8,
+    /// A shim has been seen to live with it: it is not what kills them.
+    proven: bool,
+    frame: Box<[u8]>,
+}
+
+/// What was dropped, for the log. Each stops counting at its maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Complete answers to no kept request.
+    pub unmatched: u32,
+    /// Frames from containerd that are not requests. The Task service has no
+    /// streams, so they mean nothing; they are dropped without an answer.
+    pub foreign: u32,
+    /// Requests the relay answered itself.
+    pub refused: u32,
+}
+
+/// The relay of one connection. Bytes go in by [`Relay::from_containerd`] and
+/// [`Relay::from_shim`]; after each, [`Relay::for_shim`] and
+/// [`Relay::for_containerd`] show what is to be written.
+#[derive(Debug, Default)]
+pub struct Relay {
+    requests: Cutter,
+    answers: Cutter,
+    /// In the order in which they came.
+    kept: VecDeque<Kept>,
+    kept_bytes: usize,
+    /// `kept[..sent]` have been taken by the shim whole …
+    sent: usize,
+    /// … and so many bytes of `kept[sent]`.
+    sent_part: usize,
+    unsent_bytes: usize,
+    /// Whole frames for containerd; of the first, `queue_part` bytes are gone.
+    queue: VecDeque<Box<[u8]>>,
+    queue_part: usize,
+    queue_bytes: usize,
+    counts: Counts,
+}
+
+impl Relay {
+    /// A fresh connection.
+    pub fn new() -> Relay {
+        Relay::default()
+    }
+
+    /// Takes all of `bytes`, read from containerd.
+    pub fn from_containerd(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.requests.next(&mut bytes) {
+                None => {}
+                Some(Piece::Frame(header, frame)) if header.kind == frame::REQUEST => {
+                    self.keep(header, frame);
+                }
+                Some(Piece::TooLong(header)) if header.kind == frame::REQUEST => {
+                    let message = format!(
+                        "request of {} bytes is longer than the {PAYLOAD_MAX} a message may have",
+                        header.len
+                    );
+                    self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
+                }
+                Some(Piece::Frame(..) | Piece::TooLong(_)) => {
+                    self.counts.foreign = self.counts.foreign.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, header: Header, frame: Box<[u8]>) {
+        if self.kept.len() >= KEPT_MAX || self.kept_bytes + frame.len() > KEPT_BYTES_MAX {
+            let message = format!(
+                "{} requests with {} bytes are unanswered on this connection",
+                self.kept.len(),
+                self.kept_bytes
+            );
+            self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
+            return;
+        }
+        self.kept_bytes += frame.len();
+        self.unsent_bytes += frame.len();
+        self.kept.push_back(Kept {
+            stream: header.stream,
+            attempts: 0,
+            proven: false,
+            frame,
+        });
+    }
+
+    fn refuse(&mut self, stream: u32, code: u8, message: &str) {
+        self.counts.refused = self.counts.refused.saturating_add(1);
+        self.enqueue(frame::refusal(stream, code, message));
+    }
+
+    fn enqueue(&mut self, frame: Box<[u8]>) {
+        self.queue_bytes += frame.len();
+        self.queue.push_back(frame);
+    }
+
+    /// Takes all of `bytes`, read from the shim.
+    pub fn from_shim(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let Some(piece) = self.answers.next(&mut bytes) else {
+                continue;
+            };
+            let header = match piece {
+                Piece::Frame(header, _) | Piece::TooLong(header) => header,
+            };
+            // A request that is not with the shim yet cannot have been answered.
+            let asked = self.kept.iter().take(self.sent);
+            let place = (header.kind == frame::RESPONSE)
+                .then(|| {
+                    asked
+                        .into_iter()
+                        .position(|one| one.stream == header.stream)
+                })
+                .flatten();
+            let Some(place) = place else {
+                self.counts.unmatched = self.counts.unmatched.saturating_add(1);
+                continue;
+            };
+            self.forget(place);
+            match piece {
+                Piece::Frame(_, frame) => self.enqueue(frame),
+                Piece::TooLong(_) => {
+                    let message = format!(
+                        "the answer of {} bytes is longer than the {PAYLOAD_MAX} a message may have",
+                        header.len
+                    );
+                    self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
+                }
+            }
+            // Whoever answers a later request has lived with the earlier ones.
+            for earlier in self.kept.iter_mut().take(place) {
+                earlier.proven = true;
+            }
+        }
+    }
+
+    /// Drops one of `kept[..sent]`, keeping the order of the others.
+    fn forget(&mut self, place: usize) {
+        if let Some(kept) = self.kept.remove(place) {
+            self.kept_bytes -= kept.frame.len();
+            self.sent -= 1;
+        }
+        release(&mut self.kept);
+    }
+
+    /// What is to be written to the shim now; empty if nothing.
+    pub fn for_shim(&self) -> &[u8] {
+        let next = self.kept.get(self.sent);
+        next.map_or(&[], |kept| &kept.frame[self.sent_part..])
+    }
+
+    /// The shim took the first `count` bytes of [`Relay::for_shim`].
+    pub fn shim_took(&mut self, count: usize) {
+        let Some(kept) = self.kept.get(self.sent) else {
+            return;
+        };
+        let count = count.min(kept.frame.len() - self.sent_part);
+        self.unsent_bytes -= count;
+        self.sent_part += count;
+        if self.sent_part == kept.frame.len() {
+            self.sent += 1;
+            self.sent_part = 0;
+        }
+    }
+
+    /// What is to be written to containerd now; empty if nothing.
+    pub fn for_containerd(&self) -> &[u8] {
+        let next = self.queue.front();
+        next.map_or(&[], |frame| &frame[self.queue_part..])
+    }
+
+    /// containerd took the first `count` bytes of [`Relay::for_containerd`].
+    pub fn containerd_took(&mut self, count: usize) {
+        let Some(frame) = self.queue.front() else {
+            return;
+        };
+        let len = frame.len();
+        let count = count.min(len - self.queue_part);
+        self.queue_bytes -= count;
+        self.queue_part += count;
+        if self.queue_part == len {
+            self.queue.pop_front();
+            self.queue_part = 0;
+            release(&mut self.queue);
+        }
+    }
+
+    /// Whether bytes of containerd are welcome. If not, what they would be put
+    /// behind must be taken first, by the shim or by containerd itself.
+    pub fn wants_containerd(&self) -> bool {
+        self.unsent_bytes < UNSENT_MAX && self.queue_bytes < QUEUE_MAX
+    }
+
+    /// Whether bytes of the shim are welcome.
+    pub fn wants_shim(&self) -> bool {
+        self.queue_bytes < QUEUE_MAX
+    }
+
+    /// The shim has been alive with everything it was given for so long that
+    /// none of it is to blame for its death. How long is the caller's affair.
+    pub fn prove(&mut self) {
+        for kept in self.kept.iter_mut().take(self.sent) {
+            kept.proven = true;
+        }
+    }
+
+    /// The shim is dead and all it wrote has been given to [`Relay::from_shim`].
+    /// A half answer is dropped. What it was given whole has one attempt more,
+    /// unless proven harmless; at [`ATTEMPTS_MAX`] it is answered with an
+    /// error. The rest will be the first the next shim gets, in the old order.
+    pub fn shim_died(&mut self) {
+        self.answers.reset();
+        let sent = std::mem::take(&mut self.sent);
+        self.sent_part = 0;
+        for kept in self.kept.iter_mut().take(sent).filter(|kept| !kept.proven) {
+            kept.attempts += 1;
+        }
+        let mut fatal = Vec::new();
+        self.kept.retain(|kept| {
+            let goes = kept.attempts >= ATTEMPTS_MAX;
+            if goes {
+                fatal.push(kept.stream);
+            }
+            !goes
+        });
+        release(&mut self.kept);
+        for stream in fatal {
+            let message = format!("the shim died {ATTEMPTS_MAX} times while it did this");
+            self.refuse(stream, frame::CODE_INTERNAL, &message);
+        }
+        self.kept_bytes = self.kept.iter().map(|kept| kept.frame.len()).sum();
+        self.unsent_bytes = self.kept_bytes;
+    }
+
+    /// Requests not answered yet.
+    pub fn unanswered(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Bytes of memory held for frames of either side; 0 when idle.
+    pub fn held(&self) -> usize {
+        let whole: usize = self.queue.iter().map(|frame| frame.len()).sum();
+        let slots = self.kept.capacity() * size_of::<Kept>()
+            + self.queue.capacity() * size_of::<Box<[u8]>>();
+        self.requests.held() + self.answers.held() + self.kept_bytes + whole + slots
+    }
+
+    /// What was dropped so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+}
+
+/// Gives back the room of a burst: all of it when empty.
+fn release<T>(list: &mut VecDeque<T>) {
+    if list.is_empty() {
+        *list = VecDeque::new();
+    } else if list.capacity() > 16 && list.capacity() > list.len() * 4 {
+        list.shrink_to(list.len() * 2);
+    }
+}
+
+/// Any bytes as a history of one connection, for `cargo fuzz` and for the
+/// tests: never panics, keeps every bound, gives containerd whole frames only.
+#[doc(hidden)]
+pub fn fuzz_one(data: &[u8]) {
+    let mut relay = Relay::new();
+    let mut seen = Cutter::default();
+    let mut rest = data;
+    while let Some((&op, tail)) = rest.split_first() {
+        let len = usize::from(op >> 3).min(tail.len());
+        let (bytes, tail) = tail.split_at(len);
+        rest = tail;
+        match op & 7 {
+            0 | 1 if relay.wants_containerd() => relay.from_containerd(bytes),
+            2 | 3 if relay.wants_shim() => relay.from_shim(bytes),
+            // Echo: a shim that answers what it was just given.
+            4 => {
+                let mut echo = relay.for_shim().to_vec();
+                relay.shim_took(echo.len());
+                if let Some(kind) = echo.get_mut(8) {
+                    *kind = frame::RESPONSE;
+                }
+                relay.from_shim(&echo);
+            }
+            5 => relay.shim_took(len),
+            6 => {
+                let count = len.min(relay.for_containerd().len());
+                let mut out = &relay.for_containerd()[..count];
+                while let Some(piece) = seen.next(&mut out) {
+                    assert!(matches!(piece, Piece::Frame(Header { kind, .. }, _)
+                            if kind == frame::RESPONSE));
+                }
+                relay.containerd_took(count);
+            }
+            _ => relay.shim_died(),
+        }
+        assert!(relay.unanswered() <= KEPT_MAX && relay.kept_bytes <= KEPT_BYTES_MAX);
+        assert!(relay.sent <= relay.kept.len() && relay.unsent_bytes <= relay.kept_bytes);
+    }
+}
+
+#[cfg(test)]
+#[path = "switch_tests.rs"]
+mod tests;

@@ -1,0 +1,470 @@
+//! The relay against a model of both sides: whatever is split, delayed,
+//! answered out of order or killed, each request is answered exactly once and
+//! containerd sees nothing but whole frames.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, HEADER_LEN, REQUEST, RESPONSE};
+
+fn frame_of(stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes().to_vec();
+    out.extend(stream.to_be_bytes());
+    out.extend([kind, 0]);
+    out.extend(payload);
+    out
+}
+
+/// Everything the relay has for the shim, taken.
+fn shim_takes(relay: &mut Relay) -> Vec<u8> {
+    let mut got = Vec::new();
+    while !relay.for_shim().is_empty() {
+        let count = relay.for_shim().len();
+        got.extend_from_slice(relay.for_shim());
+        relay.shim_took(count);
+    }
+    got
+}
+
+fn containerd_takes(relay: &mut Relay) -> Vec<u8> {
+    let mut got = Vec::new();
+    while !relay.for_containerd().is_empty() {
+        let count = relay.for_containerd().len();
+        got.extend_from_slice(relay.for_containerd());
+        relay.containerd_took(count);
+    }
+    got
+}
+
+fn cut(bytes: &[u8]) -> Vec<(Header, Box<[u8]>)> {
+    let (mut cutter, mut rest, mut out) = (Cutter::default(), bytes, Vec::new());
+    while !rest.is_empty() {
+        match cutter.next(&mut rest) {
+            Some(Piece::Frame(header, frame)) => out.push((header, frame)),
+            Some(Piece::TooLong(header)) => panic!("{header:?} is too long"),
+            None => {}
+        }
+    }
+    assert_eq!(cutter.held(), 0, "a half frame at the end");
+    out
+}
+
+/// The code in a refusal of the relay.
+fn code_of(frame: &[u8]) -> u8 {
+    assert_eq!(frame[HEADER_LEN], 0x0a);
+    let status = if frame[HEADER_LEN + 1] < 0x80 { 2 } else { 3 };
+    frame[HEADER_LEN + status + 1]
+}
+
+#[test]
+fn a_request_and_its_answer_pass_unchanged() {
+    let mut relay = Relay::new();
+    let request = frame_of(1, REQUEST, b"ask");
+    relay.from_containerd(&request);
+    assert_eq!(shim_takes(&mut relay), request);
+    assert_eq!(relay.unanswered(), 1);
+    let answer = frame_of(1, RESPONSE, b"told");
+    relay.from_shim(&answer);
+    assert_eq!(containerd_takes(&mut relay), answer);
+    assert_eq!(relay.held(), 0, "idle again, and nothing is held");
+    assert_eq!(relay.counts(), Counts::default());
+}
+
+#[test]
+fn only_the_first_whole_answer_to_a_kept_request_passes() {
+    let mut relay = Relay::new();
+    relay.from_containerd(&frame_of(3, REQUEST, b""));
+    // Before the shim has it, it cannot have answered it.
+    relay.from_shim(&frame_of(3, RESPONSE, b"early"));
+    shim_takes(&mut relay);
+    let answer = frame_of(3, RESPONSE, b"once");
+    relay.from_shim(&answer);
+    relay.from_shim(&answer);
+    relay.from_shim(&frame_of(5, RESPONSE, b"unasked"));
+    relay.from_shim(&frame_of(3, 3, b"stream"));
+    assert_eq!(containerd_takes(&mut relay), answer);
+    assert_eq!(relay.counts().unmatched, 4);
+}
+
+#[test]
+fn a_half_answer_dies_with_its_shim_and_the_request_is_asked_again() {
+    let mut relay = Relay::new();
+    let (first, second) = (frame_of(1, REQUEST, b"a"), frame_of(3, REQUEST, b"b"));
+    relay.from_containerd(&first);
+    shim_takes(&mut relay);
+    relay.from_containerd(&second);
+    relay.shim_took(4);
+    let answer = frame_of(1, RESPONSE, b"whole");
+    relay.from_shim(&answer[..answer.len() - 1]);
+    assert!(relay.for_containerd().is_empty());
+    relay.shim_died();
+    assert!(relay.for_containerd().is_empty());
+    assert_eq!(shim_takes(&mut relay), [first, second].concat());
+    relay.from_shim(&answer);
+    assert_eq!(containerd_takes(&mut relay), answer);
+}
+
+#[test]
+fn a_request_too_long_is_refused_and_the_next_one_served() {
+    let mut relay = Relay::new();
+    let long = frame_of(7, REQUEST, &vec![1; PAYLOAD_MAX + 1]);
+    for chunk in long.chunks(4096) {
+        relay.from_containerd(chunk);
+        assert!(relay.held() < 1000, "the body is not stored");
+    }
+    let next = frame_of(9, REQUEST, &vec![2; PAYLOAD_MAX]);
+    relay.from_containerd(&next);
+    assert_eq!(shim_takes(&mut relay), next, "4 MiB exactly is allowed");
+    let refusals = cut(&containerd_takes(&mut relay));
+    assert_eq!(refusals.len(), 1);
+    assert_eq!((refusals[0].0.stream, refusals[0].0.kind), (7, RESPONSE));
+    assert_eq!(code_of(&refusals[0].1), CODE_RESOURCE_EXHAUSTED);
+    // The same from the other side: an answer nobody could read.
+    relay.from_shim(&frame_of(9, RESPONSE, &vec![3; PAYLOAD_MAX + 1]));
+    let refusals = cut(&containerd_takes(&mut relay));
+    assert_eq!((refusals.len(), refusals[0].0.stream), (1, 9));
+    assert_eq!((relay.unanswered(), relay.held()), (0, 0));
+}
+
+#[test]
+fn what_is_no_request_is_dropped() {
+    let mut relay = Relay::new();
+    relay.from_containerd(&frame_of(1, 3, b"stream"));
+    relay.from_containerd(&frame_of(1, RESPONSE, b""));
+    relay.from_containerd(&frame_of(1, 0, b""));
+    assert_eq!(
+        (relay.for_shim(), relay.for_containerd()),
+        (&[][..], &[][..])
+    );
+    assert_eq!(relay.counts().foreign, 3);
+}
+
+#[test]
+fn a_request_that_kills_three_shims_is_answered_by_the_relay() {
+    let mut relay = Relay::new();
+    let harmless = frame_of(1, REQUEST, b"wait");
+    let killer = frame_of(5, REQUEST, b"boom");
+    relay.from_containerd(&harmless);
+    shim_takes(&mut relay);
+    relay.from_containerd(&frame_of(3, REQUEST, b""));
+    shim_takes(&mut relay);
+    relay.from_shim(&frame_of(3, RESPONSE, b""));
+    containerd_takes(&mut relay);
+    for death in 1..=ATTEMPTS_MAX {
+        if death == 1 {
+            relay.from_containerd(&killer);
+        }
+        shim_takes(&mut relay);
+        assert!(relay.for_containerd().is_empty(), "death {death}");
+        relay.shim_died();
+    }
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!((told.len(), told[0].0.stream), (1, 5));
+    assert_eq!(code_of(&told[0].1), CODE_INTERNAL);
+    assert_eq!(shim_takes(&mut relay), harmless, "it had proven itself");
+}
+
+#[test]
+fn a_request_the_shim_never_had_whole_is_not_to_blame() {
+    let mut relay = Relay::new();
+    let request = frame_of(1, REQUEST, b"later");
+    relay.from_containerd(&request);
+    for _ in 0..10 {
+        relay.shim_took(request.len() - 1);
+        relay.shim_died();
+    }
+    assert_eq!(shim_takes(&mut relay), request);
+    relay.prove();
+    for _ in 0..10 {
+        relay.shim_died();
+        assert_eq!(shim_takes(&mut relay), request, "proven by time");
+    }
+}
+
+#[test]
+fn queues_are_bounded_and_a_kill_passes_behind_many_waits() {
+    let mut relay = Relay::new();
+    for n in 0..u32::try_from(KEPT_MAX).unwrap() {
+        relay.from_containerd(&frame_of(n * 2 + 1, REQUEST, b"wait"));
+    }
+    shim_takes(&mut relay);
+    assert!(relay.for_containerd().is_empty());
+    relay.from_containerd(&frame_of(9999, REQUEST, b"one more"));
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!(
+        (told[0].0.stream, code_of(&told[0].1)),
+        (9999, CODE_RESOURCE_EXHAUSTED)
+    );
+    relay.from_shim(&frame_of(1, RESPONSE, b""));
+    containerd_takes(&mut relay);
+    assert!(relay.wants_containerd());
+    let kill = frame_of(10_001, REQUEST, b"kill");
+    relay.from_containerd(&kill);
+    assert_eq!(shim_takes(&mut relay), kill);
+}
+
+#[test]
+fn a_side_that_takes_nothing_stops_the_reading() {
+    let mut relay = Relay::new();
+    let big = vec![0; UNSENT_MAX / 2];
+    relay.from_containerd(&frame_of(1, REQUEST, &big));
+    assert!(relay.wants_containerd());
+    relay.from_containerd(&frame_of(3, REQUEST, &big));
+    assert!(
+        !relay.wants_containerd() && relay.wants_shim(),
+        "the shim takes nothing"
+    );
+    shim_takes(&mut relay);
+    assert!(relay.wants_containerd());
+    relay.from_shim(&frame_of(1, RESPONSE, &vec![0; QUEUE_MAX]));
+    assert!(
+        !relay.wants_containerd() && !relay.wants_shim(),
+        "containerd takes nothing"
+    );
+    containerd_takes(&mut relay);
+    assert!(relay.wants_containerd() && relay.wants_shim());
+    let kept = 16 * 1024 * 1024 / (PAYLOAD_MAX + HEADER_LEN);
+    let full = vec![0; PAYLOAD_MAX];
+    for n in 0..=kept {
+        relay.from_containerd(&frame_of(u32::try_from(n).unwrap(), REQUEST, &full));
+        shim_takes(&mut relay);
+    }
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!(told.len(), 1, "16 MiB unanswered are the most");
+    assert_eq!(relay.unanswered(), kept + 1);
+}
+
+/// What a history is made of.
+#[derive(Debug, Clone)]
+enum Op {
+    /// containerd sends a request with so many bytes.
+    Ask(usize),
+    /// So many bytes arrive from containerd.
+    Arrive(usize),
+    /// The shim takes at most so many bytes.
+    ShimTakes(usize),
+    /// The shim answers one of what it has, with so many bytes.
+    Answer(prop::sample::Index, usize),
+    /// So many bytes arrive from the shim.
+    ShimWrites(usize),
+    /// containerd takes at most so many bytes.
+    ContainerdTakes(usize),
+    /// The shim repeats an answer it gave.
+    Repeat(prop::sample::Index),
+    Die,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let any_index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => (0usize..300).prop_map(Op::Ask),
+        6 => (1usize..400).prop_map(Op::Arrive),
+        6 => (1usize..400).prop_map(Op::ShimTakes),
+        6 => (any_index(), 0usize..300).prop_map(|(which, len)| Op::Answer(which, len)),
+        6 => (1usize..400).prop_map(Op::ShimWrites),
+        6 => (1usize..400).prop_map(Op::ContainerdTakes),
+        1 => any_index().prop_map(Op::Repeat),
+        1 => Just(Op::Die),
+    ]
+}
+
+/// Both sides of one connection.
+#[derive(Default)]
+struct World {
+    relay: Relay,
+    next: u32,
+    asked: BTreeSet<u32>,
+    /// On the way from containerd.
+    wire_in: VecDeque<u8>,
+    /// Seen by containerd.
+    told: Vec<u8>,
+    /// Bytes the living shim has, and the requests in them.
+    shim: Vec<u8>,
+    /// Requests the living shim has and has not answered, in order of arrival.
+    open: Vec<u32>,
+    /// What it has answered, and bytes written and not yet relayed.
+    given: Vec<Vec<u8>>,
+    shim_out: VecDeque<u8>,
+    /// The answer that was committed for each stream: the first relayed whole.
+    committed: BTreeMap<u32, Vec<u8>>,
+    relayed: Vec<u8>,
+    deaths: u32,
+}
+
+impl World {
+    fn shim_writes(&mut self, count: usize) {
+        let count = count.min(self.shim_out.len());
+        let bytes: Vec<u8> = self.shim_out.drain(..count).collect();
+        self.relayed.extend_from_slice(&bytes);
+        let mut rest = &self.relayed[..];
+        let mut used = 0;
+        while let Some(header) = Header::read(rest) {
+            let len = HEADER_LEN + usize::try_from(header.len).unwrap();
+            let Some(frame) = rest.get(..len) else { break };
+            self.committed
+                .entry(header.stream)
+                .or_insert_with(|| frame.to_vec());
+            rest = &rest[len..];
+            used += len;
+        }
+        self.relayed.drain(..used);
+        self.relay.from_shim(&bytes);
+    }
+
+    fn shim_takes(&mut self, count: usize) {
+        let now = self.relay.for_shim();
+        let count = count.min(now.len());
+        self.shim.extend_from_slice(&now[..count]);
+        self.relay.shim_took(count);
+        while let Some(header) = Header::read(&self.shim) {
+            let len = HEADER_LEN + usize::try_from(header.len).unwrap();
+            if self.shim.len() < len {
+                break;
+            }
+            self.shim.drain(..len);
+            if let Some(&last) = self.open.last() {
+                assert!(last < header.stream, "requests come in order");
+            }
+            assert!(
+                !self.committed.contains_key(&header.stream),
+                "asked again after its answer"
+            );
+            self.open.push(header.stream);
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Ask(len) => {
+                self.next += 2;
+                let stream = self.next + 1;
+                self.asked.insert(stream);
+                self.wire_in
+                    .extend(frame_of(stream, REQUEST, &vec![7; *len]));
+            }
+            Op::Arrive(count) => {
+                if self.relay.wants_containerd() {
+                    let count = (*count).min(self.wire_in.len());
+                    let bytes: Vec<u8> = self.wire_in.drain(..count).collect();
+                    self.relay.from_containerd(&bytes);
+                }
+            }
+            Op::ShimTakes(count) => self.shim_takes(*count),
+            Op::Answer(which, len) if !self.open.is_empty() => {
+                let stream = self.open.remove(which.index(self.open.len()));
+                let mark = u8::try_from(self.deaths % 256).unwrap();
+                let answer = frame_of(stream, RESPONSE, &vec![mark; *len]);
+                self.shim_out.extend(&answer);
+                self.given.push(answer);
+            }
+            Op::Repeat(which) if !self.given.is_empty() => {
+                let again = &self.given[which.index(self.given.len())];
+                self.shim_out.extend(again);
+            }
+            Op::Answer(..) | Op::Repeat(_) => {}
+            Op::ShimWrites(count) => {
+                if self.relay.wants_shim() {
+                    self.shim_writes(*count);
+                }
+            }
+            Op::ContainerdTakes(count) => {
+                let now = self.relay.for_containerd();
+                let count = (*count).min(now.len());
+                self.told.extend_from_slice(&now[..count]);
+                self.relay.containerd_took(count);
+            }
+            Op::Die => {
+                // The reaper reads the socketpair to its end, then tells.
+                self.shim_writes(usize::MAX);
+                self.relay.shim_died();
+                self.deaths += 1;
+                self.relayed.clear();
+                self.shim.clear();
+                self.open.clear();
+                self.given.clear();
+            }
+        }
+        assert!(self.relay.unanswered() <= KEPT_MAX);
+    }
+
+    /// Everything is delivered and answered; nothing may be missing.
+    fn settle(&mut self) {
+        while !self.wire_in.is_empty() || !self.relay.for_shim().is_empty() || !self.open.is_empty()
+        {
+            for op in [
+                Op::Arrive(usize::MAX),
+                Op::ShimTakes(usize::MAX),
+                Op::ShimWrites(usize::MAX),
+                Op::ContainerdTakes(usize::MAX),
+            ] {
+                self.run(&op);
+            }
+            if let Some(stream) = self.open.pop() {
+                self.shim_out.extend(frame_of(stream, RESPONSE, b"end"));
+            }
+        }
+        while !self.shim_out.is_empty() || !self.relay.for_containerd().is_empty() {
+            self.run(&Op::ShimWrites(usize::MAX));
+            self.run(&Op::ContainerdTakes(usize::MAX));
+        }
+        let mut answered = BTreeSet::new();
+        let mut refused = 0;
+        for (header, frame) in cut(&self.told) {
+            assert_eq!(header.kind, RESPONSE);
+            assert!(
+                answered.insert(header.stream),
+                "{} answered twice",
+                header.stream
+            );
+            match self.committed.get(&header.stream) {
+                Some(first) => assert_eq!(*first, *frame, "the first whole answer is the one"),
+                None => refused += 1,
+            }
+        }
+        assert_eq!(answered, self.asked, "each request is answered");
+        assert_eq!(refused, self.relay.counts().refused);
+        assert!(refused == 0 || self.deaths >= u32::from(ATTEMPTS_MAX));
+        assert_eq!(self.relay.unanswered(), 0);
+        assert_eq!(self.relay.held(), 0, "no memory is kept after the burst");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn nothing_is_lost_or_doubled(ops in vec(op(), 1..400)) {
+        let mut world = World::default();
+        for op in &ops {
+            world.run(op);
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn any_history_keeps_the_bounds(data in vec(any::<u8>(), 0..4000)) {
+        fuzz_one(&data);
+    }
+
+    /// Mostly well-formed, so that the deeper states are reached too.
+    #[test]
+    fn any_history_of_frames_keeps_the_bounds(
+        parts in vec((0u8..4, 0u8..4, 0u8..16, any::<u8>()), 0..400)
+    ) {
+        let mut data = Vec::new();
+        for (stream, kind, len, op) in parts {
+            let source = if kind == REQUEST { 0 } else { 2 };
+            data.push(10 << 3 | source);
+            data.extend([0, 0, 0, len, 0, 0, 0, stream, kind, 0]);
+            data.push(len << 3 | source);
+            data.extend(vec![op; usize::from(len)]);
+            data.push(op);
+            data.extend(vec![0; usize::from(op >> 3)]);
+        }
+        fuzz_one(&data);
+    }
+}
