@@ -1,0 +1,296 @@
+//! A private containerd: own root, state and sockets below /tmp, started and ended by
+//! the test that wants it.
+//!
+//! It must never be confused with a containerd of the machine: every `ctr` gets the
+//! private address, every container the scratch's namespace.
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio as Pipe};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::kit::{ShimBinary, repository};
+use crate::poll::{by, until};
+use crate::residue::Residue;
+use crate::scratch::Scratch;
+use crate::shim::{Ran, run};
+
+/// Which containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Debian bookworm's 1.6.20.
+    Debian,
+    /// 2.1.9, unpacked by `scripts/setup`.
+    V2_1,
+}
+
+impl Version {
+    /// The directory of `containerd`, `ctr` and the Go shim.
+    #[must_use]
+    pub fn directory(self) -> PathBuf {
+        match self {
+            Self::Debian => "/usr/bin".into(),
+            Self::V2_1 => repository().join(".lab/containerd-2.1.9/usr/bin"),
+        }
+    }
+
+    /// Whether it is there.
+    #[must_use]
+    pub fn installed(self) -> bool {
+        self.directory().join("containerd").exists()
+    }
+}
+
+/// The image every test runs.
+pub const IMAGE: &str = "docker.io/library/vigil-busybox:latest";
+
+/// A running private containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    version: Version,
+    process: Option<Child>,
+    path: String,
+    /// Private directory; its mark is the namespace. Dropped last.
+    pub scratch: Scratch,
+}
+
+impl Containerd {
+    /// Starts one and imports the busybox image. `shim` is put first in its PATH.
+    pub fn start(version: Version, shim: Option<&ShimBinary>) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        // resolveRuntimePath (contract §1.6) looks in PATH; ours must come before any installed one.
+        let mut path: Vec<String> = shim
+            .iter()
+            .filter_map(|s| Some(s.path.parent()?.to_str()?.to_owned()))
+            .collect();
+        path.push(version.directory().to_string_lossy().into_owned());
+        path.push(std::env::var("PATH").unwrap_or_default());
+        for directory in ["/usr/sbin", "/usr/bin", "/sbin", "/bin"] {
+            path.push(directory.into());
+        }
+        let mut containerd = Self {
+            version,
+            process: None,
+            path: path.join(":"),
+            scratch,
+        };
+        containerd.write_config()?;
+        containerd.launch()?;
+        containerd.import()?;
+        Ok(containerd)
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let dir = self.scratch.dir().display().to_string();
+        // Plugins that reach outside the private directories, or that nobody here needs.
+        let disabled = [
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+            "io.containerd.nri.v1.nri",
+            "io.containerd.internal.v1.opt",
+            "io.containerd.internal.v1.tracing",
+            "io.containerd.tracing.processor.v1.otlp",
+            "io.containerd.snapshotter.v1.btrfs",
+            "io.containerd.snapshotter.v1.devmapper",
+            "io.containerd.snapshotter.v1.zfs",
+            "io.containerd.snapshotter.v1.erofs",
+            "io.containerd.snapshotter.v1.blockfile",
+        ];
+        let config = format!(
+            "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
+             [grpc]\naddress = \"{dir}/c.sock\"\n[ttrpc]\naddress = \"{dir}/c.sock.ttrpc\"\n\
+             [debug]\nlevel = \"debug\"\n"
+        );
+        fs::write(self.scratch.path("config.toml"), config).context("writing config.toml")
+    }
+
+    /// containerd's gRPC socket.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        self.scratch.path("c.sock")
+    }
+
+    /// The namespace of its containers.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.scratch.mark()
+    }
+
+    /// The bundle of a task.
+    #[must_use]
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.scratch
+            .dir()
+            .join("state/io.containerd.runtime.v2.task")
+            .join(self.namespace())
+            .join(id)
+    }
+
+    /// The socket of a task's shim when it groups by nothing but its own id (contract §5).
+    #[must_use]
+    pub fn shim_socket(&self, id: &str) -> PathBuf {
+        let key = self.address().join(self.namespace()).join(id);
+        let hash = Sha256::digest(key.as_os_str().as_encoded_bytes());
+        let mut hex = String::new();
+        for byte in hash {
+            let _ = write!(hex, "{byte:02x}");
+        }
+        Path::new("/run/containerd/s").join(hex)
+    }
+
+    /// Starts the daemon (again) and waits until it answers.
+    pub fn launch(&mut self) -> Result<()> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.scratch.path("containerd.log"))?;
+        let binary = self.version.directory().join("containerd");
+        ensure!(
+            binary.exists(),
+            "no {}: run scripts/setup",
+            binary.display()
+        );
+        let child = Command::new(&binary)
+            .arg("-c")
+            .arg(self.scratch.path("config.toml"))
+            .env("PATH", &self.path)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Pipe::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        self.process = Some(child);
+        let ready = until("containerd to answer", by(30.0), || {
+            if let Some(Ok(Some(status))) = self.process.as_mut().map(Child::try_wait) {
+                return Some(Err(anyhow::anyhow!("containerd ended: {status}")));
+            }
+            self.address()
+                .exists()
+                .then(|| self.ctr(&["version"]).map(drop))
+                .filter(Result::is_ok)
+        });
+        ready.and_then(|r| r).with_context(|| self.log_tail())
+    }
+
+    /// Ends the daemon with SIGTERM, or SIGKILL; containers stay.
+    pub fn stop(&mut self, signal: i32) -> Result<()> {
+        let Some(mut child) = self.process.take() else {
+            return Ok(());
+        };
+        let pid = i32::try_from(child.id()).context("a pid")?;
+        // Our own unreaped child: the number cannot be anyone else's.
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::try_from(signal)?,
+        )?;
+        let ended = until("containerd to end", by(10.0), || {
+            child.try_wait().ok().flatten()
+        });
+        if ended.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_file(self.address());
+        ended.map(drop)
+    }
+
+    fn import(&self) -> Result<()> {
+        let image = repository().join(".lab/busybox.tar");
+        if !image.exists() {
+            fs::create_dir_all(repository().join(".lab"))?;
+            let made = Command::new(repository().join("scripts/busybox-image"))
+                .arg(&image)
+                .status()?;
+            ensure!(made.success(), "scripts/busybox-image: {made}");
+        }
+        self.ctr(&[
+            "images",
+            "import",
+            image.to_str().context("a path that is not UTF-8")?,
+        ])
+        .map(drop)
+    }
+
+    /// A `ctr` command for this daemon and namespace, not yet run.
+    #[must_use]
+    pub fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.version.directory().join("ctr"));
+        command
+            .arg("--address")
+            .arg(self.address())
+            .arg("--namespace")
+            .arg(self.namespace())
+            .args(args);
+        command.env("PATH", &self.path);
+        command
+    }
+
+    /// Runs `ctr`, whatever its exit status.
+    pub fn try_ctr(&self, args: &[&str]) -> Result<Ran> {
+        run(&mut self.ctr_command(args), &[], false, by(60.0))
+    }
+
+    /// Runs `ctr` and gives its stdout; an error if it fails.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        let ran = self.try_ctr(args)?;
+        if !ran.status.success() {
+            bail!(
+                "ctr {args:?}: {}: {}",
+                ran.status,
+                String::from_utf8_lossy(&ran.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
+    }
+
+    /// The status column of `ctr tasks ls` for `id`, if it is listed.
+    pub fn task_status(&self, id: &str) -> Result<Option<String>> {
+        let table = self.ctr(&["tasks", "ls"])?;
+        Ok(table.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(id)).then(|| words.nth(1).unwrap_or_default().to_owned())
+        }))
+    }
+
+    /// The last lines of the daemon's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.scratch.path("containerd.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!(
+            "the end of containerd's log:\n{}",
+            lines[lines.len().saturating_sub(15)..].join("\n")
+        )
+    }
+
+    /// Fails if anything of this namespace is left, the daemon itself apart.
+    pub fn expect_clean(&self) -> Result<()> {
+        let (dir, mark) = (
+            self.scratch.dir().display().to_string(),
+            self.scratch.mark().to_owned(),
+        );
+        let runc = format!("file /run/containerd/runc/{mark}");
+        Residue::expect_none(&mark, by(6.0), |line| {
+            line.starts_with("process ") && line.contains(&format!("containerd -c {dir}"))
+                || line.starts_with(&format!("listening socket {dir}/c.sock"))
+                || line == runc
+                || line.starts_with("cgroup ") && line.ends_with(&mark)
+        })
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Shims, containers and mounts are the scratch's to end; the daemon first, or it would fight back.
+        if self.stop(9).is_err() {
+            eprintln!("lab: containerd did not end");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Waiting with an end: a condition is polled until it holds or its time is up.
+//!
+//! Nothing in the tests sleeps for luck; whoever waits says for what and for how long,
+//! and a wait that fails says both.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// The instant `seconds` from now.
+#[must_use]
+pub fn by(seconds: f64) -> Instant {
+    Instant::now() + Duration::from_secs_f64(seconds)
+}
+
+/// What is left until `deadline`, never negative.
+#[must_use]
+pub fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Polls `condition` every few milliseconds until it gives a value.
+///
+/// Fails with `what` when `deadline` has passed; the condition is tried once more after
+/// the deadline, so that a machine that stood still does not fail a test.
+pub fn until<T>(
+    what: &str,
+    deadline: Instant,
+    mut condition: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let late = Instant::now() >= deadline;
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        if late {
+            bail!(
+                "waited {:.1} s in vain: {what}",
+                began.elapsed().as_secs_f64()
+            );
+        }
+        std::thread::sleep(pause.min(left(deadline)));
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,237 @@
+//! The oracle: what of a container is still on the host.
+//!
+//! It only looks, at the kernel and the file system, never at what a runtime claims: the
+//! promise under test is that nothing outlives a container, so the judge must not ask
+//! the accused. Removal below is for the tests' own clean-up, and touches marked things
+//! only.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::poll;
+use crate::process::Process;
+
+/// Everything found, as readable lines; compared as a set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Residue(BTreeSet<String>);
+
+impl Residue {
+    /// What carries `mark` in its name: processes, cgroups, mounts, runc state, bundles,
+    /// sockets (listening, by address), loop devices, and the runtime's own leavings.
+    #[must_use]
+    pub fn marked(mark: &str) -> Self {
+        let mut found = Self::everything();
+        found.0.retain(|line| line.contains(mark));
+        found
+    }
+
+    /// Everything of the kinds above on the whole machine, to be compared with a later
+    /// look. Processes are limited to shims, runtimes and members of container cgroups.
+    #[must_use]
+    pub fn everything() -> Self {
+        let mut found = BTreeSet::new();
+        let me = i32::try_from(std::process::id()).unwrap_or(0);
+        for process in Process::all() {
+            if process.pid == me || process.state == 'Z' || process.cmdline.is_empty() {
+                continue;
+            }
+            let groups: Vec<&str> = process
+                .cgroup
+                .lines()
+                .filter_map(|l| l.splitn(3, ':').nth(2))
+                .filter(|p| *p != "/")
+                .collect();
+            let group = groups.first().copied().unwrap_or("/");
+            let runtime = ["containerd-shim", "runc ", "containerd ", "ctr "]
+                .iter()
+                .any(|n| process.cmdline.contains(n));
+            if runtime || group != "/" {
+                found.insert(format!(
+                    "process {} [{}] in {group}",
+                    process.pid, process.cmdline
+                ));
+            }
+        }
+        for directory in cgroups() {
+            found.insert(format!("cgroup {}", directory.display()));
+        }
+        for point in mount_points() {
+            found.insert(format!("mount {point}"));
+        }
+        // `/run/vigil/history` is meant to outlive its containers and is one file, whatever it says.
+        for directory in [
+            "/run/containerd/runc",
+            "/run/containerd/s",
+            "/run/vigil",
+            "/run/vigil/tombstones",
+        ] {
+            for path in two_levels(Path::new(directory)) {
+                found.insert(format!("file {}", path.display()));
+            }
+        }
+        for line in fs::read_to_string("/proc/net/unix")
+            .unwrap_or_default()
+            .lines()
+        {
+            // Num RefCount Protocol Flags Type St Inode Path; flag 00010000 = listening.
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields.get(3) == Some(&"00010000") && fields.len() == 8 {
+                found.insert(format!("listening socket {}", fields[7]));
+            }
+        }
+        for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) {
+                found.insert(format!(
+                    "loop device {} on {}",
+                    entry.file_name().display(),
+                    file.trim()
+                ));
+            }
+        }
+        Self(found)
+    }
+
+    /// What is here and was not in `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// The lines.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Waits until nothing carries `mark` except lines for which `allowed` holds; then
+    /// fails with what is left.
+    pub fn expect_none(
+        mark: &str,
+        deadline: Instant,
+        allowed: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let mut left = Vec::new();
+        let clean = poll::until("", deadline, || {
+            left = Self::marked(mark)
+                .lines()
+                .filter(|l| !allowed(l))
+                .map(str::to_owned)
+                .collect();
+            left.is_empty().then_some(())
+        });
+        if clean.is_err() {
+            bail!("left behind:\n    {}", left.join("\n    "));
+        }
+        Ok(())
+    }
+}
+
+/// All cgroup directories below the roots of all hierarchies.
+fn cgroups() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo: Vec<PathBuf> = if Path::new("/sys/fs/cgroup/cgroup.procs").exists() {
+        vec!["/sys/fs/cgroup".into()]
+    } else {
+        directories(Path::new("/sys/fs/cgroup"))
+    };
+    while let Some(directory) = todo.pop() {
+        for child in directories(&directory) {
+            found.push(child.clone());
+            todo.push(child);
+        }
+    }
+    found
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    // Symbolic links (cpu,cpuacct → cpu) are not directories to `file_type`.
+    entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| e.path())
+        .collect()
+}
+
+fn two_levels(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .collect();
+    for directory in directories(path) {
+        found.extend(
+            fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.path()),
+        );
+    }
+    found
+}
+
+/// Mount points of this mount namespace, in the order of mountinfo.
+#[must_use]
+pub fn mount_points() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Detaches every mount whose point carries `mark`, deepest first.
+pub fn unmount_marked(mark: &str, deadline: Instant) -> Result<()> {
+    poll::until(&format!("mounts marked {mark} to go"), deadline, || {
+        let mut points: Vec<String> = mount_points()
+            .into_iter()
+            .filter(|p| p.contains(mark))
+            .collect();
+        points.sort_by_key(|p| std::cmp::Reverse(p.len()));
+        for point in &points {
+            let _ = nix::mount::umount2(point.as_str(), nix::mount::MntFlags::MNT_DETACH);
+        }
+        mount_points()
+            .iter()
+            .all(|p| !p.contains(mark))
+            .then_some(())
+    })
+}
+
+/// Removes every cgroup directory that carries `mark`, deepest first.
+pub fn remove_cgroups(mark: &str, deadline: Instant) {
+    let _ = poll::until("", deadline, || {
+        let mut ours: Vec<PathBuf> = cgroups()
+            .into_iter()
+            .filter(|p| p.to_string_lossy().contains(mark))
+            .collect();
+        ours.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
+        for directory in &ours {
+            // A frozen group cannot die; thawing what is not frozen does nothing.
+            let _ = fs::write(directory.join("freezer.state"), "THAWED");
+            let _ = fs::remove_dir(directory);
+        }
+        ours.iter().all(|p| !p.exists()).then_some(())
+    });
+}
+
+/// Removes marked tombstones of the runtime under test (a failed test may leave some).
+pub fn remove_vigil_traces(mark: &str) {
+    for path in two_levels(Path::new("/run/vigil")) {
+        if path.to_string_lossy().contains(mark) {
+            let _ = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+        }
+    }
+}
