@@ -1,0 +1,209 @@
+//! The shim's end of the control socket: calls to the reaper and what the
+//! reaper sends of itself. Owns no state of the container; a call is answered
+//! by an Ack with its number, or fails when the reaper is gone or silent.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use vigil_relay::control::{Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION};
+use vigil_sys::{Errno, scm};
+
+use crate::Error;
+
+/// Longest wait for an Ack. The reaper answers within one turn of its loop;
+/// one that does not is stuck, and nothing may wait for it for ever.
+const ACK_WAIT: Duration = Duration::from_secs(5);
+
+/// What the reaper sends unasked.
+#[derive(Debug)]
+pub enum FromReaper {
+    /// A connection of containerd.
+    Connection {
+        /// Its number.
+        conn: u32,
+        /// Our end of the socketpair that carries its frames.
+        pair: OwnedFd,
+        /// containerd's own connection, for after the reaper's death.
+        own: OwnedFd,
+    },
+    /// The node goes down: flush and leave.
+    Leave,
+    /// The reaper is dead.
+    Gone,
+}
+
+type Waiting = BTreeMap<u32, oneshot::Sender<Result<u64, Error>>>;
+
+#[derive(Debug)]
+struct Calls {
+    next: u32,
+    waiting: Waiting,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    // Bookkeeping of calls in flight, never lifecycle state.
+    calls: Mutex<Calls>,
+}
+
+/// A handle to the control socket; clones share it.
+#[derive(Debug, Clone)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// Takes the inherited socket over, says hello, and delivers what the
+    /// reaper sends unasked to `unasked`.
+    pub async fn open(socket: OwnedFd, unasked: mpsc::Sender<FromReaper>) -> Result<Self, Error> {
+        let socket = AsyncFd::new(socket).map_err(|source| Error::Runtime {
+            op: "watch the control socket",
+            source,
+        })?;
+        let calls = Mutex::new(Calls { next: 1, waiting: BTreeMap::new() });
+        let control = Self(Arc::new(Shared { socket, calls }));
+        tokio::spawn(receive(control.0.clone(), unasked));
+        control.call(ToReaper::Hello { version: VERSION }, &[]).await?;
+        Ok(control)
+    }
+
+    /// Tells the reaper that the journal is open and requests are served.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.call(ToReaper::Ready, &[]).await.map(drop)
+    }
+
+    /// Gives the reaper a copy of each descriptor; they are in its hands when
+    /// this returns.
+    pub async fn deposit(&self, slots: Vec<Slot>, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.call(ToReaper::Deposit { slots }, fds).await.map(drop)
+    }
+
+    /// Has the reaper close its copies; they are closed when this returns.
+    pub async fn ended(&self, slots: Vec<u32>) -> Result<(), Error> {
+        self.call(ToReaper::Ended { slots }, &[]).await.map(drop)
+    }
+
+    /// Pins the exit record of a process that may have ended since `since`;
+    /// returns the index of the pinned slot.
+    pub async fn register(&self, pid: u32, start_ticks: u64, since: u64) -> Result<usize, Error> {
+        let index = self.call(ToReaper::Register { pid, start_ticks, since }, &[]).await?;
+        Ok(usize::try_from(index).unwrap_or(usize::MAX))
+    }
+
+    /// Lets go of a pinned exit record.
+    pub async fn unregister(&self, index: usize) -> Result<(), Error> {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.call(ToReaper::Unregister { index }, &[]).await.map(drop)
+    }
+
+    /// Tells the reaper that this shim leaves for good.
+    pub async fn end(&self) -> Result<(), Error> {
+        self.call(ToReaper::End, &[]).await.map(drop)
+    }
+
+    async fn call(&self, request: ToReaper, fds: &[BorrowedFd<'_>]) -> Result<u64, Error> {
+        let (answer, answered) = oneshot::channel();
+        let call = {
+            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            let call = calls.next;
+            // 0 is nobody's number.
+            calls.next = calls.next.checked_add(1).unwrap_or(1);
+            calls.waiting.insert(call, answer);
+            call
+        };
+        let outcome = self.exchange(Call { call, request }, fds, answered).await;
+        if outcome.is_err() {
+            self.0.calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&call);
+        }
+        outcome
+    }
+
+    async fn exchange(
+        &self,
+        call: Call,
+        fds: &[BorrowedFd<'_>],
+        answered: oneshot::Receiver<Result<u64, Error>>,
+    ) -> Result<u64, Error> {
+        let bytes = call.encode().map_err(|source| Error::Control { source })?;
+        loop {
+            let mut ready = self.0.socket.writable().await.map_err(|source| Error::Runtime {
+                op: "wait for the control socket",
+                source,
+            })?;
+            match scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
+                Ok(_) => break,
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(_) => return Err(Error::ReaperGone),
+            }
+        }
+        match tokio::time::timeout(ACK_WAIT, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::ReaperGone),
+            Err(_) => Err(Error::ReaperSilent),
+        }
+    }
+}
+
+async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
+    loop {
+        let Ok(mut ready) = shared.socket.readable().await else { break };
+        let mut bytes = [0; MESSAGE_MAX];
+        let mut fds = Vec::new();
+        let len = match scm::recv(shared.socket.get_ref().as_fd(), &mut bytes, &mut fds) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(Errno::EAGAIN) => {
+                ready.clear_ready();
+                continue;
+            }
+            Err(errno) => {
+                log::error!("control socket: {errno}");
+                break;
+            }
+        };
+        match ToShim::decode(&bytes[..len]) {
+            Ok(ToShim::Ack { call, answer }) => {
+                let waiting = shared
+                    .calls
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .waiting
+                    .remove(&call);
+                if let Some(waiting) = waiting {
+                    let answer = answer.map_err(|source| Error::Denied { source });
+                    // The caller may have given up; then nobody is told.
+                    let _ = waiting.send(answer);
+                }
+            }
+            Ok(ToShim::Conn { conn }) => {
+                let mut fds = fds.into_iter();
+                if let (Some(pair), Some(own)) = (fds.next(), fds.next()) {
+                    let connection = FromReaper::Connection { conn, pair, own };
+                    if unasked.send(connection).await.is_err() {
+                        break;
+                    }
+                } else {
+                    log::error!("control socket: connection {conn} came without its descriptors");
+                }
+            }
+            // Slots come at takeover only; closing them here loses nothing
+            // the reaper does not still hold.
+            Ok(ToShim::Slot(slot)) => log::warn!("control socket: slot {} not asked for", slot.slot),
+            Ok(ToShim::Leave) => {
+                if unasked.send(FromReaper::Leave).await.is_err() {
+                    break;
+                }
+            }
+            Err(ControlError::UnknownType { .. }) => {
+                log::warn!("control socket: the reaper speaks of something newer");
+            }
+            Err(error) => log::error!("control socket: {error}"),
+        }
+    }
+    shared.calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.clear();
+    // Nobody listening is the owner leaving; then there is nobody to tell.
+    let _ = unasked.send(FromReaper::Gone).await;
+}

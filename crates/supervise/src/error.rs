@@ -1,0 +1,73 @@
+//! What can go wrong in the loop that is not a refusal to a client.
+
+use vigil_relay::control::{ControlError, Denied};
+
+/// A failure of the shim's own machinery.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The async runtime would not do something.
+    #[error("cannot {op}")]
+    Runtime {
+        /// What.
+        op: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A message for the reaper could not be written.
+    #[error("cannot write a control message")]
+    Control {
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+    /// The reaper refused a call.
+    #[error("the reaper refused")]
+    Denied {
+        /// Why.
+        #[source]
+        source: Denied,
+    },
+    /// The reaper is dead.
+    #[error("the reaper is gone")]
+    ReaperGone,
+    /// The reaper did not answer.
+    #[error("the reaper does not answer")]
+    ReaperSilent,
+    /// The journal could not be opened, written or read.
+    #[error("the journal failed")]
+    Journal {
+        /// Why.
+        #[source]
+        source: vigil_journal::Error,
+    },
+    /// A record could not be encoded or decoded.
+    #[error("a journal record is unreadable")]
+    Codec {
+        /// Why.
+        #[source]
+        source: vigil_model::CodecError,
+    },
+    /// A journal frame of a type this version does not know.
+    #[error("journal record of unknown type {kind}")]
+    UnknownKind {
+        /// The type.
+        kind: u16,
+    },
+    /// Something on the host failed.
+    #[error(transparent)]
+    Host(#[from] vigil_host::Error),
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        cause = source.source();
+    }
+    line
+}

@@ -1,0 +1,132 @@
+//! The model's ledger over the journal. Owns the only thing that appends.
+//!
+//! After the first failure it is closed, says so once, and the shim goes on
+//! from memory: State, Wait, Kill and Delete work (the reaper still records
+//! exits), what would begin something new is refused.
+
+use std::convert::Infallible;
+use std::path::Path;
+
+use vigil_journal::{BootId, Journal, Opened, Settings, Tail};
+use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Task};
+
+use crate::Error;
+
+/// See the module.
+#[derive(Debug)]
+pub struct JournalLedger {
+    journal: Journal,
+    failed: Option<String>,
+    /// Bytes in use when cutting failed last; tried again only when more are.
+    cut_failed_at: u64,
+}
+
+/// The task as the journal knows it.
+#[derive(Debug)]
+pub struct Remembered {
+    /// What replaying gave.
+    pub task: Task,
+    /// How the journal ended.
+    pub tail: Tail,
+}
+
+/// Replays the records of a journal, a snapshot taking the place of all
+/// before it.
+pub fn remember(records: &[vigil_journal::Record]) -> Result<Task, Error> {
+    let mut task = Task::default();
+    for record in records {
+        match record.kind {
+            KIND_SNAPSHOT => {
+                task = Task::decode(&record.payload).map_err(|source| Error::Codec { source })?;
+            }
+            KIND_RECORD => {
+                let record =
+                    Record::decode(&record.payload).map_err(|source| Error::Codec { source })?;
+                task.apply(&record);
+            }
+            kind => return Err(Error::UnknownKind { kind }),
+        }
+    }
+    Ok(task)
+}
+
+impl JournalLedger {
+    /// Opens the journal at `path`, or makes it; gives back what it knows.
+    pub fn open(path: &Path, boot: BootId) -> Result<(Self, Remembered), Error> {
+        let settings = Settings::default();
+        let journal = match Journal::create(path, boot, settings) {
+            Ok(journal) => {
+                let ledger = Self { journal, failed: None, cut_failed_at: 0 };
+                return Ok((ledger, Remembered { task: Task::default(), tail: Tail::Clean }));
+            }
+            Err(vigil_journal::Error::Exists { .. }) => Journal::open(path, settings),
+            Err(source) => Err(source),
+        };
+        let Opened { journal, replayed } = journal.map_err(|source| Error::Journal { source })?;
+        let task = remember(&replayed.records)?;
+        let ledger = Self { journal, failed: None, cut_failed_at: 0 };
+        Ok((ledger, Remembered { task, tail: replayed.tail }))
+    }
+
+    /// Refuses what begins something new once nothing can be recorded.
+    pub(crate) fn takes_new_work(&self) -> Result<(), Refusal> {
+        match &self.failed {
+            None => Ok(()),
+            Some(why) => Err(Refusal::new(
+                Kind::Unavailable,
+                format!("{} failed and takes no new work: {why}", self.journal.path().display()),
+            )),
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        if self.failed.is_none() {
+            log::error!("going on from memory: {why}");
+            self.failed = Some(why);
+        }
+    }
+
+    /// Replaces the journal by a snapshot once half of it is used.
+    pub(crate) fn cut_if_due(&mut self, task: &Task) {
+        if self.failed.is_some()
+            || !self.journal.needs_compaction()
+            || self.journal.used() <= self.cut_failed_at
+        {
+            return;
+        }
+        let outcome = match task.encode() {
+            Ok(snapshot) => self
+                .journal
+                .compact(KIND_SNAPSHOT, &snapshot)
+                .map_err(|source| Error::Journal { source }),
+            Err(source) => Err(Error::Codec { source }),
+        };
+        if let Err(error) = outcome {
+            // The old journal stays in use; a full file system is the usual
+            // reason, and another try costs as much as this one.
+            log::warn!("cannot cut the journal: {}", crate::error::chain(&error));
+            self.cut_failed_at = self.journal.used() + 1024;
+        }
+    }
+}
+
+impl Ledger for JournalLedger {
+    type Error = Infallible;
+
+    fn append(&mut self, record: &Record) -> Result<(), Infallible> {
+        if self.failed.is_none() {
+            let outcome = match record.encode() {
+                Ok(bytes) => self
+                    .journal
+                    .append(KIND_RECORD, &bytes)
+                    .map(drop)
+                    .map_err(|source| Error::Journal { source }),
+                Err(source) => Err(Error::Codec { source }),
+            };
+            if let Err(error) = outcome {
+                self.fail(crate::error::chain(&error));
+            }
+        }
+        Ok(())
+    }
+}

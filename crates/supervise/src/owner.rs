@@ -1,0 +1,397 @@
+//! The owner of the container's state. Requests, exits, timers and finished
+//! effects arrive as messages; each becomes one turn: decide, record, act.
+//! Nothing else changes the task, and no lock guards it.
+
+use std::path::PathBuf;
+
+use tokio::sync::{mpsc, oneshot};
+use vigil_model::{
+    Answer, Because, Event, ExecId, ExecPhase, ExecPlan, Exit, Kind, Namespace, Options, Phase,
+    Published, Refusal, Request, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
+    waited,
+};
+
+use crate::control::{Control, FromReaper};
+use crate::desk::Reply;
+use crate::effects::{CreateOver, ExecOver, VerbOver};
+use crate::hands::Hands;
+use crate::ledger::JournalLedger;
+use crate::replies::{Outcome, Replies, answer};
+use crate::{clock, outbox};
+
+/// Where and for whom this shim works.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The container.
+    pub id: TaskId,
+    /// Its containerd namespace.
+    pub namespace: Namespace,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The socket the pair is reached at; unlinked at the end.
+    pub socket: PathBuf,
+    /// The reaper, which `Connect` names.
+    pub reaper_pid: u32,
+    /// Options given at `start`; those of Create come on top.
+    pub options: Options,
+}
+
+/// What reaches the owner.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A request.
+    Ask { request: Request, reply: Reply },
+    /// Something happened.
+    Happened(What),
+    /// Create came to an end.
+    CreateOver(Box<CreateOver>),
+    /// A verb came to an end.
+    VerbOver { verb: Verb, over: VerbOver },
+    /// The start of an exec came to an end.
+    ExecOver { exec: ExecId, over: Box<ExecOver> },
+    /// The reaper recorded deaths.
+    Doorbell,
+    /// The OOM counter may have moved.
+    OomBell,
+    /// The sender wants the oldest event.
+    NextEvent(oneshot::Sender<Option<Published>>),
+    /// A connection came or went.
+    Connected(bool),
+    /// The reaper sent something unasked.
+    FromReaper(FromReaper),
+    /// No Create for too long.
+    Idle,
+    /// Events are flushed, or their time is up.
+    Flushed,
+}
+
+/// Why the owner stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Shutdown was asked, or nobody needs us: the pair leaves for good.
+    Shutdown,
+    /// The reaper asked us to leave, or is dead.
+    ReaperLeaves,
+}
+
+/// See the module.
+pub(crate) struct Owner {
+    pub(crate) place: Place,
+    pub(crate) task: Task,
+    pub(crate) ledger: JournalLedger,
+    pub(crate) control: Control,
+    pub(crate) hands: Hands,
+    pub(crate) replies: Replies,
+    pub(crate) desk: mpsc::Sender<Message>,
+    pub(crate) news: outbox::Bell,
+    pub(crate) connections: usize,
+    pub(crate) leaving: Option<Ending>,
+    pub(crate) shutdown_replies: Vec<Reply>,
+    pub(crate) signal_outcome: Option<Outcome>,
+}
+
+impl Owner {
+    /// Works until the pair is to leave; gives back who still waits for an
+    /// answer to Shutdown.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> (Ending, Vec<Reply>) {
+        while let Some(message) = inbox.recv().await {
+            if let Message::Flushed = message {
+                break;
+            }
+            self.receive(message);
+            self.present_deferred();
+        }
+        (self.leaving.unwrap_or(Ending::ReaperLeaves), self.shutdown_replies)
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Ask { request, reply } => self.ask(request, reply),
+            Message::Happened(what) => self.happen(what),
+            Message::CreateOver(over) => self.create_over(*over),
+            Message::VerbOver { verb, over } => self.verb_over(verb, over),
+            Message::ExecOver { exec, over } => self.exec_over(exec, *over),
+            Message::Doorbell => self.look_at_exits(),
+            Message::OomBell => self.look_at_ooms(),
+            Message::NextEvent(reply) => {
+                // The sender may be gone while we leave.
+                let _ = reply.send(self.task.outbox.front().cloned());
+            }
+            Message::Connected(up) => {
+                self.connections = if up {
+                    self.connections + 1
+                } else {
+                    self.connections.saturating_sub(1)
+                };
+                if !up {
+                    self.arm_idle();
+                }
+            }
+            Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
+                self.leave(Ending::ReaperLeaves);
+            }
+            // Connections are served beside the owner; see `serve`.
+            Message::FromReaper(FromReaper::Connection { .. }) | Message::Flushed => {}
+            Message::Idle => {
+                if self.connections == 0 && self.task.standing.phase == Phase::Empty {
+                    log::info!("nobody came: leaving");
+                    self.leave(Ending::Shutdown);
+                }
+            }
+        }
+    }
+
+    // --- the turn ---------------------------------------------------------
+
+    fn decide(&self, what: What) -> Result<Step, Refusal> {
+        step(&self.task, Event { at: clock::now(), what })
+    }
+
+    /// Records the step, then does what it asks for.
+    fn carry(&mut self, step: Step) {
+        let Ok(effects) = step.commit(&mut self.task, &mut self.ledger);
+        for effect in effects {
+            self.enact(effect);
+        }
+        self.ledger.cut_if_due(&self.task);
+    }
+
+    /// A turn nobody waits for.
+    pub(crate) fn happen(&mut self, what: What) {
+        match self.decide(what) {
+            Ok(step) => self.carry(step),
+            Err(refusal) => log::warn!("not taken: {refusal}"),
+        }
+    }
+
+    /// What was put off while a verb was under way is asked again, in order.
+    fn present_deferred(&mut self) {
+        for (request, reply) in self.replies.take_deferred() {
+            self.ask(request, reply);
+        }
+    }
+
+    // --- requests ---------------------------------------------------------
+
+    fn ask(&mut self, request: Request, reply: Reply) {
+        if reply.is_closed() && !mutates(&request) {
+            return;
+        }
+        match request {
+            Request::Create(create) => self.ask_create(*create, reply),
+            Request::Start(Who::Init) => self.ask_verb(Verb::Start, request, reply),
+            Request::Start(Who::Exec(exec)) => self.ask_exec_start(exec, reply),
+            Request::Exec { exec, stdio, spec } => {
+                let outcome = match String::from_utf8(spec) {
+                    Ok(spec) => {
+                        self.immediate(What::ExecAsked { exec, plan: ExecPlan { stdio, spec } })
+                    }
+                    Err(_) => Err(Refusal::new(
+                        Kind::InvalidArgument,
+                        format!("the process spec of exec {exec} is not UTF-8"),
+                    )),
+                };
+                answer(Some(reply), outcome);
+            }
+            Request::State(who) => {
+                self.look_at_exits();
+                let state = show::state(&self.task, self.place.id.as_str(), &who);
+                answer(Some(reply), state.map(|state| Answer::State(Box::new(state))));
+            }
+            Request::Pids => {
+                let pids = self.pids();
+                answer(Some(reply), pids);
+            }
+            Request::Wait(who) => match waited(&self.task, &who, clock::now()) {
+                Ok(Some(exit)) => answer(Some(reply), Ok(Answer::Exit(exit))),
+                Ok(None) => self.replies.wait(who, reply),
+                Err(refusal) => answer(Some(reply), Err(refusal)),
+            },
+            Request::Kill { who, signal, all } => {
+                self.look_at_exits();
+                self.ask_kill(who, signal, all, reply);
+            }
+            Request::Pause => self.ask_verb(Verb::Pause, request, reply),
+            Request::Resume => self.ask_verb(Verb::Resume, request, reply),
+            Request::Update(_) => self.ask_verb(Verb::Update, request, reply),
+            Request::Checkpoint(_) => self.ask_verb(Verb::Checkpoint, request, reply),
+            Request::Delete(Who::Init) => {
+                self.look_at_exits();
+                self.ask_verb(Verb::Delete, request, reply);
+            }
+            Request::Delete(Who::Exec(ref exec)) => {
+                self.look_at_exits();
+                let exec = exec.clone();
+                self.ask_exec_delete(exec, request, reply);
+            }
+            Request::CloseStdin(who) => {
+                let outcome = self.process(&who).map(|()| {
+                    self.hands.close_stdin(&who);
+                    Answer::Done
+                });
+                answer(Some(reply), outcome);
+            }
+            Request::Resize { who, width, height } => {
+                let outcome = self.resize(&who, width, height);
+                answer(Some(reply), outcome);
+            }
+            Request::Stats => {
+                let outcome = self.stats();
+                answer(Some(reply), outcome);
+            }
+            Request::Connect => {
+                let task_pid = match &self.task.standing.phase {
+                    Phase::Deleted { pid, .. } => *pid,
+                    phase @ (Phase::Empty
+                    | Phase::Creating
+                    | Phase::Created { .. }
+                    | Phase::Running { .. }
+                    | Phase::Paused { .. }
+                    | Phase::Stopped { .. }) => phase.init().map_or(0, |init| init.pid),
+                };
+                let shim_pid = self.place.reaper_pid;
+                answer(Some(reply), Ok(Answer::Connected { shim_pid, task_pid }));
+            }
+            Request::Shutdown => self.ask_shutdown(reply),
+        }
+    }
+
+    /// A request that is answered as soon as its step is taken.
+    fn immediate(&mut self, what: What) -> Outcome {
+        let step = self.decide(what)?;
+        self.carry(step);
+        Ok(Answer::Done)
+    }
+
+    fn ask_create(&mut self, create: request::Create, reply: Reply) {
+        if let Err(refusal) = self.ledger.takes_new_work() {
+            return answer(Some(reply), Err(refusal));
+        }
+        let outcome = self.hands.plan(&self.place, create).and_then(|plan| {
+            let step = self.decide(What::CreateAsked(Box::new(plan)))?;
+            Ok(step)
+        });
+        match outcome {
+            Ok(step) => {
+                self.replies.create = Some(reply);
+                self.carry(step);
+            }
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    fn ask_verb(&mut self, verb: Verb, request: Request, reply: Reply) {
+        if verb == Verb::Start
+            && let Err(refusal) = self.ledger.takes_new_work()
+        {
+            return answer(Some(reply), Err(refusal));
+        }
+        match self.decide(What::Asked(verb)) {
+            Ok(step) => {
+                self.replies.expect_verb(verb, reply);
+                self.hands.keep_wish(request);
+                self.carry(step);
+            }
+            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    fn ask_exec_start(&mut self, exec: ExecId, reply: Reply) {
+        if let Err(refusal) = self.ledger.takes_new_work() {
+            return answer(Some(reply), Err(refusal));
+        }
+        match self.decide(What::ExecStartAsked(exec.clone())) {
+            Ok(step) => {
+                self.replies.expect_exec(exec, reply);
+                self.carry(step);
+            }
+            Err(refusal) if refusal.kind == Kind::Later => {
+                self.replies.defer(Request::Start(Who::Exec(exec)), reply);
+            }
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    fn ask_exec_delete(&mut self, exec: ExecId, request: Request, reply: Reply) {
+        let never = Exit { status: Status::Unknown(Because::NeverRan), at: clock::now() };
+        let (pid, exit) = match self.task.standing.execs.get(&exec) {
+            Some(found) => match &found.phase {
+                ExecPhase::Stopped { process, exit, .. } => (process.pid, *exit),
+                ExecPhase::Added
+                | ExecPhase::Starting
+                | ExecPhase::Failed
+                | ExecPhase::Running { .. } => (found.pid, never),
+            },
+            None => (0, never),
+        };
+        match self.decide(What::ExecDeleteAsked(exec)) {
+            Ok(step) => {
+                self.carry(step);
+                answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
+            }
+            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    fn ask_kill(&mut self, who: Who, signal: u32, all: bool, reply: Reply) {
+        match self.decide(What::KillAsked { who: who.clone(), signal, all }) {
+            Ok(step) => {
+                self.carry(step);
+                let outcome = self.signal_outcome.take().unwrap_or(Ok(Answer::Done));
+                self.happen(What::KillDone { who, signal });
+                answer(Some(reply), outcome);
+            }
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    fn ask_shutdown(&mut self, reply: Reply) {
+        match self.decide(What::ShutdownAsked) {
+            Ok(step) => {
+                let leaves = step.intended().contains(&vigil_model::Effect::Leave);
+                if leaves {
+                    self.shutdown_replies.push(reply);
+                    self.carry(step);
+                } else {
+                    self.carry(step);
+                    answer(Some(reply), Ok(Answer::Done));
+                }
+            }
+            Err(refusal) => answer(Some(reply), Err(refusal)),
+        }
+    }
+
+    /// Refuses a process the task does not have.
+    fn process(&self, who: &Who) -> Result<(), Refusal> {
+        show::state(&self.task, self.place.id.as_str(), who).map(drop)
+    }
+
+    fn resize(&mut self, who: &Who, width: u16, height: u16) -> Outcome {
+        self.process(who)?;
+        self.hands.resize(who, width, height)?;
+        Ok(Answer::Done)
+    }
+}
+
+/// Whether a request is worth carrying out for a client that went away.
+fn mutates(request: &Request) -> bool {
+    match request {
+        Request::State(_) | Request::Pids | Request::Wait(_) | Request::Stats | Request::Connect => {
+            false
+        }
+        Request::Create(_)
+        | Request::Start(_)
+        | Request::Exec { .. }
+        | Request::Kill { .. }
+        | Request::Pause
+        | Request::Resume
+        | Request::Delete(_)
+        | Request::CloseStdin(_)
+        | Request::Resize { .. }
+        | Request::Update(_)
+        | Request::Checkpoint(_)
+        | Request::Shutdown => true,
+    }
+}
