@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::Result;
 
-nix::ioctl_write_ptr_bad!(set_winsize, libc::TIOCSWINSZ, libc::winsize);
-nix::ioctl_read_bad!(get_winsize, libc::TIOCGWINSZ, libc::winsize);
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(set_winsize, libc::TIOCSWINSZ, libc::winsize);
+    nix::ioctl_read_bad!(get_winsize, libc::TIOCGWINSZ, libc::winsize);
+}
 
 /// Columns and rows of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub fn resize(master: impl AsFd, size: Size) -> Result<()> {
         ws_ypixel: 0,
     };
     // SAFETY: TIOCSWINSZ reads one winsize through the pointer, which is valid.
-    unsafe { set_winsize(master.as_fd().as_raw_fd(), &raw const wanted) }.map(drop)
+    unsafe { ioctl::set_winsize(master.as_fd().as_raw_fd(), &raw const wanted) }.map(drop)
 }
 
 /// The size now.
@@ -38,7 +40,7 @@ pub fn size(tty: impl AsFd) -> Result<Size> {
         ws_ypixel: 0,
     };
     // SAFETY: TIOCGWINSZ writes one winsize through the pointer, which is valid.
-    unsafe { get_winsize(tty.as_fd().as_raw_fd(), &raw mut found) }?;
+    unsafe { ioctl::get_winsize(tty.as_fd().as_raw_fd(), &raw mut found) }?;
     Ok(Size {
         width: found.ws_col,
         height: found.ws_row,
