@@ -116,17 +116,28 @@ pub struct Record {
 
 /// A record or snapshot that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {op} a journal record as JSON")]
-pub struct CodecError {
-    op: &'static str,
-    #[source]
-    source: serde_json::Error,
+pub enum CodecError {
+    /// The bytes, or the value, are not what they should be.
+    #[error("cannot {op} a journal record as JSON")]
+    Json {
+        /// "read" or "write".
+        op: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A frame of a type this version does not know.
+    #[error("journal frame of unknown type {kind}")]
+    UnknownKind {
+        /// The type.
+        kind: u16,
+    },
 }
 
 impl Record {
     /// Bytes for the journal.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        serde_json::to_vec(self).map_err(|source| CodecError {
+        serde_json::to_vec(self).map_err(|source| CodecError::Json {
             op: "write",
             source,
         })
@@ -134,14 +145,14 @@ impl Record {
 
     /// The record of these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        serde_json::from_slice(bytes).map_err(|source| CodecError { op: "read", source })
+        serde_json::from_slice(bytes).map_err(|source| CodecError::Json { op: "read", source })
     }
 }
 
 impl Task {
     /// Bytes of a snapshot for the journal.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        serde_json::to_vec(self).map_err(|source| CodecError {
+        serde_json::to_vec(self).map_err(|source| CodecError::Json {
             op: "write",
             source,
         })
@@ -149,7 +160,23 @@ impl Task {
 
     /// The task of these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        serde_json::from_slice(bytes).map_err(|source| CodecError { op: "read", source })
+        serde_json::from_slice(bytes).map_err(|source| CodecError::Json { op: "read", source })
+    }
+
+    /// The task that the frames of a journal tell of, a snapshot taking the
+    /// place of all before it.
+    pub fn replay<'a>(
+        frames: impl IntoIterator<Item = (u16, &'a [u8])>,
+    ) -> Result<Self, CodecError> {
+        let mut task = Self::default();
+        for (kind, payload) in frames {
+            match kind {
+                KIND_SNAPSHOT => task = Self::decode(payload)?,
+                KIND_RECORD => task.apply(&Record::decode(payload)?),
+                kind => return Err(CodecError::UnknownKind { kind }),
+            }
+        }
+        Ok(task)
     }
 
     /// Takes a recorded step over.
