@@ -39,6 +39,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file is larger than anything it may be.
+    #[error("{path} is larger than {max} bytes", path = path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+        /// What is allowed.
+        max: u64,
+    },
     /// A deadline of ours passed.
     #[error("{what} did not finish within {after_ms} ms")]
     Overdue {
@@ -46,5 +54,15 @@ pub enum Error {
         what: String,
         /// How long.
         after_ms: u64,
+    },
+    /// A mount that was asked for cannot be made as asked.
+    #[error("mount {kind} from {from}: {problem}")]
+    BadMount {
+        /// File system type.
+        kind: String,
+        /// Its source.
+        from: String,
+        /// Why not.
+        problem: String,
     },
 }

@@ -44,6 +44,7 @@ pub enum Action {
 }
 
 /// The actions for a verdict, in order. Empty: leave everything as it is.
+#[expect(clippy::match_same_arms, reason = "each arm is a case argued by itself")]
 pub fn plan(verdict: Verdict, facts: &Facts, goal: Goal) -> Vec<Action> {
     let mut actions = Vec::new();
     match (verdict, goal) {
