@@ -1,0 +1,350 @@
+//! A stream of ttrpc frames that mends what the ttrpc crate gets wrong.
+//!
+//! The crate answers a service it does not know with INVALID_ARGUMENT;
+//! containerd's downgrade from v3 to v2 waits for UNIMPLEMENTED. So a request
+//! for a foreign service is replaced, on its way in, by one for a method that
+//! our own service does not have. Everything else passes untouched. It keeps
+//! less than a kilobyte a connection and never a whole message.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE};
+
+use crate::{service::SERVICES, transport::Traffic};
+
+/// Bytes read ahead at a frame's start: most requests are shorter.
+const AHEAD: usize = 512;
+/// Bytes of a request's body that are looked at.
+const LOOK: usize = 96;
+/// Bytes of a foreign service's name that are repeated in the answer.
+const NAME_MAX: usize = 64;
+
+/// What to do with a frame of which the start is there.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Look again when more is there.
+    More,
+    /// Let this many bytes through.
+    Pass(u64),
+    /// Drop this many bytes and give the crate this frame.
+    Replace { length: u64, with: Vec<u8> },
+}
+
+/// Judges the frame at the start of `bytes`; the second value says whether it
+/// is a request, that is, whether there will be an answer.
+fn judge(bytes: &[u8]) -> (Verdict, bool) {
+    let Some((header, body)) = bytes.split_first_chunk::<MESSAGE_HEADER_LENGTH>() else {
+        return (Verdict::More, false);
+    };
+    let [l0, l1, l2, l3, s0, s1, s2, s3, kind, _] = *header;
+    let announced = u32::from_be_bytes([l0, l1, l2, l3]);
+    let length = u64::from(announced) + MESSAGE_HEADER_LENGTH as u64;
+    if kind != MESSAGE_TYPE_REQUEST {
+        return (Verdict::Pass(length), false);
+    }
+    let whole = usize::try_from(announced).unwrap_or(usize::MAX);
+    let look = whole.min(LOOK);
+    let Some(body) = body.get(..look) else {
+        return (Verdict::More, false);
+    };
+    let verdict = match foreign(body) {
+        None => Verdict::Pass(length),
+        Some(name) => Verdict::Replace {
+            length,
+            with: replacement([s0, s1, s2, s3], name),
+        },
+    };
+    (verdict, true)
+}
+
+/// The start of the name of the service asked, if it is not ours.
+///
+/// The service is field 1 and every encoder writes it first; a body that
+/// starts otherwise is left to the crate.
+fn foreign(body: &[u8]) -> Option<&[u8]> {
+    let rest = body.strip_prefix(b"\x0a")?;
+    // A length of two bytes or more is longer than our names.
+    let (&length, name) = rest.split_first()?;
+    if length < 0x80 {
+        let length = usize::from(length);
+        let name = &name[..length.min(name.len())];
+        let ours = SERVICES.iter().any(|ours| ours.as_bytes() == name);
+        return (!ours).then_some(name);
+    }
+    Some(name.get(1..).unwrap_or_default())
+}
+
+/// A request, on the same stream, for a method nobody has. Its name becomes a
+/// part of the crate's answer.
+fn replacement(stream: [u8; 4], service: &[u8]) -> Vec<u8> {
+    let mut method = b"service ".to_vec();
+    method.extend(
+        service
+            .iter()
+            .take(NAME_MAX)
+            .map(|byte| if byte.is_ascii_graphic() { *byte } else { b'?' }),
+    );
+    method.extend_from_slice(b" is not served, nor is its");
+    let ours = SERVICES[0].as_bytes();
+    let mut body = Vec::with_capacity(4 + ours.len() + method.len());
+    for (tag, text) in [(0x0a, ours), (0x12, method.as_slice())] {
+        // Both are below 128 bytes: the length is one byte.
+        body.extend_from_slice(&[tag, text.len().to_le_bytes()[0]]);
+        body.extend_from_slice(text);
+    }
+    let mut frame = Vec::with_capacity(MESSAGE_HEADER_LENGTH + body.len());
+    frame.extend_from_slice(&[0, 0, 0, body.len().to_le_bytes()[0]]);
+    frame.extend_from_slice(&stream);
+    frame.extend_from_slice(&[MESSAGE_TYPE_REQUEST, 0]);
+    frame.extend_from_slice(&body);
+    frame
+}
+
+/// Where the inbound side stands.
+#[derive(Debug)]
+enum Inbound {
+    /// At a frame's start.
+    Start,
+    /// Inside a frame that passes, this many bytes before its end.
+    Pass(u64),
+    /// Giving the replacement, then dropping this many bytes.
+    Give {
+        frame: Vec<u8>,
+        at: usize,
+        drop: u64,
+    },
+    /// Dropping this many bytes.
+    Drop(u64),
+}
+
+/// Where the outbound side stands.
+#[derive(Debug)]
+enum Outbound {
+    /// Inside a header of which so many bytes went.
+    Header {
+        seen: [u8; MESSAGE_HEADER_LENGTH],
+        at: usize,
+    },
+    /// Inside a body, so many bytes before its end.
+    Body { left: u64, answer: bool },
+}
+
+impl Outbound {
+    const START: Self = Self::Header {
+        seen: [0; MESSAGE_HEADER_LENGTH],
+        at: 0,
+    };
+
+    /// Follows `bytes` that were written; returns how many answers they end.
+    fn follow(&mut self, mut bytes: &[u8]) -> usize {
+        let mut ended = 0;
+        loop {
+            match self {
+                Self::Header { seen, at } => {
+                    let take = bytes.len().min(MESSAGE_HEADER_LENGTH - *at);
+                    let (now, rest) = bytes.split_at(take);
+                    seen[*at..*at + take].copy_from_slice(now);
+                    bytes = rest;
+                    *at += take;
+                    if *at < MESSAGE_HEADER_LENGTH {
+                        return ended;
+                    }
+                    let [l0, l1, l2, l3, .., kind, _] = *seen;
+                    *self = Self::Body {
+                        left: u64::from(u32::from_be_bytes([l0, l1, l2, l3])),
+                        answer: kind == MESSAGE_TYPE_RESPONSE,
+                    };
+                }
+                Self::Body { left, answer } => {
+                    let take = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
+                    bytes = &bytes[take..];
+                    *left -= take as u64;
+                    if *left > 0 {
+                        return ended;
+                    }
+                    ended += usize::from(*answer);
+                    *self = Self::START;
+                }
+            }
+        }
+    }
+}
+
+/// A connection, mended.
+#[derive(Debug)]
+pub(crate) struct Mended<S> {
+    inner: S,
+    traffic: Arc<Traffic>,
+    /// Requests let in and not yet answered on this connection.
+    open: usize,
+    ahead: [u8; AHEAD],
+    from: usize,
+    to: usize,
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+impl<S> Mended<S> {
+    pub(crate) fn new(inner: S, traffic: Arc<Traffic>) -> Self {
+        Self {
+            inner,
+            traffic,
+            open: 0,
+            ahead: [0; AHEAD],
+            from: 0,
+            to: 0,
+            inbound: Inbound::Start,
+            outbound: Outbound::START,
+        }
+    }
+}
+
+impl<S> Drop for Mended<S> {
+    fn drop(&mut self) {
+        self.traffic.answered(self.open);
+    }
+}
+
+impl<S: AsyncRead + Unpin> Mended<S> {
+    /// Reads into what is free of `ahead`; the number of bytes, 0 at the end.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.from > 0 {
+            self.ahead.copy_within(self.from..self.to, 0);
+            self.to -= self.from;
+            self.from = 0;
+        }
+        let mut free = ReadBuf::new(&mut self.ahead[self.to..]);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut free))?;
+        let read = free.filled().len();
+        self.to += read;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Hands on at most `left` bytes; how many, 0 at the end.
+    fn pass(
+        &mut self,
+        left: u64,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<u64>> {
+        let most = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(out.remaining());
+        if self.from < self.to {
+            let take = most.min(self.to - self.from);
+            out.put_slice(&self.ahead[self.from..self.from + take]);
+            self.from += take;
+            return Poll::Ready(Ok(take as u64));
+        }
+        // No further than this frame's end: the next one has to be judged.
+        let mut part = ReadBuf::new(out.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        out.advance(read);
+        Poll::Ready(Ok(read as u64))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if out.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            match &mut this.inbound {
+                Inbound::Start => {
+                    let (verdict, request) = judge(&this.ahead[this.from..this.to]);
+                    if request {
+                        this.open += 1;
+                        this.traffic.asked();
+                    }
+                    this.inbound = match verdict {
+                        Verdict::Pass(length) => Inbound::Pass(length),
+                        Verdict::Replace { length, with } => Inbound::Give {
+                            frame: with,
+                            at: 0,
+                            drop: length,
+                        },
+                        Verdict::More => {
+                            if ready!(this.fill(cx))? > 0 {
+                                continue;
+                            }
+                            // The peer left: the crate sees what there is, and the end.
+                            if this.from == this.to {
+                                return Poll::Ready(Ok(()));
+                            }
+                            Inbound::Pass((this.to - this.from) as u64)
+                        }
+                    };
+                }
+                Inbound::Pass(0) | Inbound::Drop(0) => this.inbound = Inbound::Start,
+                Inbound::Pass(left) => {
+                    let left = *left;
+                    let passed = ready!(this.pass(left, cx, out))?;
+                    this.inbound = Inbound::Pass(left - passed);
+                    return Poll::Ready(Ok(()));
+                }
+                Inbound::Give { frame, at, drop } => {
+                    let take = out.remaining().min(frame.len() - *at);
+                    out.put_slice(&frame[*at..*at + take]);
+                    *at += take;
+                    if *at == frame.len() {
+                        this.inbound = Inbound::Drop(*drop);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Inbound::Drop(left) => {
+                    let left = *left;
+                    if this.from == this.to && ready!(this.fill(cx))? == 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                    let held = this.to - this.from;
+                    let take = usize::try_from(left).unwrap_or(usize::MAX).min(held);
+                    this.from += take;
+                    this.inbound = Inbound::Drop(left - take as u64);
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, bytes))?;
+        let ended = this
+            .outbound
+            .follow(&bytes[..written.min(bytes.len())])
+            .min(this.open);
+        if ended > 0 {
+            this.open -= ended;
+            this.traffic.answered(ended);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

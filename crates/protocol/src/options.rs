@@ -1,0 +1,585 @@
+//! What the operator configured, out of whichever message carried it.
+//!
+//! Owns the four types of options containerd's clients send and the keys of
+//! the TOML form. A key it does not know is a warning that names it; a value
+//! of the wrong type, or a type it does not know, is an error that names it.
+//! Nothing is guessed.
+
+use std::{fs::File, io::Read, path::Path};
+
+use protobuf::well_known_types::any::Any;
+use vigil_model::{Options, request::Checkpoint};
+
+use crate::{
+    Error,
+    error::shown,
+    wire::{Fields, Value},
+};
+
+/// containerd's options for runc, bare or behind any prefix.
+const RUNC: &str = "containerd.runc.v1.Options";
+/// The generic carrier of TOML.
+const GENERIC: &str = "runtimeoptions.v1.Options";
+/// The same under the name it had in CRI.
+const GENERIC_OLD: &str = "cri.runtimeoptions.v1.Options";
+/// What 1.x clients send for a runtime that is not called runc.
+const LEGACY: &str = "containerd.linux.runc.CreateOptions";
+/// Options of a Checkpoint request.
+const CHECKPOINT: &str = "containerd.runc.v1.CheckpointOptions";
+/// The same from 1.x clients.
+const CHECKPOINT_LEGACY: &str = "containerd.linux.runc.CheckpointOptions";
+
+/// Longest file of options that is read, in bytes.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Options with what is to be said about them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The options.
+    pub options: Options,
+    /// Sentences for the operator.
+    pub warnings: Vec<String>,
+}
+
+/// The name of a message: what follows the last `/` of its type URL.
+pub(crate) fn type_name(url: &str) -> &str {
+    url.rsplit_once('/').map_or(url, |(_, name)| name)
+}
+
+/// Whether an `Any` of this type carries runtime options.
+pub(crate) fn carries_options(url: &str) -> bool {
+    matches!(type_name(url), RUNC | GENERIC | GENERIC_OLD | LEGACY)
+}
+
+/// Decodes runtime options. `config_path` makes it read that file.
+///
+/// An `Any` without a type and without a value is what Go sends for *none*.
+pub(crate) fn decode(any: &Any) -> Result<Told, Error> {
+    match type_name(&any.type_url) {
+        RUNC => runc(&any.value).map(Told::quiet),
+        LEGACY => legacy(&any.value).map(Told::quiet),
+        GENERIC | GENERIC_OLD => generic(&any.value),
+        "" if any.value.is_empty() => Ok(Told::default()),
+        name => Err(Error::OptionsType { name: shown(name) }),
+    }
+}
+
+impl Told {
+    fn quiet(options: Options) -> Self {
+        Self {
+            options,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+fn runc(bytes: &[u8]) -> Result<Options, Error> {
+    let mut options = Options::default();
+    let mut fields = Fields::new(RUNC, bytes);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => options.no_pivot_root = fields.switch(value)?,
+            2 => options.no_new_keyring = fields.switch(value)?,
+            3 => options.shim_cgroup = fields.text(value)?,
+            4 => options.io_uid = fields.number(value)?,
+            5 => options.io_gid = fields.number(value)?,
+            6 => options.binary_name = fields.text(value)?,
+            7 => options.root = fields.text(value)?,
+            8 => options.criu_path = fields.text(value)?,
+            // proto3 does not write `false`: it is the same as not said.
+            9 => options.systemd_cgroup = fields.switch(value)?.then_some(true),
+            10 => options.criu_image_path = fields.text(value)?,
+            11 => options.criu_work_path = fields.text(value)?,
+            _ => {}
+        }
+    }
+    Ok(options)
+}
+
+/// The options of the v1 runtime: what has a counterpart is taken, the
+/// checkpoint's own fields (2 to 7) say nothing about a create.
+fn legacy(bytes: &[u8]) -> Result<Options, Error> {
+    let mut options = Options::default();
+    let mut fields = Fields::new(LEGACY, bytes);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => options.no_pivot_root = fields.switch(value)?,
+            8 => options.no_new_keyring = fields.switch(value)?,
+            9 => options.shim_cgroup = fields.text(value)?,
+            10 => options.io_uid = fields.number(value)?,
+            11 => options.io_gid = fields.number(value)?,
+            12 => options.criu_work_path = fields.text(value)?,
+            13 => options.criu_image_path = fields.text(value)?,
+            _ => {}
+        }
+    }
+    Ok(options)
+}
+
+fn generic(bytes: &[u8]) -> Result<Told, Error> {
+    let mut path = String::new();
+    let mut body: &[u8] = &[];
+    let mut fields = Fields::new(GENERIC, bytes);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            2 => path = fields.text(value)?,
+            3 => body = fields.bytes(value)?,
+            _ => {}
+        }
+    }
+    // The body counts only without a path (the rule stands in containerd's api.proto).
+    if path.is_empty() {
+        return toml("config_body", body);
+    }
+    toml(&path, &read(Path::new(&path))?)
+}
+
+/// Reads a file of options; never more than [`FILE_MAX`], never a fifo.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::OptionsRead {
+        path: path.to_owned(),
+        source,
+    };
+    let unfit = |says| Error::OptionsFile {
+        path: path.to_owned(),
+        says,
+    };
+    if !path.is_absolute() {
+        return Err(unfit("its path is not absolute"));
+    }
+    // Asked before it is opened: opening a fifo would wait for a writer.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(unfit("it is not a regular file"));
+    }
+    let mut body = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut body))
+        .map_err(failed)?;
+    if body.len() as u64 > FILE_MAX {
+        return Err(unfit("it is longer than 1 MiB"));
+    }
+    Ok(body)
+}
+
+/// Decodes the TOML form. The keys are the Go names, exactly.
+fn toml(origin: &str, body: &[u8]) -> Result<Told, Error> {
+    let failed = |source| Error::OptionsToml {
+        origin: shown(origin),
+        source: Box::new(source),
+    };
+    let text = std::str::from_utf8(body).map_err(|_| {
+        failed(<toml::de::Error as serde::de::Error>::custom(
+            "it is not UTF-8",
+        ))
+    })?;
+    let table: toml::Table = toml::from_str(text).map_err(failed)?;
+    let mut options = Options::default();
+    let mut unknown = Vec::new();
+    for (key, value) in table {
+        let entry = Entry {
+            origin,
+            value: &value,
+        };
+        match key.as_str() {
+            "BinaryName" => options.binary_name = entry.text("BinaryName")?,
+            "Root" => options.root = entry.text("Root")?,
+            "SystemdCgroup" => options.systemd_cgroup = Some(entry.switch("SystemdCgroup")?),
+            "NoPivotRoot" => options.no_pivot_root = entry.switch("NoPivotRoot")?,
+            "NoNewKeyring" => options.no_new_keyring = entry.switch("NoNewKeyring")?,
+            "ShimCgroup" => options.shim_cgroup = entry.text("ShimCgroup")?,
+            "IoUid" => options.io_uid = entry.number("IoUid")?,
+            "IoGid" => options.io_gid = entry.number("IoGid")?,
+            "CriuPath" => options.criu_path = entry.text("CriuPath")?,
+            "CriuImagePath" => options.criu_image_path = entry.text("CriuImagePath")?,
+            "CriuWorkPath" => options.criu_work_path = entry.text("CriuWorkPath")?,
+            _ => unknown.push(shown(&key)),
+        }
+    }
+    let mut told = Told::quiet(options);
+    if !unknown.is_empty() {
+        told.warnings.push(format!(
+            "runtime options of {}: unknown and ignored: {}",
+            shown(origin),
+            shown(&unknown.join(", "))
+        ));
+    }
+    Ok(told)
+}
+
+struct Entry<'a> {
+    origin: &'a str,
+    value: &'a toml::Value,
+}
+
+impl Entry<'_> {
+    fn text(&self, key: &'static str) -> Result<String, Error> {
+        match self.value {
+            toml::Value::String(text) => Ok(text.clone()),
+            _ => Err(self.wrong(key, "a string")),
+        }
+    }
+
+    fn switch(&self, key: &'static str) -> Result<bool, Error> {
+        match self.value {
+            toml::Value::Boolean(switch) => Ok(*switch),
+            _ => Err(self.wrong(key, "a boolean")),
+        }
+    }
+
+    fn number(&self, key: &'static str) -> Result<u32, Error> {
+        let wanted = "an integer from 0 to 4294967295";
+        match self.value {
+            toml::Value::Integer(number) => {
+                u32::try_from(*number).map_err(|_| self.wrong(key, wanted))
+            }
+            _ => Err(self.wrong(key, wanted)),
+        }
+    }
+
+    fn wrong(&self, key: &'static str, wanted: &'static str) -> Error {
+        Error::OptionsKey {
+            origin: shown(self.origin),
+            key,
+            wanted,
+            found: match self.value {
+                toml::Value::String(_) => "a string",
+                toml::Value::Integer(_) => "an integer",
+                toml::Value::Float(_) => "a float",
+                toml::Value::Boolean(_) => "a boolean",
+                toml::Value::Datetime(_) => "a date",
+                toml::Value::Array(_) => "an array",
+                toml::Value::Table(_) => "a table",
+            },
+        }
+    }
+}
+
+/// Decodes the options of a Checkpoint request; none are the defaults.
+pub(crate) fn checkpoint(path: String, any: Option<&Any>) -> Result<Checkpoint, Error> {
+    let mut checkpoint = Checkpoint {
+        path,
+        ..Checkpoint::default()
+    };
+    let Some(any) = any else {
+        return Ok(checkpoint);
+    };
+    let (name, image, work) = match type_name(&any.type_url) {
+        CHECKPOINT => (CHECKPOINT, 8, 9),
+        CHECKPOINT_LEGACY => (CHECKPOINT_LEGACY, 9, 8),
+        "" if any.value.is_empty() => return Ok(checkpoint),
+        name => return Err(Error::OptionsType { name: shown(name) }),
+    };
+    let mut fields = Fields::new(name, &any.value);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => checkpoint.exit = fields.switch(value)?,
+            2 => checkpoint.open_tcp = fields.switch(value)?,
+            3 => checkpoint.external_unix_sockets = fields.switch(value)?,
+            4 => checkpoint.terminal = fields.switch(value)?,
+            5 => checkpoint.file_locks = fields.switch(value)?,
+            6 => checkpoint.empty_namespaces.push(fields.text(value)?),
+            10 if name == CHECKPOINT => checkpoint.parent_path = fields.text(value)?,
+            _ if number == image => image_path(&mut checkpoint, &fields, value)?,
+            _ if number == work => checkpoint.work_path = fields.text(value)?,
+            _ => {}
+        }
+    }
+    Ok(checkpoint)
+}
+
+/// containerd moves the image path into the request; a client that talks to
+/// the shim directly may leave it in the options.
+fn image_path(
+    checkpoint: &mut Checkpoint,
+    fields: &Fields<'_>,
+    value: Value<'_>,
+) -> Result<(), Error> {
+    let path = fields.text(value)?;
+    if checkpoint.path.is_empty() {
+        checkpoint.path = path;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(url: &str, value: &[u8]) -> Any {
+        Any {
+            type_url: url.to_owned(),
+            value: value.to_vec(),
+            ..Any::default()
+        }
+    }
+
+    fn body(text: &str) -> Any {
+        let mut value = vec![0x1a];
+        let mut length = text.len();
+        while length >= 0x80 {
+            value.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
+            length >>= 7;
+        }
+        value.push(u8::try_from(length).unwrap());
+        value.extend_from_slice(text.as_bytes());
+        packed("runtimeoptions.v1.Options", &value)
+    }
+
+    fn path(text: &str) -> Any {
+        let mut value = vec![0x12, u8::try_from(text.len()).unwrap()];
+        value.extend_from_slice(text.as_bytes());
+        packed("runtimeoptions.v1.Options", &value)
+    }
+
+    #[test]
+    fn runcs_own_under_any_prefix() {
+        let bytes = b"\x08\x01\x10\x01\x1a\x03/sc\x20\xe8\x07\x28\xe9\x07\x32\x04crun\x3a\x02/r\
+            \x42\x02/c\x48\x01\x52\x02/i\x5a\x02/w\x62\x03u:a\x68\x03";
+        let wanted = Options {
+            binary_name: "crun".to_owned(),
+            root: "/r".to_owned(),
+            systemd_cgroup: Some(true),
+            no_pivot_root: true,
+            no_new_keyring: true,
+            shim_cgroup: "/sc".to_owned(),
+            io_uid: 1000,
+            io_gid: 1001,
+            criu_path: "/c".to_owned(),
+            criu_image_path: "/i".to_owned(),
+            criu_work_path: "/w".to_owned(),
+        };
+        for url in [
+            "containerd.runc.v1.Options",
+            "type.googleapis.com/containerd.runc.v1.Options",
+            "types.containerd.io/x/containerd.runc.v1.Options",
+        ] {
+            let told = decode(&packed(url, bytes)).unwrap();
+            assert_eq!(told, Told::quiet(wanted.clone()), "{url}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_the_default() {
+        for none in [
+            packed("", b""),
+            packed("containerd.runc.v1.Options", b""),
+            packed("containerd.runc.v1.Options", b"\x48\x00"),
+            packed("runtimeoptions.v1.Options", b""),
+            packed("runtimeoptions.v1.Options", b"\x0a\x01t"),
+            packed("containerd.linux.runc.CreateOptions", b"\x10\x01\x32\x01a"),
+            body("# only a comment\n"),
+        ] {
+            assert_eq!(decode(&none).unwrap(), Told::default(), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn the_legacy_form() {
+        let told = decode(&packed(
+            "containerd.linux.runc.CreateOptions",
+            b"\x08\x01\x40\x01\x4a\x03/sc\x50\x07\x58\x08\x62\x02/w\x6a\x02/i",
+        ))
+        .unwrap();
+        assert_eq!(
+            told.options,
+            Options {
+                no_pivot_root: true,
+                no_new_keyring: true,
+                shim_cgroup: "/sc".to_owned(),
+                io_uid: 7,
+                io_gid: 8,
+                criu_work_path: "/w".to_owned(),
+                criu_image_path: "/i".to_owned(),
+                ..Options::default()
+            }
+        );
+    }
+
+    #[test]
+    fn toml_with_every_key() {
+        let text = "BinaryName = \"/usr/bin/crun\"\nRoot = \"/r\"\nSystemdCgroup = false\n\
+            NoPivotRoot = true\nNoNewKeyring = true\nShimCgroup = \"/sc\"\nIoUid = 1000\n\
+            IoGid = 4294967295\nCriuPath = \"/c\"\nCriuImagePath = \"/i\"\nCriuWorkPath = \"/w\"\n";
+        let wanted = Options {
+            binary_name: "/usr/bin/crun".to_owned(),
+            root: "/r".to_owned(),
+            systemd_cgroup: Some(false),
+            no_pivot_root: true,
+            no_new_keyring: true,
+            shim_cgroup: "/sc".to_owned(),
+            io_uid: 1000,
+            io_gid: u32::MAX,
+            criu_path: "/c".to_owned(),
+            criu_image_path: "/i".to_owned(),
+            criu_work_path: "/w".to_owned(),
+        };
+        assert_eq!(decode(&body(text)).unwrap(), Told::quiet(wanted));
+    }
+
+    #[test]
+    fn unknown_keys_are_warned_of_by_name() {
+        let told = decode(&body("Root = \"/r\"\nColour = 3\n[Nested]\nx = 1\n")).unwrap();
+        assert_eq!(told.options.root, "/r");
+        assert_eq!(told.warnings.len(), 1);
+        assert!(told.warnings[0].contains("Colour"), "{told:?}");
+        assert!(told.warnings[0].contains("Nested"), "{told:?}");
+    }
+
+    #[test]
+    fn wrong_types_name_key_and_type() {
+        for (text, key, wanted, found) in [
+            ("BinaryName = 1", "BinaryName", "a string", "an integer"),
+            ("Root = true", "Root", "a string", "a boolean"),
+            (
+                "SystemdCgroup = \"true\"",
+                "SystemdCgroup",
+                "a boolean",
+                "a string",
+            ),
+            ("NoPivotRoot = 1", "NoPivotRoot", "a boolean", "an integer"),
+            ("ShimCgroup = [1]", "ShimCgroup", "a string", "an array"),
+            (
+                "IoUid = 1.5",
+                "IoUid",
+                "an integer from 0 to 4294967295",
+                "a float",
+            ),
+            (
+                "IoGid = -1",
+                "IoGid",
+                "an integer from 0 to 4294967295",
+                "an integer",
+            ),
+            ("[CriuPath]\nx = 1", "CriuPath", "a string", "a table"),
+            ("Root = 2020-01-01", "Root", "a string", "a date"),
+        ] {
+            let error = decode(&body(text)).unwrap_err();
+            assert!(
+                matches!(
+                    &error,
+                    Error::OptionsKey { key: k, wanted: w, found: f, .. }
+                        if *k == key && *w == wanted && *f == found
+                ),
+                "{text}: {error:?}"
+            );
+            let refusal = error.refusal("Create");
+            assert_eq!(refusal.kind, vigil_model::Kind::InvalidArgument);
+            assert!(refusal.says.contains(key) && refusal.says.contains(found));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        let unknown = decode(&packed("type.googleapis.com/foo.Options", b"")).unwrap_err();
+        assert!(matches!(&unknown, Error::OptionsType { name } if name == "foo.Options"));
+        assert!(matches!(
+            decode(&packed("", b"x")),
+            Err(Error::OptionsType { .. })
+        ));
+        assert!(matches!(
+            decode(&packed("containerd.runc.v1.Options", b"\x0a\x01a")),
+            Err(Error::OptionsDecode { .. })
+        ));
+        assert!(matches!(
+            decode(&packed("containerd.runc.v1.Options", b"\x32\x02\xff\xfe")),
+            Err(Error::OptionsDecode { .. })
+        ));
+        assert!(matches!(
+            decode(&packed("runtimeoptions.v1.Options", b"\x1a\x09ab")),
+            Err(Error::OptionsDecode { .. })
+        ));
+        assert!(matches!(
+            decode(&body("not toml")),
+            Err(Error::OptionsToml { .. })
+        ));
+        let not_text = packed("runtimeoptions.v1.Options", b"\x1a\x02\xff\xfe");
+        assert!(matches!(decode(&not_text), Err(Error::OptionsToml { .. })));
+    }
+
+    #[test]
+    fn a_file_is_read_and_wins_over_the_body() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("o.toml");
+        std::fs::write(&file, "Root = \"/from-file\"\nOdd = 1\n").unwrap();
+        let name = file.to_str().unwrap();
+        let mut both = path(name);
+        both.value
+            .extend_from_slice(&body("Root = \"/from-body\"").value);
+        let told = decode(&both).unwrap();
+        assert_eq!(told.options.root, "/from-file");
+        assert!(told.warnings[0].contains("o.toml"), "{told:?}");
+
+        std::fs::write(&file, vec![b'#'; (1 << 20) + 1]).unwrap();
+        assert!(matches!(
+            decode(&path(name)),
+            Err(Error::OptionsFile { .. })
+        ));
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(
+            decode(&path(name)),
+            Err(Error::OptionsRead { .. })
+        ));
+        for unfit in [dir.path().to_str().unwrap(), "/dev/null", "relative.toml"] {
+            assert!(
+                matches!(decode(&path(unfit)), Err(Error::OptionsFile { .. })),
+                "{unfit}"
+            );
+        }
+    }
+
+    #[test]
+    fn checkpoints_options() {
+        let fields =
+            b"\x08\x01\x10\x01\x18\x01\x20\x01\x28\x01\x32\x07network\x32\x03ipc\x3a\x04soft\
+            \x42\x02/8\x4a\x02/9";
+        let mut wanted = Checkpoint {
+            path: "/p".to_owned(),
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".to_owned(), "ipc".to_owned()],
+            work_path: "/9".to_owned(),
+            parent_path: String::new(),
+        };
+        let modern = packed("containerd.runc.v1.CheckpointOptions", fields);
+        assert_eq!(checkpoint("/p".to_owned(), Some(&modern)).unwrap(), wanted);
+        assert_eq!(checkpoint(String::new(), Some(&modern)).unwrap().path, "/8");
+        wanted.work_path = "/8".to_owned();
+        let legacy = packed("x/containerd.linux.runc.CheckpointOptions", fields);
+        assert_eq!(checkpoint("/p".to_owned(), Some(&legacy)).unwrap(), wanted);
+        let parent = packed("containerd.runc.v1.CheckpointOptions", b"\x52\x03/pp");
+        assert_eq!(
+            checkpoint(String::new(), Some(&parent))
+                .unwrap()
+                .parent_path,
+            "/pp"
+        );
+        assert_eq!(
+            checkpoint(String::new(), None).unwrap(),
+            Checkpoint::default()
+        );
+        assert!(matches!(
+            checkpoint(
+                String::new(),
+                Some(&packed("containerd.runc.v1.Options", b""))
+            ),
+            Err(Error::OptionsType { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(value in proptest::collection::vec(any::<u8>(), 0..64)) {
+            for url in [RUNC, GENERIC, LEGACY] {
+                let _ = decode(&packed(url, &value));
+            }
+            let _ = checkpoint(String::new(), Some(&packed(CHECKPOINT, &value)));
+        }
+    }
+}

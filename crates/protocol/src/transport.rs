@@ -1,0 +1,159 @@
+//! The Task service over connections that arrive one by one.
+//!
+//! Owns the ttrpc server and the count of what is still unsaid. There is no
+//! listener here, so no accept that could fail in a loop: connections are
+//! handed in by whoever has them.
+
+use std::{
+    io,
+    os::unix::net::UnixStream as StdUnixStream,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, mpsc},
+};
+use ttrpc::r#async::transport::Listener;
+
+use crate::{
+    Error,
+    frames::Mended,
+    service::{Ask, services},
+};
+
+/// Connections that may wait to be taken up.
+const WAITING_MAX: usize = 16;
+
+/// What is under way on all connections together.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Requests that came in and whose answers have not gone out.
+    unanswered: AtomicUsize,
+    /// Requests somebody is being asked about.
+    asking: AtomicUsize,
+    changed: Notify,
+}
+
+impl Traffic {
+    /// A request came in.
+    pub(crate) fn asked(&self) {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Answers went out, or will never.
+    pub(crate) fn answered(&self, count: usize) {
+        if count > 0 {
+            self.unanswered.fetch_sub(count, Ordering::Relaxed);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Marks a request as being asked about until the value is dropped.
+    pub(crate) fn asking(self: &Arc<Self>) -> Asking {
+        self.asking.fetch_add(1, Ordering::Relaxed);
+        Asking(Arc::clone(self))
+    }
+
+    /// Whether each answer that was given has gone out.
+    fn quiet(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) <= self.asking.load(Ordering::Relaxed)
+    }
+}
+
+/// A request somebody is being asked about.
+pub(crate) struct Asking(Arc<Traffic>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.asking.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// The connections handed in, as the ttrpc crate wants them.
+struct Arrivals {
+    waiting: mpsc::Receiver<UnixStream>,
+    traffic: Arc<Traffic>,
+}
+
+impl Stream for Arrivals {
+    type Item = io::Result<Mended<UnixStream>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        this.waiting
+            .poll_recv(cx)
+            .map(|stream| stream.map(|stream| Ok(Mended::new(stream, Arc::clone(&this.traffic)))))
+    }
+}
+
+/// The Task service, serving until it is dropped.
+///
+/// Must be made and used inside a tokio runtime with I/O and time.
+pub struct Server {
+    /// Ends its connections when it is dropped.
+    _inner: ttrpc::r#async::Server,
+    waiting: mpsc::Sender<UnixStream>,
+    traffic: Arc<Traffic>,
+}
+
+impl Server {
+    /// Starts to serve, so far on no connection.
+    pub async fn start<A: Ask + 'static>(ask: Arc<A>) -> Result<Self, Error> {
+        let traffic = Arc::new(Traffic::default());
+        let (waiting, arrivals) = mpsc::channel(WAITING_MAX);
+        let mut inner = ttrpc::r#async::Server::new()
+            .register_service(services(&ask, &traffic))
+            .add_listener(Listener::new(Arrivals {
+                waiting: arrivals,
+                traffic: Arc::clone(&traffic),
+            }));
+        inner
+            .start()
+            .await
+            .map_err(|source| Error::ServerStart { source })?;
+        Ok(Self {
+            _inner: inner,
+            waiting,
+            traffic,
+        })
+    }
+
+    /// Serves one more connection until its peer ends it.
+    pub async fn add(&self, stream: StdUnixStream) -> Result<(), Error> {
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream))
+            .map_err(|source| Error::ServerAdd { source })?;
+        self.waiting
+            .send(stream)
+            .await
+            .map_err(|_| Error::ServerEnded)
+    }
+
+    /// Waits, at most for `limit`, until every answer that was given has been
+    /// written to its connection; requests nobody has answered yet (a Wait)
+    /// do not count. Returns whether it is so. To be called before leaving.
+    pub async fn flushed(&self, limit: Duration) -> bool {
+        let quiet = async {
+            loop {
+                let changed = self.traffic.changed.notified();
+                let mut changed = pin!(changed);
+                changed.as_mut().enable();
+                if self.traffic.quiet() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(limit, quiet).await.is_ok()
+    }
+}
