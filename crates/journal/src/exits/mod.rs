@@ -1,0 +1,163 @@
+//! The exit records: how each process below the reaper ended.
+//!
+//! Owns the layout of a memory the reaper shares with the shim and, as a file,
+//! with `delete`: recording is a handful of stores and cannot fail. It must
+//! never map memory, allocate while recording, or let a reader see half a
+//! record, wherever the reaper was killed.
+
+mod read;
+mod record;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use read::{Exits, Slot};
+pub use record::{Kept, PinError, Recorder};
+pub use snapshot::{Snapshot, create, read};
+
+use std::io;
+use std::path::PathBuf;
+
+/// Slots for processes the shim has registered.
+pub const PINNED: usize = 1022;
+/// Deaths of other processes that are remembered.
+pub const RING: usize = 256;
+/// Bytes of the file and of the mapping: ten pages.
+pub const BYTES: usize = WORDS * 8;
+
+/// The layout in 64-bit words: head, slots, ring.
+pub(crate) mod layout {
+    use super::{PINNED, RING};
+
+    /// [`MAGIC_VALUE`], stored last when the memory is formatted.
+    pub(crate) const MAGIC: usize = 0;
+    /// Version of the layout.
+    pub(crate) const VERSION: usize = 1;
+    /// Deaths that have gone to the ring so far.
+    pub(crate) const RING_SEQ: usize = 2;
+    /// The boot id's 36 bytes, then zeros.
+    pub(crate) const BOOT: usize = 3;
+    pub(crate) const BOOT_WORDS: usize = 5;
+    /// The pinned slots.
+    pub(crate) const SLOTS: usize = BOOT + BOOT_WORDS;
+    /// The ring.
+    pub(crate) const RING_START: usize = SLOTS + PINNED * ENTRY;
+    /// Words of a slot and of a ring entry alike.
+    pub(crate) const ENTRY: usize = 4;
+    /// Words in all.
+    pub(crate) const WORDS: usize = RING_START + RING * ENTRY;
+
+    // Within an entry. The commit word decides whether the others mean anything.
+    pub(crate) const COMMIT: usize = 0;
+    pub(crate) const TICKS: usize = 1;
+    /// Pid in the upper half, nanoseconds in the lower.
+    pub(crate) const PID_NANOS: usize = 2;
+    pub(crate) const SECS: usize = 3;
+
+    pub(crate) const MAGIC_VALUE: u64 = u64::from_ne_bytes(*b"VIGILEX\n");
+    pub(crate) const VERSION_VALUE: u64 = 1;
+
+    // A slot's commit word: state (8 bits), turn (24), status (32). The turn
+    // goes up with each change, so no value comes back while it is looked at.
+    pub(crate) const FREE: u64 = 0;
+    pub(crate) const WAITING: u64 = 1;
+    pub(crate) const DEAD: u64 = 2;
+    pub(crate) const STATE_SHIFT: u32 = 56;
+    pub(crate) const TURN_SHIFT: u32 = 32;
+    pub(crate) const TURN_MASK: u64 = 0xff_ffff;
+
+    // A ring entry's commit word: taken (1 bit), the low 31 bits of the
+    // sequence number, status (32).
+    pub(crate) const TAKEN: u64 = 1 << 63;
+    pub(crate) const SEQ_SHIFT: u32 = 32;
+    pub(crate) const SEQ_BITS: u32 = 31;
+    pub(crate) const SEQ_MASK: u64 = (1 << SEQ_BITS) - 1;
+}
+
+/// 64-bit words of the mapping.
+pub const WORDS: usize = layout::WORDS;
+
+const _: () = assert!(BYTES == 10 * 4096);
+
+/// One process's end, as `waitid` told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death {
+    /// Its pid, in the reaper's pid namespace.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`, or 0 if that could not be read.
+    pub start_ticks: u64,
+    /// The status as `waitpid` gives it, undecoded.
+    pub status: i32,
+    /// When the reaper saw it: seconds after 1970 …
+    pub at_secs: i64,
+    /// … and nanoseconds.
+    pub at_nanos: u32,
+}
+
+impl Death {
+    /// Whether this can be the end of that process. 0 is an unknown start, on
+    /// either side.
+    pub fn is_of(&self, pid: u32, start_ticks: u64) -> bool {
+        self.pid == pid && same_start(self.start_ticks, start_ticks)
+    }
+}
+
+pub(crate) fn same_start(a: u64, b: u64) -> bool {
+    a == b || a == 0 || b == 0
+}
+
+/// Why there are no exit records to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ExitsError {
+    /// Not the one size they have.
+    #[error("exit records of {len} bytes instead of {BYTES}")]
+    Size {
+        /// How many bytes there are.
+        len: u64,
+    },
+    /// The memory was never formatted, or is another's.
+    #[error("not exit records")]
+    Foreign,
+    /// Written by a later Vigil.
+    #[error(
+        "exit records of version {version}, versions up to {} are known here",
+        layout::VERSION_VALUE
+    )]
+    Newer {
+        /// That version.
+        version: u64,
+    },
+    /// The head makes no sense.
+    #[error("the exit records' head is damaged")]
+    Damaged,
+    /// A directory, fifo, link or device has the name.
+    #[error("{path}: not a regular file")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be created in full; nothing of it is left.
+    #[error("{path}: cannot create the exit records")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The file could not be read.
+    #[error("{path}: cannot read the exit records")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The reaper wrote whenever the file was read.
+    #[error("{path}: the exit records did not hold still for two readings")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,104 @@
+//! The real file system behind the seam.
+//!
+//! Owns how files are opened: readable by root alone, close-on-exec (the
+//! standard library's rule), never through a fifo or a directory. Opening a
+//! fifo for reading would wait for its writer, so the type is asked first.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::storage::{Directory, Storage};
+
+/// A file on a real file system.
+#[derive(Debug)]
+pub struct DiskFile(pub(crate) File);
+
+impl Storage for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// A directory on a real file system, known by its path.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// The directory at `path`; nothing is opened yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Folder(path.into())
+    }
+}
+
+impl Directory for Folder {
+    type File = DiskFile;
+
+    fn create(&self, name: &str) -> io::Result<DiskFile> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.0.join(name))
+            .map(DiskFile)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.0.join(from), self.0.join(to))
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::hard_link(self.0.join(from), self.0.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.0.join(name))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.0)?.sync_all()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+/// Opens what must be a regular file, for reading and, if asked, writing.
+pub(crate) fn open_regular(path: &Path, write: bool) -> Result<DiskFile, Error> {
+    let failed = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let kind = fs::symlink_metadata(path).map_err(failed)?.file_type();
+    if !kind.is_file() {
+        return Err(Error::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(path)
+        .map(DiskFile)
+        .map_err(failed)
+}

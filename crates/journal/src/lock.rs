@@ -1,0 +1,107 @@
+//! The `lock` file: free exactly when both processes of a pair are gone.
+//!
+//! Owns how it is taken. The lock belongs to the open file description, which
+//! `start` makes and which the reaper and every shim inherit; the kernel frees
+//! it when the last copy is closed, however its holders died. It must never be
+//! renamed, removed while held, or taken by opening the file a second time
+//! (that would be another description, hence another lock).
+//!
+//! The descriptor is close-on-exec: it passes a `fork` (to the reaper) by
+//! itself and an `exec` (to a shim) only where the spawn passes it on
+//! explicitly. runc and the workers must not get it: a container's init that
+//! inherits it would hold the lock as long as it lives.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// A process of a pair is alive and has it.
+    #[error("{path}: held by a living pair")]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The file could not be made, opened or locked.
+    #[error("{path}: cannot take the lock")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Makes the file if there is none and takes the lock, or says at once that it
+/// is held. The lock lasts as long as any copy of the returned descriptor.
+pub fn hold(path: &Path) -> Result<File, LockError> {
+    let failed = |source| LockError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LockError::Held {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::LOCK;
+
+    #[test]
+    fn the_lock_is_free_when_the_last_copy_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let first = hold(&path).unwrap();
+        let copy = first.try_clone().unwrap();
+        assert!(matches!(hold(&path), Err(LockError::Held { .. })));
+        drop(first);
+        assert!(matches!(hold(&path), Err(LockError::Held { .. })));
+        drop(copy);
+        drop(hold(&path).unwrap());
+    }
+
+    #[test]
+    fn a_killed_holder_frees_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let held = hold(&path).unwrap();
+        // The child gets the description as its stdin, as a shim gets its copy.
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(held)
+            .spawn()
+            .unwrap();
+        let while_alive = hold(&path);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(while_alive, Err(LockError::Held { .. })));
+        hold(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_or_a_missing_bundle_is_an_error_with_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("no/lock")] {
+            let error = hold(&path).unwrap_err();
+            assert!(matches!(&error, LockError::Io { path: p, .. } if *p == path));
+        }
+    }
+}

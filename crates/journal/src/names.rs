@@ -1,0 +1,20 @@
+//! The names of Vigil's files in a bundle, each written in one place only.
+//!
+//! A file under a name of this page is never renamed to another name of this
+//! page; the side names exist only while their file is being replaced.
+
+/// The journal, written by the shim alone.
+pub const JOURNAL: &str = "journal";
+/// Follows a file's name while its replacement is written beside it.
+pub const SIDE_SUFFIX: &str = ".new";
+/// Follows a journal's name, and is followed by its generation, where a
+/// journal with a bad middle is kept.
+pub const BAD_SUFFIX: &str = ".bad-";
+/// The exit records, written by the reaper alone.
+pub const EXITS: &str = "exits";
+/// The incarnations of the reaper and of the shim now serving.
+pub const PAIR: &str = "pair";
+/// Free exactly when both processes of the pair are gone. Never renamed.
+pub const LOCK: &str = "lock";
+/// containerd's: the address of the shim's socket.
+pub const ADDRESS: &str = "address";

@@ -1,0 +1,292 @@
+//! The `pair` file: which two processes serve this container.
+//!
+//! Owned by the reaper, read by `delete`, which kills through pidfds checked
+//! against it. It must never be believed in part: a file that is cut, mixed or
+//! of another version yields an error, and then nobody is signalled.
+
+use std::fmt::{self, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::boot::BootId;
+use crate::file::open_regular;
+use crate::names::SIDE_SUFFIX;
+use crate::storage::Storage;
+
+/// Bytes of every `pair` file: the text, then newlines. One size, below a
+/// page, so that it can be overwritten in place when the file system is full.
+pub const PAIR_BYTES: usize = 512;
+
+const TITLE: &str = "vigil-pair";
+const VERSION: u16 = 1;
+
+/// One process, as the kernel told it apart from all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incarnation {
+    /// Its pid, in the pid namespace `pid_ns`.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks after boot.
+    pub start_ticks: u64,
+    /// Inode of that pid namespace.
+    pub pid_ns: u64,
+    /// The boot it ran in.
+    pub boot: BootId,
+    /// Inode of its pidfd where pidfs exists (Linux 6.9).
+    pub pidfd_inode: Option<u64>,
+}
+
+/// The reaper, and the shim it has started last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    /// The parent of everything.
+    pub reaper: Incarnation,
+    /// `None` between two shims.
+    pub shim: Option<Incarnation>,
+}
+
+/// Why there is no pair to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PairError {
+    /// The file could not be opened or read.
+    #[error("{path}: cannot read the pair")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, fifo, link or device has its name.
+    #[error("{path}: not a regular file")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be written; the old one is still there.
+    #[error("{path}: cannot write the pair")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes are no pair.
+    #[error("{path}: not a pair")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: ParseError,
+    },
+}
+
+/// What is wrong with the bytes of a pair.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// Not the one size a pair has: cut, or never ours.
+    #[error("{len} bytes instead of {PAIR_BYTES}")]
+    Size {
+        /// How many there are.
+        len: usize,
+    },
+    /// Does not begin as a pair does.
+    #[error("no line `{TITLE} <version>` at its beginning")]
+    Foreign,
+    /// Written by a later Vigil.
+    #[error("version {version}, versions up to {VERSION} are known here")]
+    Newer {
+        /// That version.
+        version: u16,
+    },
+    /// The checksum in the last line does not fit: damaged, or mixed of two.
+    #[error("the checksum does not fit")]
+    Sum,
+    /// A line is not what this version writes there.
+    #[error("line {line} is malformed")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+    },
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Incarnation {
+            pid,
+            start_ticks,
+            pid_ns,
+            boot,
+            pidfd_inode,
+        } = self;
+        write!(
+            f,
+            "pid={pid} start={start_ticks} pidns={pid_ns} boot={boot}"
+        )?;
+        match pidfd_inode {
+            Some(inode) => write!(f, " pidfd={inode}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Incarnation {
+    /// The fields, all of them, in this order, once.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split(' ');
+        let mut field = |key: &str| fields.next()?.strip_prefix(key)?.strip_prefix('=');
+        let incarnation = Incarnation {
+            pid: number(field("pid")?)?,
+            start_ticks: number(field("start")?)?,
+            pid_ns: number(field("pidns")?)?,
+            boot: BootId::from_bytes(field("boot")?.as_bytes())?,
+            pidfd_inode: match fields.next() {
+                None => None,
+                Some(last) => Some(number(last.strip_prefix("pidfd=")?)?),
+            },
+        };
+        (fields.next().is_none() && incarnation.pid != 0).then_some(incarnation)
+    }
+}
+
+/// Digits only: `parse` alone would take a sign.
+fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+impl Pair {
+    /// The file's bytes.
+    pub fn to_bytes(&self) -> [u8; PAIR_BYTES] {
+        let mut text = String::with_capacity(PAIR_BYTES);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{TITLE} {VERSION}");
+        let _ = writeln!(text, "reaper {}", self.reaper);
+        if let Some(shim) = &self.shim {
+            let _ = writeln!(text, "shim {shim}");
+        }
+        let sum = crc32c::crc32c(text.as_bytes());
+        let _ = writeln!(text, "sum {sum:08x}");
+        let mut bytes = [b'\n'; PAIR_BYTES];
+        for (to, from) in bytes.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        bytes
+    }
+
+    /// Takes exactly what [`Pair::to_bytes`] gives.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        // The title first: of a later version not even the size is known.
+        let title_end = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .unwrap_or(bytes.len());
+        let version = std::str::from_utf8(&bytes[..title_end])
+            .ok()
+            .and_then(|line| number(line.strip_prefix(TITLE)?.strip_prefix(' ')?))
+            .ok_or(ParseError::Foreign)?;
+        if version > VERSION {
+            return Err(ParseError::Newer { version });
+        }
+        if version == 0 {
+            return Err(ParseError::Foreign);
+        }
+        if bytes.len() != PAIR_BYTES {
+            return Err(ParseError::Size { len: bytes.len() });
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| ParseError::Sum)?;
+        let (body, sum) = text
+            .trim_end_matches('\n')
+            .rsplit_once("\nsum ")
+            .ok_or(ParseError::Sum)?;
+        // The sum covers the newline that the split took away.
+        let covered = &bytes[..=body.len()];
+        if sum != format!("{:08x}", crc32c::crc32c(covered)) {
+            return Err(ParseError::Sum);
+        }
+        let lines: Vec<&str> = body.split('\n').skip(1).collect();
+        let who = |line: usize, role: &str| {
+            lines
+                .get(line)
+                .and_then(|text| Incarnation::parse(text.strip_prefix(role)?.strip_prefix(' ')?))
+                .ok_or(ParseError::Line { line: line + 2 })
+        };
+        let pair = Pair {
+            reaper: who(0, "reaper")?,
+            shim: (lines.len() > 1).then(|| who(1, "shim")).transpose()?,
+        };
+        if lines.len() > 2 {
+            return Err(ParseError::Line { line: 4 });
+        }
+        Ok(pair)
+    }
+
+    /// Replaces the file at `path`, by way of a side name and a rename. If the
+    /// file system has no room for the side file, the old file is overwritten
+    /// in place: same size, one write within a page, and the checksum tells a
+    /// mixture apart.
+    pub fn write(&self, path: &Path) -> Result<(), PairError> {
+        let bytes = self.to_bytes();
+        let mut side = path.as_os_str().to_owned();
+        side.push(SIDE_SUFFIX);
+        let side = PathBuf::from(side);
+        let result = write_new(&side, &bytes).and_then(|()| fs::rename(&side, path));
+        let result = result.or_else(|error| {
+            let _ = fs::remove_file(&side);
+            match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenOptions::new()
+                    .write(true)
+                    .open(path)?
+                    .write_all_at(&bytes, 0),
+                _ => Err(error),
+            }
+        });
+        result.map_err(|source| PairError::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Reads and checks the file at `path`.
+    pub fn read(path: &Path) -> Result<Self, PairError> {
+        let failed = |source| PairError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = open_regular(path, false).map_err(|error| match error {
+            crate::Error::Open { path, source } => PairError::Read { path, source },
+            _ => PairError::NotAFile {
+                path: path.to_owned(),
+            },
+        })?;
+        // One byte more than there may be, to see that there are too many.
+        let mut bytes = [0; PAIR_BYTES + 1];
+        let mut have = 0;
+        while have < bytes.len() {
+            match file.read_at(&mut bytes[have..], have as u64) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Pair::parse(&bytes[..have]).map_err(|source| PairError::Parse {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all_at(bytes, 0)
+}
