@@ -39,6 +39,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A cgroup that must not be touched.
+    #[error("{path} is not this container's alone", path = path.display())]
+    NotOurs {
+        /// Its directory.
+        path: PathBuf,
+    },
     /// A file is larger than anything it may be.
     #[error("{path} is larger than {max} bytes", path = path.display())]
     TooLarge {

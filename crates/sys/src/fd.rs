@@ -71,6 +71,19 @@ pub fn memfd(name: &CStr) -> Result<OwnedFd> {
     nix::sys::memfd::memfd_create(name, MFdFlags::MFD_CLOEXEC)
 }
 
+/// An anonymous file that cannot hold more than `size` bytes, for what a
+/// program prints: writing beyond is EPERM, and memory is used as it is filled.
+/// Its length is `size` from the start; what was not written reads as zeroes.
+/// Appending (`O_APPEND`) to it always fails.
+pub fn memfd_capped(name: &CStr, size: usize) -> Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = nix::sys::memfd::memfd_create(name, flags)?;
+    nix::unistd::ftruncate(&fd, i64::try_from(size).map_err(|_| Errno::EINVAL)?)?;
+    let seals = nix::fcntl::SealFlag::F_SEAL_GROW | nix::fcntl::SealFlag::F_SEAL_SHRINK;
+    nix::fcntl::fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(fd)
+}
+
 /// An anonymous file holding `content`, its offset at the start.
 pub fn memfd_with(name: &CStr, content: &[u8]) -> Result<OwnedFd> {
     let mut file = std::fs::File::from(memfd(name)?);
@@ -256,6 +269,20 @@ mod tests {
         set_nonblocking(&r, false).unwrap();
         let flags = OFlag::from_bits_retain(nix::fcntl::fcntl(&r, FcntlArg::F_GETFL).unwrap());
         assert!(!flags.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn a_capped_memfd_takes_no_more() {
+        let m = memfd_capped(c"t", 4).unwrap();
+        assert_eq!(nix::unistd::write(&m, b"abc"), Ok(3));
+        assert!(matches!(
+            nix::unistd::write(&m, b"defg"),
+            Err(Errno::EPERM) | Ok(1)
+        ));
+        assert_eq!(
+            nix::unistd::lseek(&m, 0, nix::unistd::Whence::SeekEnd),
+            Ok(4)
+        );
     }
 
     #[test]

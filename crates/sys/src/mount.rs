@@ -67,7 +67,14 @@ pub fn open_inside(root: &Path, path: &Path) -> Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    nix::fcntl::openat2(root, path, how)
+    // EAGAIN: something was renamed meanwhile, and `..` could not be trusted.
+    for _ in 0..16 {
+        match nix::fcntl::openat2(&root, path, how) {
+            Err(Errno::EAGAIN) => {}
+            answer => return answer,
+        }
+    }
+    Err(Errno::EAGAIN)
 }
 
 /// A path by which the kernel finds what `fd` is open on.

@@ -84,6 +84,15 @@ pub fn exit_status(fd: impl AsFd) -> Result<Option<i32>> {
 /// Reaps a child of ours if it is dead: its raw wait status, or `None` while
 /// it runs. `ECHILD`: not our child, or reaped before.
 pub fn wait(fd: impl AsFd) -> Result<Option<i32>> {
+    wait_id(fd, libc::WEXITED | libc::WNOHANG)
+}
+
+/// As [`wait`], but leaves the child to be reaped later.
+pub fn peek(fd: impl AsFd) -> Result<Option<i32>> {
+    wait_id(fd, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+}
+
+fn wait_id(fd: impl AsFd, options: libc::c_int) -> Result<Option<i32>> {
     loop {
         // SAFETY: siginfo_t is plain memory, for which zero is a value.
         let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -93,7 +102,7 @@ pub fn wait(fd: impl AsFd) -> Result<Option<i32>> {
                 libc::P_PIDFD,
                 fd.as_fd().as_raw_fd().cast_unsigned(),
                 &raw mut seen,
-                libc::WEXITED | libc::WNOHANG,
+                options,
             )
         };
         match Errno::result(answer) {
@@ -147,6 +156,7 @@ mod tests {
             assert!(crate::fd::wait_readable(&fd, LONG).unwrap());
             assert!(is_dead(&fd).unwrap());
             assert_eq!(exit_status(&fd).unwrap(), None, "not reaped yet");
+            assert_eq!(peek(&fd).unwrap().map(ExitStatus::from_raw), Some(expected));
             assert_eq!(wait(&fd).unwrap().map(ExitStatus::from_raw), Some(expected));
             assert_eq!(wait(&fd), Err(Errno::ECHILD));
             assert_eq!(send_signal(&fd, 0), Err(Errno::ESRCH));
