@@ -3,6 +3,11 @@
 //! Owns the shapes containerd expects. An answer that does not fit its request
 //! is a fault of ours and is said as one.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "one signature for the table of methods; some take the answer apart"
+)]
+
 use containerd_shim_protos::{
     api,
     shim::oci::ProcessDetails,

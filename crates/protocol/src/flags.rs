@@ -126,10 +126,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Err
             });
         }
     };
-    check(raw, action)
+    check(raw, action.as_deref())
 }
 
-fn check(raw: Raw, action: Option<String>) -> Result<Invocation, Error> {
+fn check(raw: Raw, action: Option<&str>) -> Result<Invocation, Error> {
     let [debug, info, v, version] = raw.switches;
     if v || version {
         return Ok(Invocation::Version);
@@ -148,7 +148,7 @@ fn check(raw: Raw, action: Option<String>) -> Result<Invocation, Error> {
     ] = raw.texts;
     let namespace =
         Namespace::new(namespace).map_err(|source| Error::NamespaceUnusable { source })?;
-    let action = match action.as_deref() {
+    let action = match action {
         Some("start") => Action::Start,
         Some("delete") => Action::Delete,
         Some("serve") => Action::Serve,

@@ -113,14 +113,11 @@ enum Inbound {
     Start,
     /// Inside a frame that passes, this many bytes before its end.
     Pass(u64),
-    /// Giving the replacement, then dropping this many bytes.
-    Give {
-        frame: Vec<u8>,
-        at: usize,
-        drop: u64,
-    },
-    /// Dropping this many bytes.
-    Drop(u64),
+    /// Dropping this many bytes, then giving the replacement: a client that is
+    /// answered while it still writes takes the connection for broken.
+    Drop { left: u64, then: Vec<u8> },
+    /// Giving the replacement.
+    Give { frame: Vec<u8>, at: usize },
 }
 
 /// Where the outbound side stands.
@@ -273,10 +270,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                     }
                     this.inbound = match verdict {
                         Verdict::Pass(length) => Inbound::Pass(length),
-                        Verdict::Replace { length, with } => Inbound::Give {
-                            frame: with,
-                            at: 0,
-                            drop: length,
+                        Verdict::Replace { length, with } => Inbound::Drop {
+                            left: length,
+                            then: with,
                         },
                         Verdict::More => {
                             if ready!(this.fill(cx))? > 0 {
@@ -290,23 +286,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                         }
                     };
                 }
-                Inbound::Pass(0) | Inbound::Drop(0) => this.inbound = Inbound::Start,
+                Inbound::Pass(0) => this.inbound = Inbound::Start,
                 Inbound::Pass(left) => {
                     let left = *left;
                     let passed = ready!(this.pass(left, cx, out))?;
                     this.inbound = Inbound::Pass(left - passed);
                     return Poll::Ready(Ok(()));
                 }
-                Inbound::Give { frame, at, drop } => {
-                    let take = out.remaining().min(frame.len() - *at);
-                    out.put_slice(&frame[*at..*at + take]);
-                    *at += take;
-                    if *at == frame.len() {
-                        this.inbound = Inbound::Drop(*drop);
-                    }
-                    return Poll::Ready(Ok(()));
+                Inbound::Drop { left: 0, then } => {
+                    this.inbound = Inbound::Give {
+                        frame: std::mem::take(then),
+                        at: 0,
+                    };
                 }
-                Inbound::Drop(left) => {
+                Inbound::Drop { left, .. } => {
                     let left = *left;
                     if this.from == this.to && ready!(this.fill(cx))? == 0 {
                         return Poll::Ready(Ok(()));
@@ -314,7 +307,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                     let held = this.to - this.from;
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(held);
                     this.from += take;
-                    this.inbound = Inbound::Drop(left - take as u64);
+                    if let Inbound::Drop { left, .. } = &mut this.inbound {
+                        *left -= take as u64;
+                    }
+                }
+                Inbound::Give { frame, at } => {
+                    let take = out.remaining().min(frame.len() - *at);
+                    out.put_slice(&frame[*at..*at + take]);
+                    *at += take;
+                    if *at == frame.len() {
+                        this.inbound = Inbound::Start;
+                    }
+                    return Poll::Ready(Ok(()));
                 }
             }
         }
@@ -348,3 +352,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

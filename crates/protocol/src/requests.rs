@@ -47,13 +47,13 @@ fn known(id: String) -> Result<String, Refusal> {
 }
 
 /// Init for an empty `exec_id`; an exec that cannot exist cannot be found.
-fn who(exec: String) -> Result<Who, Refusal> {
+fn who(exec: &str) -> Result<Who, Refusal> {
     if exec.is_empty() {
         return Ok(Who::Init);
     }
-    match ExecId::new(exec.as_str()) {
+    match ExecId::new(exec) {
         Ok(exec) => Ok(Who::Exec(exec)),
-        Err(error) => Err(no_such("exec", &exec, &error)),
+        Err(error) => Err(no_such("exec", exec, &error)),
     }
 }
 
@@ -159,28 +159,28 @@ pub(crate) fn exec(bytes: &[u8]) -> Asked {
 
 pub(crate) fn start(bytes: &[u8]) -> Asked {
     let wire: api::StartRequest = parse(bytes)?;
-    Ok((known(wire.id)?, Request::Start(who(wire.exec_id)?)))
+    Ok((known(wire.id)?, Request::Start(who(&wire.exec_id)?)))
 }
 
 pub(crate) fn state(bytes: &[u8]) -> Asked {
     let wire: api::StateRequest = parse(bytes)?;
-    Ok((known(wire.id)?, Request::State(who(wire.exec_id)?)))
+    Ok((known(wire.id)?, Request::State(who(&wire.exec_id)?)))
 }
 
 pub(crate) fn delete(bytes: &[u8]) -> Asked {
     let wire: api::DeleteRequest = parse(bytes)?;
-    Ok((known(wire.id)?, Request::Delete(who(wire.exec_id)?)))
+    Ok((known(wire.id)?, Request::Delete(who(&wire.exec_id)?)))
 }
 
 pub(crate) fn wait(bytes: &[u8]) -> Asked {
     let wire: api::WaitRequest = parse(bytes)?;
-    Ok((known(wire.id)?, Request::Wait(who(wire.exec_id)?)))
+    Ok((known(wire.id)?, Request::Wait(who(&wire.exec_id)?)))
 }
 
 /// The `stdin` flag is not looked at: no other stream could be meant.
 pub(crate) fn close_io(bytes: &[u8]) -> Asked {
     let wire: api::CloseIORequest = parse(bytes)?;
-    Ok((known(wire.id)?, Request::CloseStdin(who(wire.exec_id)?)))
+    Ok((known(wire.id)?, Request::CloseStdin(who(&wire.exec_id)?)))
 }
 
 pub(crate) fn kill(bytes: &[u8]) -> Asked {
@@ -191,7 +191,7 @@ pub(crate) fn kill(bytes: &[u8]) -> Asked {
             wire.signal
         )));
     }
-    let who = who(wire.exec_id)?;
+    let who = who(&wire.exec_id)?;
     let request = Request::Kill {
         // For an exec the flag means nothing (the Go shim's rule).
         all: wire.all && who == Who::Init,
@@ -208,7 +208,7 @@ pub(crate) fn resize(bytes: &[u8]) -> Asked {
             .map_err(|_| invalid(format!("{name} {size} of a terminal is above {}", u16::MAX)))
     };
     let request = Request::Resize {
-        who: who(wire.exec_id)?,
+        who: who(&wire.exec_id)?,
         width: side("width", wire.width)?,
         height: side("height", wire.height)?,
     };

@@ -63,7 +63,7 @@ impl Traffic {
     }
 
     /// Whether each answer that was given has gone out.
-    fn quiet(&self) -> bool {
+    pub(crate) fn quiet(&self) -> bool {
         self.unanswered.load(Ordering::Relaxed) <= self.asking.load(Ordering::Relaxed)
     }
 }

@@ -1,0 +1,238 @@
+//! The mended stream against pieces of every size, without a kernel.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Gives its pieces one by one, then the end; keeps what is written, a few
+/// bytes at a time.
+#[derive(Debug, Default)]
+struct Pieces {
+    inward: VecDeque<Vec<u8>>,
+    outward: Vec<u8>,
+    gulp: usize,
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(mut piece) = self.inward.pop_front() {
+            let rest = piece.split_off(piece.len().min(out.remaining()));
+            out.put_slice(&piece);
+            if !rest.is_empty() {
+                self.inward.push_front(rest);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let take = bytes.len().min(self.gulp);
+        self.outward.extend_from_slice(&bytes[..take]);
+        Poll::Ready(Ok(take))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn frame(stream: u8, kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+    frame.extend_from_slice(&[0, 0, 0, stream, kind, 0]);
+    frame.extend_from_slice(body);
+    frame
+}
+
+fn body(service: &str, padding: usize) -> Vec<u8> {
+    let mut body = vec![0x0a, u8::try_from(service.len()).unwrap()];
+    body.extend_from_slice(service.as_bytes());
+    body.extend_from_slice(b"\x12\x05State");
+    body.resize(body.len() + padding, 0);
+    body
+}
+
+/// Reads `bytes`, cut into pieces of the given sizes, through a stream
+/// whose reader takes `sip` bytes at a time.
+fn through(bytes: &[u8], sizes: &[usize], sip: usize) -> (Vec<u8>, usize) {
+    let mut pieces = Pieces::default();
+    let mut rest = bytes;
+    for size in sizes.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (piece, more) = rest.split_at((*size).min(rest.len()));
+        pieces.inward.push_back(piece.to_vec());
+        rest = more;
+    }
+    let traffic = Arc::new(Traffic::default());
+    let mut stream = Mended::new(pieces, Arc::clone(&traffic));
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut read = Vec::new();
+    let mut buffer = vec![0; sip];
+    loop {
+        let mut out = ReadBuf::new(&mut buffer);
+        assert!(
+            Pin::new(&mut stream)
+                .poll_read(&mut cx, &mut out)
+                .is_ready()
+        );
+        if out.filled().is_empty() {
+            return (read, stream.open);
+        }
+        read.extend_from_slice(out.filled());
+    }
+}
+
+#[test]
+fn a_foreign_service_is_replaced_and_nothing_else() {
+    let ours = frame(1, 1, &body(SERVICES[1], 0));
+    let stream = frame(1, 3, b"anything");
+    let odd_order = frame(5, 1, b"\x12\x05State\x0a\x03foo");
+    let foreign = frame(3, 1, &body("foo.\x07Bar", 2000));
+    let all = [
+        ours.clone(),
+        foreign,
+        stream.clone(),
+        odd_order.clone(),
+        ours.clone(),
+    ]
+    .concat();
+    let instead = frame(
+        3,
+        1,
+        &[
+            &b"\x0a\x17containerd.task.v2.Task\x12\x2a"[..],
+            b"service foo.?Bar is not served, nor is its",
+        ]
+        .concat(),
+    );
+    let wanted = [ours.clone(), instead, stream, odd_order, ours].concat();
+    assert_eq!(through(&all, &[4096], 4096), (wanted.clone(), 4));
+    assert_eq!(through(&all, &[1], 1), (wanted, 4));
+}
+
+#[test]
+fn names_almost_ours_are_foreign() {
+    for name in [
+        "",
+        "containerd.task.v2.Tas",
+        "containerd.task.v2.Task2",
+        "containerd.task.v4.Task",
+        "Containerd.task.v2.Task",
+    ] {
+        assert_eq!(foreign(&body(name, 0)), Some(name.as_bytes()), "{name}");
+    }
+    let long = [&b"\x0a\x80\x01"[..], &[b'x'; 93]].concat();
+    assert_eq!(foreign(&long), Some(&[b'x'; 93][..]));
+    for name in SERVICES {
+        assert_eq!(foreign(&body(name, 0)), None);
+    }
+    for odd in [&b""[..], b"\x12\x01a", b"\x0a"] {
+        assert_eq!(foreign(odd), None, "{odd:?}");
+    }
+}
+
+#[test]
+fn the_longest_replacement_is_well_formed() {
+    let frame = replacement([0, 0, 0, 7], &[b'n'; 200]);
+    let (header, body) = frame.split_at(MESSAGE_HEADER_LENGTH);
+    assert_eq!(
+        header,
+        [0, 0, 0, u8::try_from(body.len()).unwrap(), 0, 0, 0, 7, 1, 0]
+    );
+    assert!(body.len() < 0x80);
+    let request: ttrpc::Request = protobuf::Message::parse_from_bytes(body).unwrap();
+    assert_eq!(request.service, SERVICES[0]);
+    assert!(request.method.contains(&"n".repeat(NAME_MAX)));
+}
+
+#[test]
+fn answers_are_counted_when_they_are_whole() {
+    let traffic = Arc::new(Traffic::default());
+    let pieces = Pieces {
+        inward: [frame(1, 1, &body(SERVICES[0], 0)).repeat(3)].into(),
+        gulp: 7,
+        ..Pieces::default()
+    };
+    let mut stream = Mended::new(pieces, Arc::clone(&traffic));
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut buffer = [0; 4096];
+    for _ in 0..4 {
+        let mut out = ReadBuf::new(&mut buffer);
+        assert!(
+            Pin::new(&mut stream)
+                .poll_read(&mut cx, &mut out)
+                .is_ready()
+        );
+    }
+    assert_eq!(stream.open, 3);
+    let bytes = [
+        frame(1, 2, b""),
+        frame(1, 3, b"data"),
+        frame(3, 2, &[0; 100]),
+    ]
+    .concat();
+    let mut written = 0;
+    let mut open = Vec::new();
+    while written < bytes.len() {
+        match Pin::new(&mut stream).poll_write(&mut cx, &bytes[written..]) {
+            Poll::Ready(Ok(some)) => written += some,
+            other => panic!("{other:?}"),
+        }
+        open.push((written, stream.open));
+    }
+    for (written, open) in open {
+        let whole = usize::from(written >= 10) + usize::from(written >= 134);
+        assert_eq!(open, 3 - whole, "after {written} bytes");
+    }
+    assert_eq!(stream.inner.outward, bytes);
+    assert!(!traffic.quiet());
+    drop(stream);
+    assert!(traffic.quiet());
+}
+
+proptest! {
+    #[test]
+    fn how_bytes_are_cut_does_not_matter(
+        kinds in proptest::collection::vec((0_u8..4, 0_usize..1500), 0..6),
+        sizes in proptest::collection::vec(1_usize..700, 1..6),
+        sip in 1_usize..700,
+        lost in 0_usize..40,
+    ) {
+        let mut all = Vec::new();
+        for (kind, padding) in kinds {
+            all.extend(match kind {
+                0 => frame(1, 1, &body(SERVICES[0], padding)),
+                1 => frame(3, 1, &body("foo.Bar", padding)),
+                2 => frame(5, 3, &vec![9; padding]),
+                _ => frame(7, 1, &vec![0x0a; padding]),
+            });
+        }
+        all.truncate(all.len().saturating_sub(lost));
+        let at_once = through(&all, &[usize::MAX], 1 << 16);
+        prop_assert_eq!(through(&all, &sizes, sip), at_once);
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        let _ = through(&bytes, &[600], 300);
+    }
+}
