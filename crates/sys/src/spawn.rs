@@ -396,8 +396,12 @@ pub fn fork_worker(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> i32) -> Resul
     // does not exist in the child. The child leaves by `exit_now`.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => {
-            let code = if settle(keep).is_ok() { work() } else { 125 };
-            process::exit_now(code)
+            // A panic must not unwind into the copy of the parent's frames.
+            let guarded = std::panic::AssertUnwindSafe(|| match settle(keep) {
+                Ok(()) => work(),
+                Err(_) => 125,
+            });
+            process::exit_now(std::panic::catch_unwind(guarded).unwrap_or(101))
         }
         nix::unistd::ForkResult::Parent { child } => {
             // The child does the same; whoever comes first. Failing means that

@@ -202,3 +202,9 @@ fn a_worker_holds_nothing_of_ours() {
         assert!(said[1..].contains(&expected), "{said:?}");
     }
 }
+
+#[test]
+fn a_worker_that_panics_does_not_come_back() {
+    let worker = fork_worker(&[], || panic!("in a worker")).unwrap();
+    assert_eq!(end(&worker).code(), Some(101));
+}

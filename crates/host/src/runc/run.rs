@@ -216,7 +216,7 @@ impl<'a> Invocation<'a> {
 /// Ours, without what is addressed to us: the readiness socket and passed
 /// descriptors of systemd (runc would wait for, or hand on, descriptors that
 /// are not there) and our own variables.
-fn environment(
+pub(super) fn environment(
     ours: impl Iterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = (OsString, OsString)> {
     ours.filter(|(name, _)| {
