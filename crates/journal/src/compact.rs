@@ -17,9 +17,9 @@ use crate::storage::{Directory, Storage};
 use crate::writer::{Journal, Settings};
 
 /// Unit of the preallocation: what tmpfs and most others give at once.
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: u64 = ZEROS.len() as u64;
 
-static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+static ZEROS: [u8; 4096] = [0; 4096];
 
 /// A complete next generation that has no name yet but the side name.
 pub(crate) struct Side<F> {
@@ -36,14 +36,13 @@ pub(crate) fn side_name(name: &str) -> String {
 /// records: what the settings say, or four times the start, so that a big
 /// snapshot does not ask for the next compaction at once.
 pub(crate) fn capacity_for(used: u64, settings: Settings) -> u32 {
-    let bytes = if used == 0 {
-        0
+    let start = HEADER_BYTES as u64 + used;
+    let bytes = if used == 0 || start * 4 <= u64::from(settings.prealloc) {
+        u64::from(settings.prealloc)
     } else {
-        (HEADER_BYTES as u64 + used) * 4
-    }
-    .next_multiple_of(PAGE_BYTES)
-    .max(u64::from(settings.prealloc))
-    .clamp(HEADER_BYTES as u64, FILE_BYTES_MAX);
+        (start * 4).next_multiple_of(PAGE_BYTES)
+    };
+    let bytes = bytes.clamp(HEADER_BYTES as u64, FILE_BYTES_MAX);
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 

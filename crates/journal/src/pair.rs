@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::boot::BootId;
-use crate::file::open_regular;
+use crate::file::{DiskFile, open_regular};
 use crate::names::SIDE_SUFFIX;
 use crate::storage::Storage;
 
@@ -263,22 +263,33 @@ impl Pair {
                 path: path.to_owned(),
             },
         })?;
-        // One byte more than there may be, to see that there are too many.
-        let mut bytes = [0; PAIR_BYTES + 1];
-        let mut have = 0;
-        while have < bytes.len() {
-            match file.read_at(&mut bytes[have..], have as u64) {
-                Ok(0) => break,
-                Ok(n) => have += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        Pair::parse(&bytes[..have]).map_err(|source| PairError::Parse {
+        let parsed = match Pair::parse(&contents(&file).map_err(failed)?) {
+            // Perhaps it was being overwritten in place: once more.
+            Err(ParseError::Sum) => Pair::parse(&contents(&file).map_err(failed)?),
+            other => other,
+        };
+        parsed.map_err(|source| PairError::Parse {
             path: path.to_owned(),
             source,
         })
     }
+}
+
+/// What is in the file, as far as it could be a pair.
+fn contents(file: &DiskFile) -> io::Result<Vec<u8>> {
+    // One byte more than there may be, to see that there are too many.
+    let mut bytes = vec![0; PAIR_BYTES + 1];
+    let mut have = 0;
+    while have < bytes.len() {
+        match file.read_at(&mut bytes[have..], have as u64) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(have);
+    Ok(bytes)
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -63,7 +63,7 @@ impl<'a> Exits<'a> {
 
     /// The boot the records belong to; `None` only if the head was damaged
     /// after it was checked.
-    pub fn boot_id(&self) -> Option<BootId> {
+    pub fn boot_id(self) -> Option<BootId> {
         let mut bytes = [0; BOOT_WORDS * 8];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(&self.words[BOOT..]) {
             chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
@@ -74,7 +74,7 @@ impl<'a> Exits<'a> {
 
     /// What slot `index` holds. `None` if there is no such slot, or if it
     /// changed whenever it was looked at: ask again.
-    pub fn slot(&self, index: usize) -> Option<Slot> {
+    pub fn slot(self, index: usize) -> Option<Slot> {
         let entry = self.settled(slot_base(index)?)?;
         Some(match entry[COMMIT] >> STATE_SHIFT {
             WAITING => Slot::Waiting {
@@ -93,7 +93,7 @@ impl<'a> Exits<'a> {
     }
 
     /// The death slot `index` was pinned for, once it is recorded.
-    pub fn pinned(&self, index: usize) -> Option<Death> {
+    pub fn pinned(self, index: usize) -> Option<Death> {
         match self.slot(index)? {
             Slot::Dead(death) => Some(death),
             Slot::Free | Slot::Waiting { .. } => None,
@@ -103,7 +103,7 @@ impl<'a> Exits<'a> {
     /// Number of deaths that have gone to the ring: the sequence number the
     /// next one gets. Read it *before* a process is started and give it to
     /// [`Recorder::pin`](super::Recorder::pin) as `since`.
-    pub fn ring_seq(&self) -> u64 {
+    pub fn ring_seq(self) -> u64 {
         self.load(RING_SEQ, Ordering::Acquire)
     }
 
@@ -123,7 +123,7 @@ impl<'a> Exits<'a> {
     /// The death of that process, from slots and ring. An exact start wins
     /// over an unknown one; if only an unknown start fits and two deaths claim
     /// the pid, nobody can say which it was: `None`.
-    pub fn find(&self, pid: u32, start_ticks: u64) -> Option<Death> {
+    pub fn find(self, pid: u32, start_ticks: u64) -> Option<Death> {
         let slots = self.slots().filter_map(|(_, slot)| match slot {
             Slot::Dead(death) => Some(death),
             Slot::Free | Slot::Waiting { .. } => None,
@@ -132,16 +132,16 @@ impl<'a> Exits<'a> {
         choose(all, pid, start_ticks).ok().flatten()
     }
 
-    pub(super) fn load(&self, index: usize, order: Ordering) -> u64 {
+    pub(super) fn load(self, index: usize, order: Ordering) -> u64 {
         self.words[index].load(order)
     }
 
-    pub(super) fn word(&self, index: usize) -> &AtomicU64 {
+    pub(super) fn word(self, index: usize) -> &'a AtomicU64 {
         &self.words[index]
     }
 
     /// The words of one entry that belong together.
-    fn settled(&self, base: usize) -> Option<[u64; ENTRY]> {
+    fn settled(self, base: usize) -> Option<[u64; ENTRY]> {
         let words = self.words.get(base..base + ENTRY)?;
         for _ in 0..LOOKS_MAX {
             let mut entry = [0; ENTRY];

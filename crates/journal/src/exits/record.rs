@@ -139,19 +139,16 @@ impl<'a> Recorder<'a> {
             .ok_or(PinError::Full)?;
         // The slot is free, hence its fields mean nothing until the commit.
         fence(Ordering::Release);
-        match death {
-            Some(mut death) => {
-                if death.start_ticks == 0 {
-                    death.start_ticks = start_ticks;
-                }
-                self.fill_slot(index, &death);
+        if let Some(mut death) = death {
+            if death.start_ticks == 0 {
+                death.start_ticks = start_ticks;
             }
-            None => {
-                let base = slot_base(index).ok_or(PinError::Full)?;
-                self.store(base + TICKS, start_ticks, Ordering::Relaxed);
-                self.store(base + PID_NANOS, u64::from(pid) << 32, Ordering::Relaxed);
-                self.commit_slot(base, WAITING, 0);
-            }
+            self.fill_slot(index, &death);
+        } else {
+            let base = slot_base(index).ok_or(PinError::Full)?;
+            self.store(base + TICKS, start_ticks, Ordering::Relaxed);
+            self.store(base + PID_NANOS, u64::from(pid) << 32, Ordering::Relaxed);
+            self.commit_slot(base, WAITING, 0);
         }
         Ok(index)
     }

@@ -26,7 +26,7 @@ fn death(n: u32) -> Death {
     Death {
         pid: 1000 + n,
         start_ticks: u64::from(n) * 7 + 1,
-        status: (n % 256 << 8).cast_signed(),
+        status: ((n % 256) << 8).cast_signed(),
         at_secs: i64::from(n) + 1_700_000_000,
         at_nanos: n,
     }
@@ -176,6 +176,9 @@ fn the_ring_keeps_the_last_deaths_in_order() {
     assert_eq!(ring, expected);
 }
 
+/// Something the reaper does to the records.
+type Act = Box<dyn Fn(&mut Recorder<'_>)>;
+
 /// What a reader can see of the records.
 type View = (Vec<Slot>, Vec<(u64, Death)>);
 
@@ -235,7 +238,6 @@ fn a_reaper_stopped_between_any_two_stores_leaves_old_or_new() {
     let unknown = recorder.pin(1005, 0, 0).unwrap();
     let old = view(&words);
 
-    type Act = Box<dyn Fn(&mut Recorder<'_>)>;
     let acts: Vec<(&str, usize, Act)> = vec![
         ("slot", 1, Box::new(|r| _ = r.record(death(4)))),
         (
@@ -374,7 +376,7 @@ fn the_file_is_read_as_it_was_mapped() {
 #[test]
 fn what_is_not_exit_records_has_a_name() {
     let words = memory();
-    drop(Recorder::format(&words, boot()).unwrap());
+    Recorder::format(&words, boot()).unwrap();
     let good = bytes(&words);
     let of = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = good.clone();
@@ -408,7 +410,7 @@ fn what_is_not_exit_records_has_a_name() {
 #[test]
 fn garbage_behind_a_good_head_harms_nobody() {
     let words = memory();
-    drop(Recorder::format(&words, boot()).unwrap());
+    Recorder::format(&words, boot()).unwrap();
     let mut bytes = bytes(&words);
     for (at, byte) in bytes.iter_mut().enumerate().skip(64) {
         *byte = u8::try_from(at * 31 % 251).unwrap();
