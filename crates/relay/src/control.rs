@@ -85,8 +85,8 @@ pub enum ToReaper {
         pid: u32,
         /// Field 22 of its `/proc/PID/stat` in clock ticks, or 0 if it was gone when asked.
         start_ticks: u64,
-        /// Deaths recorded before this time (ns of `CLOCK_BOOTTIME`) are of
-        /// an earlier process with the same pid.
+        /// Sequence number of the ring of deaths, read before the process was
+        /// started: what was recorded earlier is of another with the same pid.
         since: u64,
     },
     /// Give a pinned index back. Body: index u32.
@@ -149,6 +149,10 @@ pub enum Denied {
     /// The call number is 0.
     #[error("call number is zero")]
     ZeroCall,
+    /// Several processes with this pid have died, and without its start time
+    /// nobody can say which of them was meant: its exit is unknown.
+    #[error("several deaths of this pid and no start time")]
+    Ambiguous,
     /// A reason this build has no name for.
     #[error("denied with code {0}")]
     Other(u8),
@@ -165,6 +169,7 @@ impl Denied {
             Denied::PinsFull => 6,
             Denied::NotPinned => 7,
             Denied::ZeroCall => 8,
+            Denied::Ambiguous => 9,
             // 0 is "done" on the wire, so it cannot be a reason.
             Denied::Other(0) => u8::MAX,
             Denied::Other(code) => code,
@@ -181,6 +186,7 @@ impl Denied {
             6 => Denied::PinsFull,
             7 => Denied::NotPinned,
             8 => Denied::ZeroCall,
+            9 => Denied::Ambiguous,
             other => Denied::Other(other),
         }
     }
@@ -232,14 +238,13 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// The call to answer with [`Denied::Malformed`] or
-    /// [`Denied::UnknownMessage`]; `None` if not even that could be read.
-    pub const fn call(&self) -> Option<u32> {
-        match *self {
-            ControlError::NoHeader { .. } => None,
-            ControlError::UnknownType { call, .. }
-            | ControlError::WrongLength { call, .. }
-            | ControlError::WrongCount { call, .. } => Some(call),
+    /// What a shim that sent this is answered.
+    pub const fn denied(&self) -> Denied {
+        match self {
+            ControlError::UnknownType { .. } => Denied::UnknownMessage,
+            ControlError::NoHeader { .. }
+            | ControlError::WrongLength { .. }
+            | ControlError::WrongCount { .. } => Denied::Malformed,
         }
     }
 }
@@ -326,6 +331,12 @@ fn begin(kind: u8, count: usize, call: u32) -> Vec<u8> {
     out.extend(u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes());
     out.extend(call.to_le_bytes());
     out
+}
+
+/// The call number of a message, also of one whose rest is not to be had; 0 if
+/// there is none.
+pub fn number_of(bytes: &[u8]) -> u32 {
+    u32_at(bytes, 4)
 }
 
 impl Call {

@@ -116,7 +116,9 @@ fn what_is_not_a_message_is_named() {
             call: 8
         }
     );
-    assert_eq!(error.call(), Some(8));
+    assert_eq!(error.denied(), Denied::UnknownMessage);
+    assert_eq!(number_of(&unknown), 8);
+    assert_eq!(number_of(&unknown[..7]), 0);
     assert!(ToShim::decode(&unknown).is_err());
     // One byte too many, and a count that promises more than there is.
     for bytes in [

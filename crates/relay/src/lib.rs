@@ -6,6 +6,7 @@
 
 pub mod control;
 mod frame;
+pub mod slots;
 mod switch;
 
 pub use frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX};

@@ -4,6 +4,7 @@
 //! set and the set reports it for ever.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll as Set, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -60,14 +61,14 @@ pub struct Ready {
     pub priority: bool,
 }
 
-/// A set of descriptors to wait for.
-#[derive(Debug)]
-pub struct Epoll(Set);
+/// A set of descriptors to wait for; clones are the same set.
+#[derive(Debug, Clone)]
+pub struct Epoll(Rc<Set>);
 
 impl Epoll {
     /// An empty set, close-on-exec.
     pub fn new() -> Result<Epoll> {
-        Set::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Epoll)
+        Set::new(EpollCreateFlags::EPOLL_CLOEXEC).map(|set| Epoll(Rc::new(set)))
     }
 
     /// Adds a descriptor.
@@ -125,6 +126,54 @@ impl AsFd for Epoll {
     }
 }
 
+/// A descriptor that is in a set as long as this exists.
+#[derive(Debug)]
+pub struct Watched<F: AsFd> {
+    epoll: Epoll,
+    fd: F,
+    token: u64,
+    interest: Interest,
+}
+
+impl<F: AsFd> Watched<F> {
+    /// Puts it into the set.
+    pub fn new(epoll: &Epoll, fd: F, token: u64, interest: Interest) -> Result<Watched<F>> {
+        epoll.add(fd.as_fd(), token, interest)?;
+        Ok(Watched {
+            epoll: epoll.clone(),
+            fd,
+            token,
+            interest,
+        })
+    }
+
+    /// Changes what is told; costs nothing if it is the same.
+    pub fn want(&mut self, interest: Interest) -> Result<()> {
+        if interest != self.interest {
+            self.epoll.modify(self.fd.as_fd(), self.token, interest)?;
+            self.interest = interest;
+        }
+        Ok(())
+    }
+
+    /// What is watched.
+    pub fn get(&self) -> &F {
+        &self.fd
+    }
+}
+
+impl<F: AsFd> AsFd for Watched<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<F: AsFd> Drop for Watched<F> {
+    fn drop(&mut self) {
+        let _ = self.epoll.remove(self.fd.as_fd());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -162,5 +211,21 @@ mod tests {
         assert!(got[0].hangup && got[0].dead);
         set.remove(a.as_fd()).unwrap();
         assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_dropped_is_told_of_no_more_though_a_duplicate_lives() {
+        let (a, b) = scm::pair_stream().unwrap();
+        let set = Epoll::new().unwrap();
+        let duplicate = a.try_clone().unwrap();
+        let mut watched = Watched::new(&set, a, 1, Interest::READ).unwrap();
+        scm::send(b.as_fd(), b"x", &[]).unwrap();
+        assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 1);
+        watched.want(Interest::default()).unwrap();
+        assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 0);
+        watched.want(Interest::READ).unwrap();
+        drop(watched);
+        assert_eq!(set.wait::<4>(Some(Duration::ZERO)).unwrap().count(), 0);
+        drop(duplicate);
     }
 }

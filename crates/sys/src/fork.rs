@@ -2,7 +2,7 @@
 //! are started by `spawn`. A fork of several threads may copy a lock that
 //! nobody in the child will ever open, so it is refused, not only warned of.
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, fd};
 
 /// Which of the two this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,15 @@ pub fn fork() -> Result<Fork> {
         Ok(0) | Err(_) => Fork::Child,
         Ok(child) => Fork::Parent { child },
     })
+}
+
+/// Puts `/dev/null` on 0, 1 and 2: a child that outlives its parent must not
+/// hold the parent's ends, whoever reads them waits for their last holder.
+pub fn null_stdio() -> Result<()> {
+    let null = fd::null()?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)
 }
 
 #[cfg(test)]

@@ -3,6 +3,9 @@
 //! limit of ours must not become one of its.
 
 use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::sys::stat::Mode;
@@ -81,6 +84,38 @@ pub fn own_program() -> Result<PathBuf> {
         .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
+/// A whole file of the kernel's, or what it answered.
+fn told<T>(result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+/// Which boot this is: 36 characters and a newline.
+pub fn boot_id() -> Result<String> {
+    told(std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))
+}
+
+/// The inode of our pid namespace.
+pub fn pid_namespace() -> Result<u64> {
+    told(std::fs::metadata("/proc/self/ns/pid")).map(|file| file.ino())
+}
+
+/// When a process started (field 22 of its `stat`): clock ticks after boot. A
+/// zombie tells it too. `ENOENT` or `ESRCH`: there is none.
+pub fn start_ticks(pid: u32) -> Result<u64> {
+    // Room for the first 22 fields at their longest.
+    let mut line = [0; 640];
+    let len = told(File::open(format!("/proc/{pid}/stat")).and_then(|mut f| f.read(&mut line)))?;
+    // The name, in parentheses, may hold any byte; fields count from its end.
+    let fields = line[..len]
+        .rsplit(|&b| b == b')')
+        .next()
+        .unwrap_or_default();
+    let ticks = fields.split(|&b| b == b' ').nth(20);
+    ticks
+        .and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
+        .ok_or(Errno::EIO)
+}
+
 /// Sets the file mode mask, returns the old one.
 pub fn set_umask(mask: u32) -> u32 {
     nix::sys::stat::umask(Mode::from_bits_truncate(mask)).bits()
@@ -105,6 +140,16 @@ mod tests {
         let tid = nix::unistd::gettid();
         let comm = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap();
         assert_eq!(comm.trim_end(), "a-name-longer-t");
+    }
+
+    #[test]
+    fn two_tellings_of_one_process_agree() {
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let field = own.rsplit(')').next().unwrap().split(' ').nth(20).unwrap();
+        assert_eq!(start_ticks(pid()), Ok(field.parse().unwrap()));
+        assert!(start_ticks(u32::MAX).is_err());
+        assert_eq!(boot_id().unwrap().trim_end().len(), 36);
+        assert!(pid_namespace().unwrap() > 0);
     }
 
     #[test]

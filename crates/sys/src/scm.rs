@@ -147,6 +147,28 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) ->
     Ok(count)
 }
 
+/// Reads what a stream has; 0 is the end. Descriptors sent along are dropped
+/// by the kernel.
+pub fn read(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
+    loop {
+        match nix::unistd::read(socket, bytes) {
+            Err(Errno::EINTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// Writes to anything; fewer bytes than given may go. The caller blocks or
+/// ignores SIGPIPE, which a pipe without reader raises.
+pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+    loop {
+        match nix::unistd::write(fd, bytes) {
+            Err(Errno::EINTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

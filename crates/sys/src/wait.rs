@@ -84,6 +84,15 @@ pub const fn signalled(status: i32) -> Option<i32> {
     }
 }
 
+/// A status in words, for people.
+pub fn describe(status: i32) -> String {
+    match (exited(status), signalled(status)) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => format!("status word {status:#x}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -1,0 +1,156 @@
+//! One connection of containerd: its own socket, the socketpair to the shim,
+//! and the relay between them. Every frame passes here; none is understood.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use vigil_relay::Relay;
+use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
+use vigil_sys::{Errno, Result, listen, scm};
+
+/// Bytes read at once. On the stack, so no more than a page.
+const CHUNK: usize = 4096;
+/// First token that belongs to a connection; each has two.
+const FIRST_TOKEN: u64 = 16;
+
+/// The connection a token means, and whether its pair is meant.
+pub(crate) fn owner_of(token: u64) -> Option<(u32, bool)> {
+    let place = token.checked_sub(FIRST_TOKEN)?;
+    Some((u32::try_from(place / 2).ok()?, place % 2 == 1))
+}
+
+/// A connection and what is under way on it.
+pub(crate) struct Conn {
+    pub(crate) number: u32,
+    own: Watched<OwnedFd>,
+    pair: Option<Watched<OwnedFd>>,
+    relay: Relay,
+    /// The shim closed its end, or is dying and all its ends close: if it is
+    /// still alive at this time, it meant this connection.
+    pub(crate) cut_at: Option<Instant>,
+}
+
+/// Reads once; `None`: nothing there now, 0: the end, however it came (a peer
+/// that died with bytes unread gives ECONNRESET for it).
+fn read(from: &Watched<OwnedFd>, chunk: &mut [u8]) -> Option<usize> {
+    match scm::read(from.as_fd(), chunk) {
+        Err(Errno::EAGAIN) => None,
+        answer => Some(answer.unwrap_or(0)),
+    }
+}
+
+impl Conn {
+    pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd, pair: OwnedFd) -> Result<Conn> {
+        let token = FIRST_TOKEN + u64::from(number) * 2;
+        Ok(Conn {
+            number,
+            own: Watched::new(epoll, own, token, Interest::READ)?,
+            pair: Some(Watched::new(epoll, pair, token + 1, Interest::READ)?),
+            relay: Relay::new(),
+            cut_at: None,
+        })
+    }
+
+    /// Something happened on containerd's side. `false`: it is over.
+    pub(crate) fn own_ready(&mut self, ready: Ready) -> bool {
+        let mut chunk = [0; CHUNK];
+        // One read a turn, so that no connection starves another; after a
+        // hang-up all that is left, which the socket's buffer bounds.
+        while ready.read && (ready.dead || self.relay.wants_containerd()) {
+            match read(&self.own, &mut chunk) {
+                Some(0) => return false,
+                Some(count) => self.relay.from_containerd(&chunk[..count]),
+                None => break,
+            }
+            self.write();
+            if !ready.dead {
+                break;
+            }
+        }
+        self.settle()
+    }
+
+    /// Something happened on the shim's side. `false`: the connection is over.
+    pub(crate) fn pair_ready(&mut self, ready: Ready, cut_at: Instant) -> bool {
+        let over = if ready.dead {
+            // All it wrote counts, also what containerd has no room for yet.
+            self.read_pair_to_end();
+            true
+        } else {
+            ready.read && self.relay.wants_shim() && self.read_pair() == Some(0)
+        };
+        if over {
+            self.pair = None;
+            self.cut_at = Some(cut_at);
+        }
+        self.settle()
+    }
+
+    /// The shim is dead: what it wrote is read to its end and, as far as
+    /// containerd takes it at once, passed on.
+    pub(crate) fn shim_died(&mut self) {
+        self.read_pair_to_end();
+        self.pair = None;
+        self.cut_at = None;
+        self.settle();
+    }
+
+    fn read_pair(&mut self) -> Option<usize> {
+        let mut chunk = [0; CHUNK];
+        let count = read(self.pair.as_ref()?, &mut chunk)?;
+        self.relay.from_shim(&chunk[..count]);
+        Some(count)
+    }
+
+    /// The socket's buffer bounds what a dead shim can have left.
+    fn read_pair_to_end(&mut self) {
+        while self.read_pair().is_some_and(|count| count > 0) {}
+    }
+
+    /// Writes what either side takes now, and asks to be told about the rest.
+    fn settle(&mut self) -> bool {
+        self.write();
+        let own = Interest {
+            read: self.relay.wants_containerd(),
+            write: !self.flushed(),
+            ..Interest::default()
+        };
+        let pair = Interest {
+            read: self.relay.wants_shim(),
+            write: !self.relay.for_shim().is_empty(),
+            ..Interest::default()
+        };
+        let told = self.own.want(own);
+        let told = told.and_then(|()| self.pair.as_mut().map_or(Ok(()), |fd| fd.want(pair)));
+        told.is_ok()
+    }
+
+    /// A peer that is gone shows at the next read, so errors mean "not now".
+    fn write(&mut self) {
+        while !self.relay.for_containerd().is_empty() {
+            match scm::send(self.own.as_fd(), self.relay.for_containerd(), &[]) {
+                Ok(count) => self.relay.containerd_took(count),
+                Err(_) => break,
+            }
+        }
+        let Some(pair) = &self.pair else { return };
+        while !self.relay.for_shim().is_empty() {
+            match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
+                Ok(count) => self.relay.shim_took(count),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Whether containerd has taken everything that is for it.
+    pub(crate) fn flushed(&self) -> bool {
+        self.relay.for_containerd().is_empty()
+    }
+}
+
+/// containerd sees the end although the shim holds a duplicate.
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let _ = listen::shutdown(self.own.as_fd());
+    }
+}

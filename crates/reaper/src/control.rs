@@ -1,0 +1,90 @@
+//! What the shim asks of the reaper: hold, close, pin, end. Each call is
+//! answered, one that cannot be read too. What a slot is for means nothing here.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use vigil_journal::exits::PinError;
+use vigil_relay::control::{Call, Denied, MESSAGE_MAX, ToReaper, ToShim, VERSION, number_of};
+use vigil_sys::{Errno, scm};
+
+use crate::turn::Reaper;
+
+/// Messages read in one turn.
+const BATCH: usize = 32;
+
+impl Reaper<'_> {
+    /// Reads and answers what the shim has sent, some of it if it is much.
+    /// `false`: nothing more will come.
+    pub(crate) fn serve_control(&mut self) -> bool {
+        let mut bytes = [0; MESSAGE_MAX];
+        for _ in 0..BATCH {
+            let Some(control) = &self.control else {
+                return false;
+            };
+            let mut fds = Vec::new();
+            bytes[..8].fill(0);
+            let received = scm::recv(control.as_fd(), &mut bytes, &mut fds);
+            let answer = match received {
+                Err(Errno::EAGAIN) => return true,
+                // No descriptor of ours is free for those it brought.
+                Err(Errno::ENOBUFS) => Err(Denied::SlotsFull),
+                Err(Errno::EMSGSIZE) => Err(Denied::Malformed),
+                Ok(0) | Err(_) => return false,
+                Ok(count) => match Call::decode(&bytes[..count]) {
+                    Ok(Call { call: 0, .. }) => Err(Denied::ZeroCall),
+                    Ok(Call { request, .. }) => self.perform(request, fds),
+                    Err(error) => Err(error.denied()),
+                },
+            };
+            let call = number_of(&bytes);
+            self.tell(&ToShim::Ack { call, answer }, &[]);
+        }
+        true
+    }
+
+    /// Sends one message. A shim that is gone is no error, its death is on the
+    /// way; one that does not read what it is sent is stuck, and is ended.
+    pub(crate) fn tell(&self, message: &ToShim, fds: &[BorrowedFd<'_>]) {
+        let Some(control) = &self.control else { return };
+        if let Err(Errno::EAGAIN) = scm::send(control.as_fd(), &message.encode(), fds) {
+            self.kill_shim();
+        }
+    }
+
+    fn perform(&mut self, request: ToReaper, fds: Vec<OwnedFd>) -> Result<u64, Denied> {
+        match request {
+            ToReaper::Hello { version: 0 } => Err(Denied::Version),
+            // A newer shim learns our version and speaks it.
+            ToReaper::Hello { version: _ } => Ok(VERSION.into()),
+            ToReaper::Ready => {
+                if let Some(ready) = self.ready.take() {
+                    // If `start` is gone, others have told its client so.
+                    let _ = scm::write(ready.as_fd(), b"R");
+                }
+                Ok(0)
+            }
+            ToReaper::Deposit { slots } => self.slots.deposit(&slots, fds).map(|()| 0),
+            ToReaper::Ended { slots } => {
+                self.slots.ended(&slots);
+                Ok(0)
+            }
+            ToReaper::Register {
+                pid,
+                start_ticks,
+                since,
+            } => match self.deaths.pin(pid, start_ticks, since) {
+                Ok(index) => Ok(index as u64),
+                Err(PinError::Full) => Err(Denied::PinsFull),
+                Err(PinError::Ambiguous { .. }) => Err(Denied::Ambiguous),
+            },
+            ToReaper::Unregister { index } => match usize::try_from(index) {
+                Ok(index) if self.deaths.unpin(index) => Ok(0),
+                Ok(_) | Err(_) => Err(Denied::NotPinned),
+            },
+            ToReaper::End => {
+                self.end_announced();
+                Ok(0)
+            }
+        }
+    }
+}

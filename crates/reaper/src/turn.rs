@@ -1,0 +1,325 @@
+//! The loop: wait, then do what has become possible, and decide when to go.
+//! Deaths come first, because a peeked zombie hides all others until it is
+//! reaped. Each wait for somebody has an end here; without one pending there
+//! is no timer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime};
+
+use vigil_journal::exits::{Death, Recorder};
+use vigil_relay::control::ToShim;
+use vigil_relay::slots::Slots;
+use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
+use vigil_sys::event::Doorbell;
+use vigil_sys::signal::{self, Signals};
+use vigil_sys::spawn::Child;
+use vigil_sys::{Result, listen, pidfd, process, scm, wait};
+
+use crate::conn::{Conn, owner_of};
+use crate::{Error, fail};
+
+pub(crate) const LISTENER: u64 = 0;
+pub(crate) const SIGNALS: u64 = 1;
+pub(crate) const CONTROL: u64 = 2;
+
+/// Most connections at once; the others wait in the listener's queue.
+const CONNS_MAX: usize = 64;
+/// Deaths recorded in one turn.
+const DEATHS_MAX: usize = 256;
+/// How long the shim has to flush and go when we were told to go, and how long
+/// containerd has to take what is left when the shim is gone.
+const FLUSH: Duration = Duration::from_secs(1);
+/// How long a shim may live that has announced its end.
+const END: Duration = Duration::from_secs(5);
+/// How long the listener rests when no descriptor could be had.
+const REST: Duration = Duration::from_secs(1);
+/// How long after a pair's end its shim must live to have meant it: a dying
+/// process closes its descriptors before it can be waited for.
+const DYING: Duration = Duration::from_millis(100);
+
+/// All the reaper has.
+pub(crate) struct Reaper<'c> {
+    epoll: Epoll,
+    signals: Watched<Signals>,
+    listener: Watched<&'c OwnedFd>,
+    /// When to look at the listener again that was put to rest.
+    listen_at: Option<Instant>,
+    conns: Vec<Conn>,
+    next_conn: u32,
+
+    bell: Doorbell,
+    pub(crate) deaths: Recorder<'static>,
+    /// A child may have ended that was not looked for yet.
+    deaths_due: bool,
+    pub(crate) slots: Slots<OwnedFd>,
+
+    /// `None` when the shim has closed its end.
+    pub(crate) control: Option<Watched<OwnedFd>>,
+    shim: Child,
+    shim_lives: bool,
+    pub(crate) ready: Option<OwnedFd>,
+
+    /// No other shim follows: the end was announced, or we were told to go.
+    going: bool,
+    told_to_go: bool,
+    /// When nothing is waited for any longer.
+    until: Option<Instant>,
+}
+
+impl<'c> Reaper<'c> {
+    pub(crate) fn new(
+        epoll: Epoll,
+        signals: Watched<Signals>,
+        listener: Watched<&'c OwnedFd>,
+        bell: Doorbell,
+        deaths: Recorder<'static>,
+        control: Watched<OwnedFd>,
+        shim: Child,
+    ) -> Reaper<'c> {
+        Reaper {
+            epoll,
+            signals,
+            listener,
+            listen_at: None,
+            conns: Vec::new(),
+            next_conn: 0,
+            bell,
+            deaths,
+            deaths_due: true,
+            slots: Slots::default(),
+            control: Some(control),
+            shim,
+            shim_lives: true,
+            ready: None,
+            going: false,
+            told_to_go: false,
+            until: None,
+        }
+    }
+
+    /// Turns until it is time to go; the exit code.
+    pub(crate) fn run(mut self) -> i32 {
+        loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(code)) => return code,
+                // Nothing can be waited for any more.
+                Err(_) => return self.leave(),
+            }
+        }
+    }
+
+    /// One turn: wait, then everything that is possible. An exit code ends it.
+    fn turn(&mut self) -> Result<Option<i32>> {
+        let timeout = if self.deaths_due {
+            Some(Duration::ZERO)
+        } else {
+            self.patience()
+        };
+        for ready in self.epoll.wait::<32>(timeout)? {
+            match ready.token {
+                SIGNALS => {
+                    if let Some(code) = self.take_signals()? {
+                        return Ok(Some(code));
+                    }
+                }
+                LISTENER => self.accept(),
+                CONTROL => {
+                    if !self.serve_control() {
+                        // Dead, or of no use without it; waitid will tell.
+                        self.control = None;
+                        self.kill_shim();
+                    }
+                }
+                _ => self.conn_ready(ready),
+            }
+        }
+        if let Some(status) = self.bury()
+            && let Some(code) = self.on_shim_death(status)
+        {
+            return Ok(Some(code));
+        }
+        self.look_at_the_clock();
+        let done = self.going && !self.shim_lives && self.conns.iter().all(Conn::flushed);
+        let over = self.until.is_some_and(|until| until <= Instant::now());
+        Ok((done || over).then(|| self.leave()))
+    }
+
+    /// How long to wait; `None`, which is the rule, if nobody is waited for.
+    fn patience(&self) -> Option<Duration> {
+        let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
+        let times = cuts.chain(self.until).chain(self.listen_at);
+        Some(times.min()?.saturating_duration_since(Instant::now()))
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        if due(self.listen_at) {
+            self.listen();
+        }
+        // The shim lives on without these: it has closed them.
+        while let Some(cut) = self.conns.iter().position(|conn| due(conn.cut_at)) {
+            self.close_conn(cut);
+        }
+    }
+
+    fn take_signals(&mut self) -> Result<Option<i32>> {
+        while let Some(number) = self.signals.get().next()? {
+            match number {
+                signal::CHLD => self.deaths_due = true,
+                signal::TERM | signal::INT if !self.told_to_go => {
+                    self.told_to_go = true;
+                    self.go_within(FLUSH);
+                    self.tell(&ToShim::Leave, &[]);
+                }
+                signal::TERM | signal::INT | signal::USR2 => return Ok(Some(self.leave())),
+                // Everything else kills neither of us and means nothing.
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// No other shim is started, and everything ends in that time at the latest.
+    fn go_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.going = true;
+        self.until = Some(self.until.map_or(at, |until| until.min(at)));
+    }
+
+    /// The shim has said that this is the end.
+    pub(crate) fn end_announced(&mut self) {
+        self.go_within(END);
+    }
+
+    /// Now: the shim goes with us. Deaths that can be recorded still are.
+    fn leave(&mut self) -> i32 {
+        self.kill_shim();
+        self.bury();
+        i32::from(!self.going)
+    }
+
+    pub(crate) fn kill_shim(&self) {
+        if self.shim_lives {
+            let _ = pidfd::send_signal(&self.shim.pidfd, signal::KILL);
+        }
+    }
+
+    /// Records and reaps children that have ended, some of them if they are
+    /// many. The shim's own status, if it is one of them.
+    fn bury(&mut self) -> Option<i32> {
+        if !std::mem::take(&mut self.deaths_due) {
+            return None;
+        }
+        let mut shim = None;
+        for _ in 0..DEATHS_MAX {
+            let Ok(Some(ended)) = wait::peek_any() else {
+                return shim;
+            };
+            if self.shim_lives && ended.pid == self.shim.pid {
+                shim = Some(ended.status);
+            } else {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let now = now.unwrap_or_default();
+                self.deaths.record(Death {
+                    pid: ended.pid,
+                    start_ticks: process::start_ticks(ended.pid).unwrap_or(0),
+                    status: ended.status,
+                    at_secs: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+                    at_nanos: now.subsec_nanos(),
+                });
+                let _ = self.bell.ring();
+            }
+            let _ = wait::reap(ended.pid);
+        }
+        self.deaths_due = true;
+        shim
+    }
+
+    /// The shim is dead and reaped. What it has written counts, to its end;
+    /// then either this was the end, or (as long as it is not restarted) we go
+    /// at once, so that containerd runs `delete`. An exit code means "go".
+    fn on_shim_death(&mut self, status: i32) -> Option<i32> {
+        self.shim_lives = false;
+        for _ in 0..64 {
+            if !self.serve_control() {
+                break;
+            }
+        }
+        self.control = None;
+        self.conns.iter_mut().for_each(Conn::shim_died);
+        if self.going {
+            self.go_within(FLUSH);
+            return None;
+        }
+        // A restart goes here: another control socket and shim, and for each
+        // connection another pair, with what it keeps queued first.
+        if let Some(ready) = self.ready.take() {
+            fail(&ready, &Error::ShimEnded(status));
+        }
+        Some(self.leave())
+    }
+
+    /// Looks at the listener if there is room for a connection.
+    fn listen(&mut self) {
+        let read = self.conns.len() < CONNS_MAX;
+        let told = self.listener.want(Interest {
+            read,
+            ..Interest::default()
+        });
+        self.listen_at = told.err().map(|_| Instant::now() + REST);
+    }
+
+    /// Not a turn for nothing: with no descriptor to be had, a listener that
+    /// is looked at would be ready for ever.
+    fn rest(&mut self) {
+        let _ = self.listener.want(Interest::default());
+        self.listen_at = Some(Instant::now() + REST);
+    }
+
+    fn accept(&mut self) {
+        // The pair first: what is accepted must not be dropped for want of it.
+        let accepted = scm::pair_stream()
+            .and_then(|pair| Ok(listen::accept(self.listener.as_fd())?.map(|own| (own, pair))));
+        let (own, (pair, theirs)) = match accepted {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return,
+            Err(_) => return self.rest(),
+        };
+        let conn = self.next_conn;
+        self.next_conn = conn.wrapping_add(1);
+        self.tell(&ToShim::Conn { conn }, &[theirs.as_fd(), own.as_fd()]);
+        match Conn::new(&self.epoll, conn, own, pair) {
+            Ok(conn) => self.conns.push(conn),
+            Err(_) => return self.rest(),
+        }
+        self.listen();
+    }
+
+    fn conn_ready(&mut self, ready: Ready) {
+        let Some((number, is_pair)) = owner_of(ready.token) else {
+            return;
+        };
+        // One that was closed in this very turn may still be told of.
+        let Some(place) = self.conns.iter().position(|conn| conn.number == number) else {
+            return;
+        };
+        let conn = &mut self.conns[place];
+        let stays = if is_pair {
+            conn.pair_ready(ready, Instant::now() + DYING)
+        } else {
+            conn.own_ready(ready)
+        };
+        if !stays {
+            self.close_conn(place);
+        }
+    }
+
+    fn close_conn(&mut self, place: usize) {
+        self.conns.swap_remove(place);
+        if self.conns.is_empty() {
+            self.conns = Vec::new();
+        }
+        self.listen();
+    }
+}
