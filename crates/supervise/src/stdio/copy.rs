@@ -1,0 +1,264 @@
+//! Moving bytes from one descriptor to another. Between pipes they never leave
+//! the kernel; where the kernel refuses (terminals, files opened for
+//! appending) at most one small buffer of them passes through us, and is read
+//! only when there is room to write it. Decides nothing about ends.
+
+use std::io::{ErrorKind, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vigil_sys::fd::{self, Watch};
+use vigil_sys::splice::{Moved, splice};
+use vigil_sys::{Errno, fifo};
+
+use super::ready::Watched;
+
+/// Most to move in one call: a whole pipe.
+const AT_ONCE: usize = 1 << 16;
+/// `PIPE_BUF`: a write of so much to a pipe with room is whole.
+const BUFFER: usize = 4096;
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where bytes go.
+pub(super) enum Sink {
+    /// A pipe, fifo or terminal.
+    Watched(Arc<Watched>),
+    /// A file or device, always ready.
+    Plain(std::fs::File),
+    /// Nowhere; they are counted.
+    Nowhere,
+}
+
+/// What became of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// So many went on (or were dropped).
+    Bytes(usize),
+    SourceEmpty,
+    SinkFull,
+    /// The source is at its end.
+    Ended,
+    /// A terminal nobody has open; somebody may open it again.
+    HungUp,
+    /// The sink takes no more.
+    Broken(Errno),
+}
+
+/// One direction of copying.
+pub(super) struct Mover {
+    pub(super) source: Arc<Watched>,
+    pub(super) sink: Sink,
+    /// Bytes taken from the source so far.
+    pub(super) moved: u64,
+    /// Of those, never written.
+    pub(super) dropped: u64,
+    /// The last attempt found the sink full.
+    pub(super) blocked: bool,
+    /// The source was found empty since this was last cleared.
+    pub(super) was_empty: bool,
+    /// The kernel does not splice between these two.
+    by_hand: bool,
+    /// Read and not yet written; empty but for rare moments.
+    left: Vec<u8>,
+    pause: Duration,
+}
+
+impl Mover {
+    pub(super) fn new(source: Arc<Watched>, sink: Sink) -> Mover {
+        let pipe = matches!(fifo::kind_of_open(&*source), Ok(fifo::Kind::Fifo));
+        let by_hand = !pipe || !matches!(sink, Sink::Watched(_));
+        Mover {
+            source,
+            sink,
+            moved: 0,
+            dropped: 0,
+            blocked: false,
+            was_empty: false,
+            by_hand,
+            left: Vec::new(),
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// Bytes waiting in the source, as far as it can tell.
+    pub(super) fn waiting(&self) -> u64 {
+        let here = fd::readable_bytes(&*self.source).unwrap_or(0) + self.left.len();
+        u64::try_from(here).unwrap_or(u64::MAX)
+    }
+
+    /// From now on everything is dropped, so that the source's writer is never
+    /// blocked for ever by a sink that failed.
+    pub(super) fn discard(&mut self) {
+        self.dropped += self.left.len() as u64;
+        self.left = Vec::new();
+        self.sink = Sink::Nowhere;
+        self.by_hand = true;
+        self.blocked = false;
+    }
+
+    /// Tries once, without waiting.
+    pub(super) fn attempt(&mut self) -> Attempt {
+        let attempt = self.try_once();
+        match attempt {
+            Attempt::Bytes(count) => {
+                self.moved += count as u64;
+                self.blocked = false;
+                self.pause = FIRST_PAUSE;
+            }
+            Attempt::SinkFull => self.blocked = true,
+            Attempt::SourceEmpty | Attempt::HungUp => {
+                self.blocked = false;
+                self.was_empty = true;
+            }
+            Attempt::Ended | Attempt::Broken(_) => self.blocked = false,
+        }
+        attempt
+    }
+
+    fn try_once(&mut self) -> Attempt {
+        if !self.by_hand
+            && let Sink::Watched(sink) = &self.sink
+        {
+            return match splice(&*self.source, &**sink, AT_ONCE) {
+                Ok(Moved::Bytes(count)) => Attempt::Bytes(count),
+                Ok(Moved::SourceEmpty) => Attempt::SourceEmpty,
+                Ok(Moved::SinkFull) => Attempt::SinkFull,
+                Ok(Moved::Ended) => Attempt::Ended,
+                Err(Errno::EINVAL) => {
+                    self.by_hand = true;
+                    self.by_hand()
+                }
+                Err(Errno::EINTR) => Attempt::Bytes(0),
+                Err(e) => Attempt::Broken(e),
+            };
+        }
+        self.by_hand()
+    }
+
+    fn by_hand(&mut self) -> Attempt {
+        if !self.left.is_empty() {
+            return match self.write_left() {
+                // They were counted when they were read.
+                Ok(()) => Attempt::Bytes(0),
+                Err(attempt) => attempt,
+            };
+        }
+        if let Sink::Watched(sink) = &self.sink {
+            let mut room = [Watch::writing(&**sink)];
+            let looked = fd::poll(&mut room, Duration::ZERO);
+            if looked.is_ok() && !room[0].ready() {
+                return Attempt::SinkFull;
+            }
+        }
+        let mut buffer = [0; BUFFER];
+        let count = match self.source.get_ref().read(&mut buffer) {
+            Ok(0) => return Attempt::Ended,
+            Ok(count) => count,
+            Err(e) => match e.kind() {
+                ErrorKind::WouldBlock => return Attempt::SourceEmpty,
+                ErrorKind::Interrupted => return Attempt::Bytes(0),
+                // EIO: no slave open. Nothing else is an end that may pass.
+                _ => return if e.raw_os_error() == Some(Errno::EIO as i32) { Attempt::HungUp } else { Attempt::Ended },
+            },
+        };
+        self.write(&buffer[..count])
+    }
+
+    /// Writes what was just read; what does not fit is left for later.
+    fn write(&mut self, bytes: &[u8]) -> Attempt {
+        let count = bytes.len();
+        match &mut self.sink {
+            Sink::Nowhere => self.dropped += count as u64,
+            Sink::Plain(file) => {
+                if let Err(e) = file.write_all(bytes) {
+                    // A full disk may have room again: keep trying with what
+                    // comes next, count what is lost.
+                    if self.dropped == 0 {
+                        log::warn!("stdio: output dropped: {e}");
+                    }
+                    self.dropped += count as u64;
+                }
+            }
+            Sink::Watched(_) => {
+                self.left = bytes.to_vec();
+                if let Err(Attempt::Broken(e)) = self.write_left() {
+                    self.moved += count as u64;
+                    return Attempt::Broken(e);
+                }
+            }
+        }
+        Attempt::Bytes(count)
+    }
+
+    fn write_left(&mut self) -> Result<(), Attempt> {
+        let Sink::Watched(sink) = &self.sink else { return Ok(()) };
+        while !self.left.is_empty() {
+            match sink.get_ref().write(&self.left) {
+                Ok(0) => return Err(Attempt::SinkFull),
+                Ok(count) => drop(self.left.drain(..count)),
+                Err(e) => match e.kind() {
+                    ErrorKind::WouldBlock => return Err(Attempt::SinkFull),
+                    ErrorKind::Interrupted => {}
+                    _ => {
+                        let errno = e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                        return Err(Attempt::Broken(errno));
+                    }
+                },
+            }
+        }
+        self.left = Vec::new();
+        Ok(())
+    }
+
+    /// Waits until something happened: bytes moved, an end, a broken sink.
+    /// `over`: a terminal that hung up will not come back. Dropping this
+    /// half-way loses nothing.
+    pub(super) async fn step(&mut self, over: bool) -> Attempt {
+        loop {
+            // Two always-ready ends must not starve the rest of the shim.
+            tokio::task::coop::consume_budget().await;
+            let source = self.source.clone();
+            let Ok(mut readable) = source.readable().await else { return Attempt::Ended };
+            match self.attempt() {
+                Attempt::HungUp if over => return Attempt::Ended,
+                Attempt::SourceEmpty | Attempt::HungUp => {
+                    // The runtime takes a hang-up for final and would report
+                    // it for ever; a terminal can be opened again.
+                    let closed = readable.ready().is_read_closed();
+                    readable.clear_ready();
+                    if closed {
+                        self.rest().await;
+                    }
+                }
+                Attempt::SinkFull => {
+                    let Sink::Watched(sink) = &self.sink else { continue };
+                    let sink = sink.clone();
+                    let Ok(mut writable) = sink.writable().await else {
+                        return Attempt::Broken(Errno::EIO);
+                    };
+                    // Again, under this guard: an edge that comes after it
+                    // was taken is not cleared by it.
+                    match self.attempt() {
+                        Attempt::SinkFull => {
+                            let closed = writable.ready().is_write_closed();
+                            writable.clear_ready();
+                            if closed {
+                                self.rest().await;
+                            }
+                        }
+                        Attempt::SourceEmpty | Attempt::HungUp => {}
+                        done => return done,
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn rest(&mut self) {
+        let pause = self.pause;
+        self.pause = LONGEST_PAUSE.min(pause * 2);
+        tokio::time::sleep(pause).await;
+    }
+}
