@@ -48,6 +48,17 @@ impl Version {
 /// The image every test runs.
 pub const IMAGE: &str = "docker.io/library/vigil-busybox:latest";
 
+/// Path of the socket of a shim that groups by nothing but its own id (contract §5).
+#[must_use]
+pub fn socket_of(address: &Path, namespace: &str, id: &str) -> PathBuf {
+    let key = address.join(namespace).join(id);
+    let mut hex = String::new();
+    for byte in Sha256::digest(key.as_os_str().as_encoded_bytes()) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Path::new("/run/containerd/s").join(hex)
+}
+
 /// A running private containerd.
 #[derive(Debug)]
 pub struct Containerd {
@@ -134,13 +145,7 @@ impl Containerd {
     /// The socket of a task's shim when it groups by nothing but its own id (contract §5).
     #[must_use]
     pub fn shim_socket(&self, id: &str) -> PathBuf {
-        let key = self.address().join(self.namespace()).join(id);
-        let hash = Sha256::digest(key.as_os_str().as_encoded_bytes());
-        let mut hex = String::new();
-        for byte in hash {
-            let _ = write!(hex, "{byte:02x}");
-        }
-        Path::new("/run/containerd/s").join(hex)
+        socket_of(&self.address(), self.namespace(), id)
     }
 
     /// Starts the daemon (again) and waits until it answers.

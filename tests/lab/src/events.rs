@@ -195,6 +195,19 @@ impl EventSink {
         self.wait(short, deadline, |e| (e.short() == short).then(|| e.clone()))
     }
 
+    /// From now on nobody answers: the listener goes, every connection too.
+    pub fn refuse(&self) {
+        self.heard
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stop = true;
+        self.hang_up();
+        // One connection lets the accepting thread see `stop`.
+        let _ = UnixStream::connect(&self.path);
+        let _ = std::fs::remove_file(&self.path);
+    }
+
     /// Hangs up on every publisher, as a dying containerd does; they may come again.
     pub fn hang_up(&self) {
         for connection in self
@@ -251,14 +264,6 @@ fn serve(mut connection: UnixStream, shared: &(Mutex<Heard>, Condvar)) {
 
 impl Drop for EventSink {
     fn drop(&mut self) {
-        self.heard
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stop = true;
-        self.hang_up();
-        // One connection lets the accepting thread see `stop`.
-        let _ = UnixStream::connect(&self.path);
-        let _ = std::fs::remove_file(&self.path);
+        self.refuse();
     }
 }

@@ -2,8 +2,8 @@
 //! containers, and a polite end that is checked.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::ExecProcessRequest;
@@ -98,6 +98,7 @@ pub struct Kit {
     /// How `start` and `delete` are called.
     pub caller: Caller,
     known: Mutex<Vec<Known>>,
+    readers: Mutex<Vec<Arc<FifoReader>>>,
     next: AtomicU32,
     /// Private directory and mark.
     pub scratch: Scratch,
@@ -154,7 +155,7 @@ pub struct Exec {
     /// Exec id.
     pub id: String,
     /// Reader of its stdout.
-    pub stdout: FifoReader,
+    pub stdout: Arc<FifoReader>,
     /// Path of its stdin fifo.
     pub stdin: PathBuf,
 }
@@ -179,6 +180,7 @@ impl Kit {
             binary: binary.clone(),
             caller,
             known: Mutex::default(),
+            readers: Mutex::default(),
             next: AtomicU32::new(1),
             scratch,
         })
@@ -205,7 +207,11 @@ impl Kit {
 
     /// `start` for a bundle.
     pub fn shim(&self, bundle: &Bundle) -> Result<Shim> {
-        let shim = Shim::start(&self.caller, bundle)?;
+        self.adopt(Shim::start(&self.caller, bundle)?)
+    }
+
+    /// Makes a shim that was started otherwise one of the kit's, to be ended by [`Kit::finish`].
+    pub fn adopt(&self, shim: Shim) -> Result<Shim> {
         let known = Known {
             id: shim.id.clone(),
             task: shim.task.clone(),
@@ -264,6 +270,23 @@ impl Kit {
         Ok(container)
     }
 
+    /// Keeps a reader until the kit ends: a shim waits for the reader of every output.
+    pub fn keep(&self, reader: Arc<FifoReader>) -> Result<()> {
+        self.readers
+            .lock()
+            .map_err(|_| anyhow::anyhow!("a test thread panicked"))?
+            .push(reader);
+        Ok(())
+    }
+
+    /// Opens and keeps a reader for each output fifo of a bundle.
+    pub fn read_all(&self, bundle: &Bundle) -> Result<()> {
+        for path in bundle.stdio[1..].iter().filter(|p| !p.is_empty()) {
+            self.keep(Arc::new(FifoReader::open(path.as_ref())?))?;
+        }
+        Ok(())
+    }
+
     /// Registers an exec; nothing runs until it is started.
     pub fn exec(&self, container: &Container, id: &str, spec: &Spec) -> Result<Exec> {
         let base = self
@@ -273,7 +296,8 @@ impl Kit {
         let path = |name: &str| base.with_extension(name);
         mkfifo(&path("stdin"))?;
         mkfifo(&path("stdout"))?;
-        let stdout = FifoReader::open(&path("stdout"))?;
+        let stdout = Arc::new(FifoReader::open(&path("stdout"))?);
+        self.keep(Arc::clone(&stdout))?;
         let mut request = ExecProcessRequest {
             id: container.id.clone(),
             exec_id: id.into(),
@@ -285,9 +309,7 @@ impl Kit {
         };
         if !spec.terminal {
             mkfifo(&path("stderr"))?;
-            // Both ends: an stderr nobody looks at must not hold the exec up.
-            let held = FifoReader::open(&path("stderr"))?;
-            std::mem::forget(held);
+            self.keep(Arc::new(FifoReader::open(&path("stderr"))?))?;
             request.stderr = path("stderr").to_string_lossy().into_owned();
         }
         container.task().exec(&request)?;
@@ -316,10 +338,10 @@ impl Kit {
             let shut = task.shutdown(&known.id);
             // A bundle the test has removed already had its `delete`.
             if known.bundle.exists() {
+                // Its end must come; a failure shows as residue below. (Go's exits 1 when nothing was created.)
                 known
                     .caller
-                    .delete(&known.id, &known.bundle)?
-                    .ok()
+                    .delete(&known.id, &known.bundle)
                     .context("the closing delete")?;
                 let _ = nix::mount::umount2(
                     &known.bundle.join("rootfs"),
@@ -339,7 +361,7 @@ impl Kit {
         let sink = format!("listening socket {}", self.sink.address().display());
         let runc = format!("file /run/containerd/runc/{mark}");
         // The namespace's own cgroup and directory stay in containerd too; the scratch removes them.
-        Residue::expect_none(&mark, by(6.0), |line| {
+        Residue::expect_none(&mark, by(12.0), |line| {
             line == sink || line == runc || line.starts_with("cgroup ") && line.ends_with(&mark)
         })
     }

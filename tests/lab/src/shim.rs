@@ -306,7 +306,11 @@ pub struct Shim {
 impl Shim {
     /// Runs `start` in the bundle and connects.
     pub fn start(caller: &Caller, bundle: &Bundle) -> Result<Self> {
-        let ran = caller.run_start(&bundle.id, &bundle.dir)?;
+        Self::connect(caller, bundle, caller.run_start(&bundle.id, &bundle.dir)?)
+    }
+
+    /// Connects to what a run of `start` has answered.
+    pub fn connect(caller: &Caller, bundle: &Bundle, ran: Ran) -> Result<Self> {
         let text = || String::from_utf8_lossy(&ran.stdout).into_owned();
         ensure!(ran.status.success(), "start: {}: {}", ran.status, text());
         let (address, version, form) =

@@ -1,0 +1,116 @@
+//! Where a shim departs from the suite, and why. A listed difference must *be* one: if
+//! the behaviour passes after all, the suite fails, so that this page stays true.
+
+/// One shim departing from one behaviour.
+#[derive(Debug, Clone, Copy)]
+pub struct Difference {
+    /// `go-1.6.20`, `go-2.1.9` or `vigil`.
+    pub shim: &'static str,
+    /// Name of the behaviour.
+    pub behaviour: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// Whether it departs every time; a race in the shim may also go well.
+    pub always: bool,
+}
+
+const fn differs(shim: &'static str, behaviour: &'static str, reason: &'static str) -> Difference {
+    Difference {
+        shim,
+        behaviour,
+        reason,
+        always: true,
+    }
+}
+
+/// All of them.
+pub const DIFFERENCES: &[Difference] = &[
+    differs(
+        "vigil",
+        "second_start_same_address",
+        "DESIGN §1: one shim per container; `start` on a live task is a named error",
+    ),
+    // Protocols of another time.
+    differs(
+        "go-1.6.20",
+        "serves_v3",
+        "the v3 service came with containerd 2.0",
+    ),
+    differs("go-1.6.20", "info_flag", "-info came with containerd 2.0"),
+    differs(
+        "go-1.6.20",
+        "bootstrap_params",
+        "BootstrapParams came with containerd 2.3",
+    ),
+    differs(
+        "go-2.1.9",
+        "bootstrap_params",
+        "BootstrapParams came with containerd 2.3",
+    ),
+    // What Go leaves to containerd.
+    differs(
+        "go-1.6.20",
+        "hostile_ids",
+        "containerd checks ids before it calls; the shim itself does not",
+    ),
+    differs(
+        "go-2.1.9",
+        "hostile_ids",
+        "containerd checks ids before it calls; the shim itself does not",
+    ),
+    // Known weaknesses of Go's shims (contract §3.4, §8.4).
+    differs("go-1.6.20", "options_of_a_wrong_type", "it panics"),
+    differs(
+        "go-1.6.20",
+        "unknown_exec_not_found",
+        "CloseIO answers Unknown for an unknown exec",
+    ),
+    differs(
+        "go-1.6.20",
+        "exec_start_after_init_exit",
+        "FailedPrecondition since 1.6.36; Unknown before",
+    ),
+    differs(
+        "go-1.6.20",
+        "delete_reports_the_true_status",
+        "always 137 and the time of delete",
+    ),
+    differs(
+        "go-2.1.9",
+        "delete_reports_the_true_status",
+        "always 137 and the time of delete",
+    ),
+    differs(
+        "go-1.6.20",
+        "delete_of_nothing",
+        "a missing `runtime` file is fatal before 2.1",
+    ),
+    differs(
+        "go-1.6.20",
+        "delete_removes_the_socket",
+        "delete does not unlink the socket",
+    ),
+    differs(
+        "go-2.1.9",
+        "delete_removes_the_socket",
+        "delete does not unlink the socket",
+    ),
+    differs(
+        "go@1.6.20",
+        "killed_shim_leaves_nothing",
+        "delete does not unlink the socket",
+    ),
+    differs(
+        "go@2.1.9",
+        "killed_shim_leaves_nothing",
+        "delete does not unlink the socket",
+    ),
+];
+
+/// The difference listed for a shim and a behaviour.
+#[must_use]
+pub fn listed(shim: &str, behaviour: &str) -> Option<&'static Difference> {
+    DIFFERENCES
+        .iter()
+        .find(|d| d.shim == shim && d.behaviour == behaviour)
+}
