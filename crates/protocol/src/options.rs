@@ -118,24 +118,24 @@ fn legacy(bytes: &[u8]) -> Result<Options, Error> {
 
 fn generic(bytes: &[u8]) -> Result<Told, Error> {
     let mut path = String::new();
-    let mut body: &[u8] = &[];
+    let mut body = String::new();
     let mut fields = Fields::new(GENERIC, bytes);
     while let Some((number, value)) = fields.next()? {
         match number {
             2 => path = fields.text(value)?,
-            3 => body = fields.bytes(value)?,
+            3 => body = fields.text(value)?,
             _ => {}
         }
     }
     // The body counts only without a path (the rule stands in containerd's api.proto).
     if path.is_empty() {
-        return toml("config_body", body);
+        return toml("config_body", &body);
     }
     toml(&path, &read(Path::new(&path))?)
 }
 
 /// Reads a file of options; never more than [`FILE_MAX`], never a fifo.
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+fn read(path: &Path) -> Result<String, Error> {
     let failed = |source| Error::OptionsRead {
         path: path.to_owned(),
         source,
@@ -158,21 +158,15 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     if body.len() as u64 > FILE_MAX {
         return Err(unfit("it is longer than 1 MiB"));
     }
-    Ok(body)
+    String::from_utf8(body).map_err(|_| unfit("it is not UTF-8"))
 }
 
 /// Decodes the TOML form. The keys are the Go names, exactly.
-fn toml(origin: &str, body: &[u8]) -> Result<Told, Error> {
-    let failed = |source| Error::OptionsToml {
+fn toml(origin: &str, text: &str) -> Result<Told, Error> {
+    let table: toml::Table = toml::from_str(text).map_err(|source| Error::OptionsToml {
         origin: shown(origin),
         source: Box::new(source),
-    };
-    let text = std::str::from_utf8(body).map_err(|_| {
-        failed(<toml::de::Error as serde::de::Error>::custom(
-            "it is not UTF-8",
-        ))
     })?;
-    let table: toml::Table = toml::from_str(text).map_err(failed)?;
     let mut options = Options::default();
     let mut unknown = Vec::new();
     for (key, value) in table {

@@ -79,8 +79,7 @@ impl<'a> Fields<'a> {
             .map_err(|_| self.broken("a string is not UTF-8"))
     }
 
-    /// A value that must be bytes.
-    pub(crate) fn bytes(&self, value: Value<'a>) -> Result<&'a [u8], Error> {
+    fn bytes(&self, value: Value<'a>) -> Result<&'a [u8], Error> {
         match value {
             Value::Bytes(bytes) => Ok(bytes),
             Value::Number(_) | Value::Fixed => Err(self.broken("a string is a number")),

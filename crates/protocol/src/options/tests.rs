@@ -194,7 +194,10 @@ fn what_cannot_be_read_is_refused() {
         Err(Error::OptionsToml { .. })
     ));
     let not_text = packed("runtimeoptions.v1.Options", b"\x1a\x02\xff\xfe");
-    assert!(matches!(decode(&not_text), Err(Error::OptionsToml { .. })));
+    assert!(matches!(
+        decode(&not_text),
+        Err(Error::OptionsDecode { .. })
+    ));
 }
 
 #[test]
@@ -210,6 +213,11 @@ fn a_file_is_read_and_wins_over_the_body() {
     assert_eq!(told.options.root, "/from-file");
     assert!(told.warnings[0].contains("o.toml"), "{told:?}");
 
+    std::fs::write(&file, b"\xff").unwrap();
+    assert!(matches!(
+        decode(&path(name)),
+        Err(Error::OptionsFile { .. })
+    ));
     std::fs::write(&file, vec![b'#'; (1 << 20) + 1]).unwrap();
     assert!(matches!(
         decode(&path(name)),
