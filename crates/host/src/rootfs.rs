@@ -28,7 +28,7 @@ const NEARLY: usize = 512;
 /// Between two tries to unmount something busy.
 const BETWEEN: Duration = Duration::from_millis(50);
 /// How long a fuse mount program may take.
-const MOUNT_PROGRAM: Duration = Duration::from_secs(60);
+const MOUNT_PROGRAM: Duration = Duration::from_mins(1);
 /// Rounds over the mount table; more means that somebody mounts as we unmount.
 const ROUNDS: usize = 16;
 

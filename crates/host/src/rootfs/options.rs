@@ -2,6 +2,8 @@
 //! meaning is that of containerd's own mount package, because containerd's
 //! snapshotters write for it.
 
+use std::fmt::Write;
+
 use vigil_model::Mount;
 use vigil_sys::mount::Flags;
 
@@ -139,7 +141,8 @@ fn id_map(text: &str) -> Option<String> {
         let [inside, outside, count] = numbers[..] else {
             return None;
         };
-        lines.push_str(&format!("{inside} {outside} {count}\n"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(lines, "{inside} {outside} {count}");
     }
     Some(lines)
 }

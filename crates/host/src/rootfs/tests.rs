@@ -19,7 +19,7 @@ fn privately(work: impl FnOnce(&Path, &Notes) -> Step) -> Vec<String> {
         work(dir.path(), notes)
     })
     .unwrap();
-    let outcome = worker.wait(Duration::from_secs(60)).unwrap();
+    let outcome = worker.wait(Duration::from_mins(1)).unwrap();
     assert_eq!(outcome, Outcome::Done);
     worker.notes()
 }

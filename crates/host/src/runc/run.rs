@@ -56,11 +56,11 @@ impl Default for Deadlines {
     fn default() -> Self {
         Deadlines {
             create: Duration::from_secs(110),
-            start: Duration::from_secs(60),
-            exec: Duration::from_secs(60),
+            start: Duration::from_mins(1),
+            exec: Duration::from_mins(1),
             delete: Duration::from_secs(15),
             update: Duration::from_secs(15),
-            checkpoint: Duration::from_secs(600),
+            checkpoint: Duration::from_mins(10),
             restore: Duration::from_secs(110),
             ask: Duration::from_secs(5),
             grace: Duration::from_millis(500),
@@ -235,7 +235,7 @@ pub struct Running {
     verb: Verb,
     child: spawn::Child,
     log: OwnedFd,
-    printed: OwnedFd,
+    pub(super) printed: OwnedFd,
     begun: Instant,
     overdue: Cell<Option<Overdue>>,
 }
