@@ -289,6 +289,70 @@ fn owners_are_mapped() {
     });
 }
 
+/// A small ext4 in a file.
+fn ext4(dir: &Path) -> std::result::Result<PathBuf, String> {
+    let image = dir.join("image");
+    fs::File::create(&image)
+        .and_then(|f| f.set_len(8 << 20))
+        .map_err(|e| e.to_string())?;
+    run("mke2fs", &["-q", "-F", "-t", "ext4"], &image)?;
+    Ok(image)
+}
+
+fn run(program: &str, args: &[&str], on: &Path) -> Step {
+    let status = std::process::Command::new(program)
+        .args(args)
+        .arg(on)
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        other => Err(format!("{program}: {other:?}")),
+    }
+}
+
+/// Thaws also when the test fails: what sleeps there cannot be killed.
+struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run("fsfreeze", &["-u"], &self.0);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_die_is_left_and_named() {
+    privately(|dir, notes| {
+        let rootfs = dir.join("rootfs");
+        mount_all(&[mount("ext4", &ext4(dir)?, "", &["loop"])], &rootfs, notes).map_err(text)?;
+        run("fsfreeze", &["-f"], &rootfs)?;
+        let frozen = Frozen(rootfs.clone());
+        let stuck = Worker::start_noting("stuck", |notes| {
+            notes.doing("write into the frozen");
+            fs::write(rootfs.join("new"), "").map_err(|e| e.to_string())
+        })
+        .map_err(text)?;
+        let begun = Instant::now();
+        let outcome = stuck.wait(Duration::from_millis(300)).map_err(text)?;
+        ensure(begun.elapsed() < Duration::from_secs(3), "waited for it")?;
+        let doing = "write into the frozen".to_owned();
+        let expected = Outcome::Overdue {
+            pid: stuck.pid(),
+            left: true,
+            doing,
+        };
+        ensure(outcome == expected, &format!("{outcome:?}"))?;
+        drop(frozen);
+        // Now the SIGKILL reaches it.
+        let outcome = stuck.wait(Duration::from_secs(20)).map_err(text)?;
+        ensure(
+            matches!(outcome, Outcome::Failed(_)),
+            &format!("{outcome:?}"),
+        )?;
+        let done = unmount_below(&rootfs, patient(), notes).map_err(text)?;
+        ensure(done.gone == 1, "not unmounted")
+    });
+}
+
 #[test]
 fn a_loop_device_lives_as_long_as_its_mount() {
     let attached = |file: &Path| {
