@@ -1,1 +1,369 @@
-//! (to be written)
+//! The eyes: what is on the host of one container, as facts. Read-only, and
+//! never an error: what cannot be seen is a fact of its own. What our record
+//! does not say is looked up in the order of trust: runc's state, the spec,
+//! the names containerd uses by convention.
+
+mod runc_state;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use vigil_model::{Before, BootId, Claim, Exit, Incarnation, Namespace, TaskId};
+use vigil_reconcile as judge;
+use vigil_reconcile::{Boot, Facts, Group, Init, Present, RuncDelete, Said};
+use vigil_sys::pidfd;
+
+pub use runc_state::RuncState;
+
+use crate::bundle::Spec;
+use crate::cgroup::{self, Cgroup, Hierarchies};
+use crate::proc::{self, Checked};
+use crate::rootfs::mountinfo;
+use crate::runc::Runtime;
+
+/// A reaper, for killing by descent; absent when it is dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    /// The reaper.
+    pub reaper: Incarnation,
+    /// What descends from it and is no part of the container: the shim,
+    /// workers, loggers.
+    pub spare: Vec<u32>,
+}
+
+/// What is on record of a container. Everything that the journal or the exit
+/// records did not say is `None` or empty, and looked for elsewhere.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Its id.
+    pub id: TaskId,
+    /// Its containerd namespace.
+    pub namespace: Namespace,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// How runc is called; `root` includes the namespace.
+    pub runtime: Runtime,
+    /// The option `SystemdCgroup`, `None` if nothing said so.
+    pub systemd_cgroup: Option<bool>,
+    /// What the journal says.
+    pub said: Said,
+    /// The boot in the journal's header.
+    pub boot: Option<BootId>,
+    /// Init.
+    pub init: Option<Incarnation>,
+    /// Its end.
+    pub exit: Option<Exit>,
+    /// Its cgroups.
+    pub claims: Vec<Claim>,
+    /// Whether init has a pid namespace of its own.
+    pub private_pid_ns: Option<bool>,
+    /// How far `runc delete` came.
+    pub runc_delete: RuncDelete,
+    /// The socket's file.
+    pub socket: Option<PathBuf>,
+    /// The reaper, if it lives.
+    pub below: Option<Below>,
+}
+
+impl Subject {
+    /// Where containerd has the root file system mounted.
+    pub fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// runc's state directory of the container.
+    pub fn runc_dir(&self) -> PathBuf {
+        self.runtime.root.join(self.id.as_str())
+    }
+}
+
+/// What was seen, with the handles the hands will need.
+#[derive(Debug)]
+pub struct Observed {
+    /// The facts.
+    pub facts: Facts,
+    /// Which process init is or was, from the record or from runc's state.
+    pub init: Option<Incarnation>,
+    /// It, while it lives; opened and checked.
+    pub init_fd: Option<OwnedFd>,
+    /// Its end, from the record or from the kernel's memory.
+    pub exit: Option<Exit>,
+    /// The pid in the bundle's `init.pid`: to be shown, never to be signalled.
+    pub pid_file: Option<u32>,
+    /// Whether init has a pid namespace of its own, as far as record or spec
+    /// say so.
+    pub private_pid_ns: bool,
+    /// The cgroups that are there.
+    pub cgroup: Option<Cgroup>,
+    /// The claims they were opened by.
+    pub claims: Vec<Claim>,
+    /// What had to be looked for elsewhere, and what could not be looked at.
+    pub notes: Vec<String>,
+}
+
+/// Looks at the host.
+pub fn observe(subject: &Subject) -> Observed {
+    match Hierarchies::read() {
+        Ok(hierarchies) => observe_with(subject, Some(&hierarchies)),
+        Err(e) => {
+            let mut seen = observe_with(subject, None);
+            seen.notes.push(said(&e));
+            seen
+        }
+    }
+}
+
+/// Looks at the host with these hierarchies; `None`: they could not be read.
+pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Observed {
+    let mut notes = Vec::new();
+    let runc_dir = subject.runc_dir();
+    let mut runc_present = present(&runc_dir, &mut notes);
+    let mut state = note(RuncState::load(&runc_dir), &mut notes).flatten();
+    if state
+        .as_ref()
+        .is_some_and(|s| !s.may_be_of(&subject.bundle))
+    {
+        notes.push(format!(
+            "{} belongs to another bundle and is left alone",
+            runc_dir.display()
+        ));
+        state = None;
+        runc_present = Present::No;
+    }
+
+    let init = subject.init.clone().or_else(|| {
+        let init = state.as_ref()?.init.clone();
+        if init.is_some() {
+            notes.push("init is known from runc's state only".to_owned());
+        }
+        init
+    });
+    let (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
+
+    let claims = claims(subject, state.as_ref(), hierarchies, &mut notes);
+    let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
+    let group = look_at_group(cgroup.as_ref(), &mut notes);
+
+    let mounts = match note(
+        mountinfo::below(&mountinfo::as_shown(&subject.rootfs())),
+        &mut notes,
+    ) {
+        Some(found) if found.is_empty() => Present::No,
+        Some(_) => Present::Yes,
+        None => Present::Unknown,
+    };
+    let socket = subject
+        .socket
+        .as_ref()
+        .map_or(Present::No, |path| present(path, &mut notes));
+    let below = match &subject.below {
+        None => Present::No,
+        Some(below) => match note(below.pids(), &mut notes) {
+            Some(pids) if pids.is_empty() => Present::No,
+            Some(_) => Present::Yes,
+            None => Present::Unknown,
+        },
+    };
+    let exit = subject.exit;
+    Observed {
+        facts: Facts {
+            boot,
+            said: subject.said,
+            init: init_fact,
+            exit: if exit.is_some() {
+                judge::Exit::Known
+            } else {
+                judge::Exit::NotKnown
+            },
+            group,
+            below,
+            runc_delete: subject.runc_delete,
+            runc_state: runc_present,
+            mounts,
+            socket,
+        },
+        init,
+        init_fd,
+        exit,
+        private_pid_ns: subject.private_pid_ns.unwrap_or_else(|| {
+            Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
+        }),
+        pid_file: pid_file(&subject.bundle),
+        cgroup,
+        claims,
+        notes,
+    }
+}
+
+impl Below {
+    /// What descends from the reaper and is not spared; nothing if the reaper
+    /// itself is gone.
+    pub fn pids(&self) -> crate::Result<Vec<u32>> {
+        match proc::open_checked(&self.reaper)? {
+            Checked::Same(_) => {}
+            Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => return Ok(Vec::new()),
+        }
+        let mut pids = proc::descendants(self.reaper.pid)?;
+        // What descends from the spared is not spared by that: a runc, and its
+        // init, may still hang below the shim.
+        let us = std::process::id();
+        pids.retain(|pid| *pid != us && !self.spare.contains(pid));
+        Ok(pids)
+    }
+}
+
+fn look_at_init(
+    subject: &Subject,
+    init: Option<&Incarnation>,
+    notes: &mut Vec<String>,
+) -> (Boot, Init, Option<OwnedFd>) {
+    let Some(now) = note(proc::boot_id(), notes) else {
+        let init = if init.is_some() {
+            Init::Unknown
+        } else {
+            Init::Unnamed
+        };
+        return (Boot::Unknown, init, None);
+    };
+    let boot = if subject.boot.as_ref().is_some_and(|then| *then != now) {
+        Boot::Other
+    } else {
+        Boot::Same
+    };
+    let Some(init) = init else {
+        return (boot, Init::Unnamed, None);
+    };
+    match note(proc::open_checked(init), notes) {
+        None => (boot, Init::Unknown, None),
+        Some(Checked::Elsewhere) => (Boot::Other, Init::Dead, None),
+        Some(Checked::Gone | Checked::Reused(_)) => (boot, Init::Dead, None),
+        // Alive under a header of another boot: the header is wrong, and what
+        // is seen outranks it.
+        Some(Checked::Same(fd)) => match pidfd::is_dead(&fd) {
+            Ok(false) => (Boot::Same, Init::Alive, Some(fd)),
+            // A zombie: its parent will reap it, and the kernel may then tell.
+            Ok(true) => (Boot::Same, Init::Dead, Some(fd)),
+            Err(e) => {
+                notes.push(format!("cannot ask for process {}: {e}", init.pid));
+                (Boot::Same, Init::Unknown, None)
+            }
+        },
+    }
+}
+
+fn look_at_group(cgroup: Option<&Cgroup>, notes: &mut Vec<String>) -> Group {
+    let Some(cgroup) = cgroup else {
+        return Group::Unknown;
+    };
+    if cgroup.is_ours() {
+        match note(cgroup.populated(), notes) {
+            Some(true) => Group::Populated,
+            Some(false) => Group::Empty,
+            None => Group::Unknown,
+        }
+    } else if cgroup.is_shared() {
+        Group::Foreign
+    } else {
+        Group::Absent
+    }
+}
+
+/// The recorded claims, else what runc, the spec or convention say. What was
+/// there before is then not known; a directory that carries the container's id
+/// in its name is taken for its own, any other is not.
+fn claims(
+    subject: &Subject,
+    state: Option<&RuncState>,
+    hierarchies: Option<&Hierarchies>,
+    notes: &mut Vec<String>,
+) -> Vec<Claim> {
+    if !subject.claims.is_empty() {
+        return subject.claims.clone();
+    }
+    let Some(hierarchies) = hierarchies else {
+        return Vec::new();
+    };
+    // Without a Create nothing can be there that is ours.
+    if subject.said == Said::Nothing && state.is_none() {
+        return Vec::new();
+    }
+    if let Some(state) = state.filter(|s| !s.cgroups.is_empty()) {
+        notes.push("cgroups are known from runc's state only".to_owned());
+        let dirs = hierarchies.list.iter().filter_map(|h| {
+            let controller = h.name.split(',').find_map(|name| state.cgroups.get(name))?;
+            Some((h.name.clone(), controller.clone()))
+        });
+        return dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
+    }
+    let by_spec = note(Spec::load(&subject.bundle), notes).map(|spec| spec.cgroups_path);
+    let path = if let Some(path) = by_spec {
+        notes.push("cgroups are known from config.json only".to_owned());
+        path
+    } else {
+        notes.push("cgroups are known by convention only".to_owned());
+        format!("/{}/{}", subject.namespace, subject.id)
+    };
+    let placement = cgroup::place(
+        hierarchies,
+        &subject.id,
+        &path,
+        subject.systemd_cgroup,
+        cgroup::systemd_host(),
+    );
+    note(placement, notes)
+        .map(|placement| placement.dirs)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(name, dir)| named(subject, name, &dir))
+        .collect()
+}
+
+/// A claim by name: `ID`, or systemd's `PREFIX-ID.scope`.
+fn named(subject: &Subject, hierarchy: String, dir: &Path) -> Claim {
+    let id = subject.id.as_str();
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    let its_own = name.is_some_and(|name| {
+        name == id
+            || name
+                .strip_suffix(".scope")
+                .and_then(|unit| unit.strip_suffix(id))
+                .is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
+    });
+    Claim {
+        hierarchy,
+        path: dir.to_string_lossy().into_owned(),
+        before: if its_own {
+            Before::Absent
+        } else {
+            Before::Unknown
+        },
+        inode: None,
+    }
+}
+
+fn pid_file(bundle: &Path) -> Option<u32> {
+    let bytes = proc::read_bounded(&bundle.join("init.pid"), 64).ok()?;
+    std::str::from_utf8(&bytes).ok()?.trim().parse().ok()
+}
+
+fn present(path: &Path, notes: &mut Vec<String>) -> Present {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Present::Yes,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Present::No,
+        Err(e) => {
+            notes.push(format!("cannot look at {}: {e}", path.display()));
+            Present::Unknown
+        }
+    }
+}
+
+/// The value, or `None` and a note.
+fn note<T>(result: crate::Result<T>, notes: &mut Vec<String>) -> Option<T> {
+    result.map_err(|e| notes.push(said(&e))).ok()
+}
+
+pub(crate) fn said(error: &crate::Error) -> String {
+    crate::rootfs::chain(error)
+}
