@@ -195,7 +195,10 @@ impl<'c> Reaper<'c> {
     /// Now: the shim goes with us. Deaths that can be recorded still are.
     fn leave(&mut self) -> i32 {
         self.kill_shim();
-        self.bury();
+        for _ in 0..16 {
+            self.deaths_due = true;
+            self.bury();
+        }
         i32::from(!self.going)
     }
 

@@ -2,6 +2,8 @@
 //! are started by `spawn`. A fork of several threads may copy a lock that
 //! nobody in the child will ever open, so it is refused, not only warned of.
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use crate::{Errno, Result, fd};
 
 /// Which of the two this is.
@@ -42,9 +44,29 @@ pub fn null_stdio() -> Result<()> {
     nix::unistd::dup2_stderr(&null)
 }
 
+/// The descriptor `number` (3 or more) that was handed over the exec; makes it
+/// close-on-exec and its owner the caller. `EBADF`: there is none, or it is
+/// close-on-exec already: whoever opened or took it in this process owns it.
+pub fn inherited(number: u16) -> Result<OwnedFd> {
+    let raw = i32::from(number);
+    // SAFETY: takes integers; a number that is not open answers EBADF.
+    let flags = Errno::result(unsafe { libc::fcntl(raw, libc::F_GETFD) })?;
+    if number <= 2 || flags & libc::FD_CLOEXEC != 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: open, and not opened in this process, where everything is made
+    // close-on-exec; not taken before, as taking sets the flag too. So there is
+    // no other owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    fd::set_close_on_exec(&fd, true)?;
+    Ok(fd)
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn several_threads_are_refused() {
@@ -53,5 +75,14 @@ mod tests {
         assert_eq!(fork(), Err(Errno::EINVAL));
         drop(end);
         assert!(other.join().is_ok_and(|got| got.is_err()));
+    }
+
+    #[test]
+    fn only_what_came_over_the_exec_is_inherited() {
+        assert_eq!(inherited(2).err(), Some(Errno::EBADF), "stdio has owners");
+        assert_eq!(inherited(u16::MAX).err(), Some(Errno::EBADF));
+        let ours = fd::null().unwrap();
+        let number = u16::try_from(ours.as_raw_fd()).unwrap();
+        assert_eq!(inherited(number).err(), Some(Errno::EBADF), "it is ours");
     }
 }

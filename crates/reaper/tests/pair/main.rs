@@ -1,0 +1,606 @@
+//! The reaper as a real process, with real sockets and a scripted shim, which
+//! is this same program. It forks, so it has one thread and a `main` of its own.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod shim;
+mod wire;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vigil_journal::exits::{self, Death, Slot, Snapshot};
+use vigil_journal::pair::Pair as PairFile;
+use vigil_journal::{lock, names};
+use vigil_reaper::Config;
+use vigil_sys::fork::{Fork, fork};
+use vigil_sys::{fd, fifo, listen, pidfd, process, signal, wait};
+
+use wire::{Client, PATIENCE, REQUEST, frame};
+
+/// A reaper and what the test holds of it.
+struct Pair {
+    dir: tempfile::TempDir,
+    pid: u32,
+    pidfd: OwnedFd,
+    ready: File,
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "waited too long: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Pair {
+    /// Forks a reaper with a shim of that kind, as `start` does.
+    fn start(kind: &str) -> Pair {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = lock::hold(&dir.path().join(names::LOCK)).unwrap();
+        let exits = exits::create(&dir.path().join(names::EXITS)).unwrap();
+        let listener = listen::bind(&dir.path().join("s")).unwrap();
+        let (ready, told) = fd::pipe().unwrap();
+        match fork().unwrap() {
+            Fork::Parent { child } => {
+                let pidfd = pidfd::open(child).unwrap();
+                Pair {
+                    dir,
+                    pid: child,
+                    pidfd,
+                    ready: ready.into(),
+                }
+            }
+            Fork::Child => {
+                drop(ready);
+                let config = Config {
+                    listener,
+                    lock: lock.into(),
+                    exits: exits.into(),
+                    bundle: dir.path().to_owned(),
+                    program: PathBuf::from("/proc/self/exe"),
+                    argv: ["pair-test", "shim", kind].map(OsString::from).to_vec(),
+                    env: vec![("RUST_BACKTRACE".into(), "1".into())],
+                    name: c"containerd-shim".to_owned(),
+                };
+                vigil_reaper::run(&config, told)
+            }
+        }
+    }
+
+    /// The same, and serving.
+    fn serving() -> Pair {
+        let mut pair = Pair::start("obedient");
+        assert_eq!(pair.told(), "R");
+        pair
+    }
+
+    /// All that is said on the ready pipe.
+    fn told(&mut self) -> String {
+        let mut text = String::new();
+        self.ready.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path("s"))
+    }
+
+    fn signal(&self, number: i32) {
+        pidfd::send_signal(&self.pidfd, number).unwrap();
+    }
+
+    /// The raw status of the reaper, which must end.
+    fn status(&self) -> i32 {
+        assert!(
+            fd::wait_readable(&self.pidfd, PATIENCE).unwrap(),
+            "the reaper stays"
+        );
+        wait::reap(self.pid).unwrap().unwrap().status
+    }
+
+    fn lock_is_free(&self) -> bool {
+        lock::hold(&self.path(names::LOCK)).is_ok()
+    }
+
+    /// Both are gone; the reaper's exit code.
+    fn ended(&self) -> Option<u8> {
+        let status = self.status();
+        until("the lock is free", || self.lock_is_free());
+        wait::exited(status)
+    }
+
+    fn exits(&self) -> Snapshot {
+        exits::read(&self.path(names::EXITS)).unwrap()
+    }
+
+    fn death_of(&self, pid: u32) -> Death {
+        let mut found = None;
+        until("the death is recorded", || {
+            found = self.exits().exits().unwrap().find(pid, 0);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn pair_file(&self) -> PairFile {
+        PairFile::read(&self.path(names::PAIR)).unwrap()
+    }
+
+    fn shim_pid(&self) -> u32 {
+        self.pair_file().shim.unwrap().pid
+    }
+}
+
+/// Also after a failure nobody is left. The shim is killed through a pidfd
+/// opened while its reaper, hence itself, could not be reaped by others.
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let shim = PairFile::read(&self.path(names::PAIR))
+            .ok()
+            .and_then(|pair| {
+                let shim = pair.shim?;
+                let fd = pidfd::open(shim.pid).ok()?;
+                (process::start_ticks(shim.pid) == Ok(shim.start_ticks)).then_some(fd)
+            });
+        let _ = pidfd::send_signal(&self.pidfd, signal::KILL);
+        let _ = shim.map(|shim| pidfd::send_signal(shim, signal::KILL));
+        let _ = fd::wait_readable(&self.pidfd, PATIENCE);
+        let _ = wait::reap(self.pid);
+    }
+}
+
+fn requests_are_answered() {
+    let pair = Pair::serving();
+    let (mut a, mut b) = (pair.client(), pair.client());
+    assert_eq!(a.call("echo hello"), "hello");
+    assert_eq!(b.call("echo world"), "world");
+    let waits: Vec<u32> = (0..20).map(|_| a.ask("ignore")).collect();
+    let asked: Vec<u32> = (0..100).map(|n| a.ask(&format!("echo {n}"))).collect();
+    for (n, stream) in asked.into_iter().enumerate().rev() {
+        assert_eq!(a.answer(stream).unwrap(), n.to_string().as_bytes());
+    }
+    assert_eq!(waits.len(), 20);
+    drop(a);
+    assert_eq!(b.call("echo still"), "still");
+}
+
+fn half_and_huge_frames_pass() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let mut other = pair.client();
+    let request = frame(1, REQUEST, b"echo split");
+    for part in [&request[..4], &request[4..13], &request[13..]] {
+        client.write(part);
+        // The other connection is served meanwhile.
+        assert_eq!(other.call("echo between"), "between");
+    }
+    assert_eq!(client.answer(1).unwrap(), b"split");
+
+    let four = 4 << 20;
+    let mut huge = b"length ".to_vec();
+    huge.resize(four, b'x');
+    client.write(&frame(3, REQUEST, &huge));
+    assert_eq!(client.answer(3).unwrap(), four.to_string().as_bytes());
+    huge.push(b'x');
+    client.write(&frame(5, REQUEST, &huge));
+    let refusal = client.answer(5).unwrap();
+    assert_eq!(refusal[refusal.len() - 4..], *b"have", "{refusal:?}");
+    assert!(
+        refusal.windows(2).any(|two| two == [0x08, 8]),
+        "RESOURCE_EXHAUSTED"
+    );
+    let stream = {
+        client.write(&frame(7, REQUEST, b"big 3000000"));
+        7
+    };
+    assert_eq!(client.answer(stream).unwrap().len(), 3_000_000);
+    client.write(&frame(9, REQUEST, b"echo after"));
+    assert_eq!(client.answer(9).unwrap(), b"after");
+    // A half frame and gone: no harm to others.
+    client.write(&request[..7]);
+    drop(client);
+    assert_eq!(other.call("echo alive"), "alive");
+}
+
+fn a_client_that_does_not_read_stops_nobody() {
+    let pair = Pair::serving();
+    let (mut deaf, mut other) = (pair.client(), pair.client());
+    let asked: Vec<u32> = (0..20).map(|_| deaf.ask("big 500000")).collect();
+    for n in 0..50 {
+        assert_eq!(other.call(&format!("echo {n}")), n.to_string());
+    }
+    for stream in asked {
+        assert_eq!(deaf.answer(stream).unwrap().len(), 500_000);
+    }
+}
+
+fn both_processes_are_as_they_should_be() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    assert_eq!(
+        listen::peer(client.fd.as_fd()).unwrap().pid,
+        pair.pid,
+        "who listens"
+    );
+    // 0–2, control, doorbell, lock; the pair and the copy of our connection.
+    assert_eq!(
+        client.call("self"),
+        "[0, 1, 2, 3, 4, 5, 6, 7] 0000000000000000 0000000000000000"
+            .replace("0000000000000000 0000000000000000", &expected_signals())
+    );
+    let of_reaper = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", pair.pid)).unwrap();
+    assert_eq!(of_reaper("comm"), "containerd-shim\n");
+    for number in 0..3 {
+        let target = fs::read_link(format!("/proc/{}/fd/{number}", pair.pid)).unwrap();
+        assert_eq!(target, Path::new("/dev/null"));
+    }
+    let file = pair.pair_file();
+    let shim = file.shim.unwrap();
+    assert_eq!(file.reaper.pid, pair.pid);
+    assert_eq!(process::start_ticks(shim.pid), Ok(shim.start_ticks));
+    assert_eq!(file.reaper.pid_ns, process::pid_namespace().unwrap());
+    let fields = fs::read_to_string(format!("/proc/{}/stat", shim.pid)).unwrap();
+    let field = |n: usize| {
+        fields
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(n)
+            .unwrap()
+            .parse()
+    };
+    assert_eq!(field(2), Ok(pair.pid), "the shim's parent");
+    assert_eq!(field(3), Ok(shim.pid), "a group of its own");
+    assert_eq!(field(4), Ok(pair.pid), "in the reaper's session");
+}
+
+/// Nothing blocked; caught is what Rust's own start-up catches (SEGV and BUS).
+fn expected_signals() -> String {
+    format!("{:016x} {:016x}", 0, 1u64 << (11 - 1) | 1 << (7 - 1))
+}
+
+fn orphans_are_recorded_with_their_status() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    for (script, code, number) in [
+        ("(exit_7)_>/dev/null_&_echo_$!", Some(7), None),
+        ("sh_-c_'kill_-9_$$'_>/dev/null_&_echo_$!", None, Some(9)),
+    ] {
+        client.call("rings");
+        let pid = client.call(&format!("orphan {script}")).parse().unwrap();
+        let death = pair.death_of(pid);
+        assert_eq!(wait::exited(death.status), code);
+        assert_eq!(wait::signalled(death.status), number);
+        assert!(death.start_ticks > 0 && death.at_secs > 1_700_000_000);
+        until("it is reaped", || process::start_ticks(pid).is_err());
+        assert_ne!(client.call("rings"), "0", "the doorbell rang");
+    }
+}
+
+fn a_thousand_orphans_leave_no_zombie() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let before = pair.exits().exits().unwrap().ring_seq();
+    // The parent of each is a subshell that ends without waiting for it.
+    let script = "i=0;while_[_$i_-lt_1000_];do_(_(exit_6)_&_);i=$((i+1));done;echo_done";
+    assert_eq!(client.call(&format!("orphan {script}")), "done");
+    until("a thousand are recorded", || {
+        pair.exits().exits().unwrap().ring_seq() == before + 1000
+    });
+    until("no zombie", || children(pair.pid) == [pair.shim_pid()]);
+    let exits = pair.exits();
+    let last: Vec<_> = exits.exits().unwrap().ring().collect();
+    assert_eq!(last.len(), exits::RING);
+    assert!(
+        last.iter()
+            .all(|(_, death)| wait::exited(death.status) == Some(6))
+    );
+    assert_eq!(client.call("echo alive"), "alive");
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace()
+        .map(|one| one.parse().unwrap())
+        .collect()
+}
+
+fn register_looks_back() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let since = pair.exits().exits().unwrap().ring_seq();
+    let pid = client
+        .call("orphan (exit_9)_>/dev/null_&_echo_$!")
+        .parse()
+        .unwrap();
+    pair.death_of(pid);
+    assert_eq!(client.call(&format!("register {pid} {since}")), "Ok(0)");
+    match pair.exits().exits().unwrap().slot(0).unwrap() {
+        Slot::Dead(death) => assert_eq!((death.pid, wait::exited(death.status)), (pid, Some(9))),
+        other => panic!("{other:?}"),
+    }
+    // One that lives: its death comes to its slot, not to the ring.
+    let pid: u32 = client
+        .call("orphan (sleep_0.2;exit_8)_>/dev/null_&_echo_$!")
+        .parse()
+        .unwrap();
+    let seq = pair.exits().exits().unwrap().ring_seq();
+    assert_eq!(client.call(&format!("register {pid} {seq}")), "Ok(1)");
+    until("its slot has it", || {
+        pair.exits().exits().unwrap().pinned(1).is_some()
+    });
+    let death = pair.exits().exits().unwrap().pinned(1).unwrap();
+    assert_eq!(wait::exited(death.status), Some(8));
+}
+
+fn an_ended_slot_is_closed() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let path = pair.path("fifo");
+    fifo::make(&path, 0o600).unwrap();
+    let mut reader = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(0o4000)
+        .open(&path)
+        .unwrap();
+    let call = |client: &mut Client, text: &str| client.call(&format!("{text} {}", path.display()));
+    assert_eq!(call(&mut client, "deposit 5"), "Ok(0)");
+    // The shim has closed its own: the reaper's is the only one.
+    let again = reader.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::WouldBlock, "held");
+    assert_eq!(call(&mut client, "deposit 5"), "Err(SlotHeld)");
+    assert_eq!(client.call("ended 5"), "Ok(0)");
+    assert_eq!(
+        reader.read(&mut [0; 8]).unwrap(),
+        0,
+        "closed before it was acknowledged"
+    );
+    assert_eq!(
+        client.call("ended 5"),
+        "Ok(0)",
+        "released already is no error"
+    );
+    assert_eq!(call(&mut client, "deposit 5"), "Ok(0)");
+}
+
+fn garbage_is_answered() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let told = client.call("garbage");
+    assert_eq!(told, "UnknownMessage Malformed Malformed ZeroCall");
+    assert_eq!(client.call("echo alive"), "alive");
+}
+
+fn the_end_is_an_end() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    assert!(!pair.lock_is_free());
+    let last = client.ask("end");
+    assert_eq!(
+        client.answer(last).unwrap(),
+        b"ended",
+        "the answer comes out"
+    );
+    assert_eq!(client.answer(99), None);
+    assert_eq!(pair.ended(), Some(0));
+}
+
+fn a_killed_shim_ends_the_pair() {
+    for (words, answer) in [("die after word", Some(&b"word"[..])), ("die half", None)] {
+        let pair = Pair::serving();
+        let mut client = pair.client();
+        let stream = client.ask(words);
+        assert_eq!(client.answer(stream).as_deref(), answer, "{words}");
+        assert_eq!(client.answer(99), None, "the connection is closed");
+        assert_eq!(pair.ended(), Some(1));
+    }
+    let pair = Pair::serving();
+    let shim = pidfd::open(pair.shim_pid()).unwrap();
+    pidfd::send_signal(&shim, signal::KILL).unwrap();
+    assert_eq!(pair.ended(), Some(1));
+}
+
+fn a_shim_that_never_serves_is_told() {
+    let mut pair = Pair::start("fails");
+    let told = pair.told();
+    assert_eq!(
+        told,
+        "Eno journal\nEshim ended before it was ready: exit status 3\n"
+    );
+    assert_eq!(pair.ended(), Some(1));
+}
+
+fn sigterm_lets_the_shim_leave() {
+    for number in [signal::TERM, signal::INT] {
+        let pair = Pair::serving();
+        let mut client = pair.client();
+        assert_eq!(client.call("echo x"), "x");
+        pair.signal(number);
+        assert_eq!(client.answer(99), None);
+        assert_eq!(pair.ended(), Some(0));
+    }
+}
+
+fn sigterm_ends_in_a_second_and_twice_at_once() {
+    let mut pair = Pair::start("stubborn");
+    assert_eq!(pair.told(), "R");
+    let begun = Instant::now();
+    pair.signal(signal::TERM);
+    pair.ended();
+    assert!(
+        (900..5000).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    let mut pair = Pair::start("stubborn");
+    assert_eq!(pair.told(), "R");
+    let begun = Instant::now();
+    pair.signal(signal::TERM);
+    until("the first was taken", || pending(pair.pid) == 0);
+    pair.signal(signal::TERM);
+    pair.ended();
+    assert!(
+        begun.elapsed() < Duration::from_millis(800),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+/// Signals sent to a process that it has not taken.
+fn pending(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("ShdPnd"))
+        .unwrap();
+    u64::from_str_radix(line.split('\t').nth(1).unwrap(), 16).unwrap()
+}
+
+fn sigusr2_ends_both_at_once() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    client.ask("hang");
+    let begun = Instant::now();
+    pair.signal(signal::USR2);
+    assert_eq!(client.answer(99), None);
+    pair.ended();
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+fn other_signals_mean_nothing() {
+    let pair = Pair::serving();
+    for number in [signal::HUP, signal::USR1, signal::PIPE] {
+        pair.signal(number);
+    }
+    until("they were taken", || pending(pair.pid) == 0);
+    assert_eq!(pair.client().call("echo alive"), "alive");
+}
+
+fn a_connection_the_shim_closes_is_closed() {
+    let pair = Pair::serving();
+    let (mut client, mut other) = (pair.client(), pair.client());
+    client.ask("cut");
+    assert_eq!(client.answer(99), None);
+    assert_eq!(other.call("echo alive"), "alive");
+}
+
+fn connections_are_bounded_and_the_others_wait() {
+    let pair = Pair::serving();
+    let mut clients: Vec<Client> = (0..64).map(|_| pair.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("echo x"), "x");
+    }
+    let mut late = pair.client();
+    let stream = late.ask("echo late");
+    assert!(
+        !fd::wait_readable(&late.fd, Duration::from_millis(100)).unwrap(),
+        "not accepted"
+    );
+    clients.pop();
+    assert_eq!(late.answer(stream).unwrap(), b"late");
+}
+
+fn a_shim_that_does_not_read_its_control_is_ended() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    client.ask("hang");
+    // Each connection is a message; somewhere the queue is full.
+    let mut count = 0;
+    while !fd::wait_readable(&pair.pidfd, Duration::ZERO).unwrap() {
+        count += 1;
+        assert!(count < 100_000, "a full queue was not noticed");
+        let _ = listen::connect(&pair.path("s"), PATIENCE);
+    }
+    assert_eq!(pair.ended(), Some(1));
+}
+
+fn nothing_happens_when_idle() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    client.ask("ignore");
+    assert_eq!(client.call("big 2000000").len(), 2_000_000);
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", pair.pid)).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary"))
+            .unwrap();
+        line.split('\t').nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let asleep = || {
+        fs::read_to_string(format!("/proc/{}/stat", pair.pid))
+            .unwrap()
+            .contains(") S ")
+    };
+    until("the loop rests", asleep);
+    let before = switches();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(switches(), before, "woken although nothing happened");
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", pair.pid)).unwrap();
+    let dirty = rollup
+        .lines()
+        .find(|line| line.starts_with("Private_Dirty"))
+        .unwrap();
+    println!("      {dirty} after a burst (a debug build, forked from the tests)");
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, kind] = &arguments[..]
+        && word == "shim"
+    {
+        shim::run(kind);
+    }
+    let mut failed = 0;
+    macro_rules! run {
+        ($($name:ident)*) => {$(
+            let name = stringify!($name);
+            let chosen = arguments[1..].iter().filter(|one| !one.starts_with('-'));
+            if chosen.clone().next().is_none() || chosen.clone().any(|one| name.contains(one)) {
+                let result = catch_unwind(AssertUnwindSafe($name));
+                failed += usize::from(result.is_err());
+                println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
+            }
+        )*};
+    }
+    run! {
+        requests_are_answered
+        half_and_huge_frames_pass
+        a_client_that_does_not_read_stops_nobody
+        both_processes_are_as_they_should_be
+        orphans_are_recorded_with_their_status
+        a_thousand_orphans_leave_no_zombie
+        register_looks_back
+        an_ended_slot_is_closed
+        garbage_is_answered
+        the_end_is_an_end
+        a_killed_shim_ends_the_pair
+        a_shim_that_never_serves_is_told
+        sigterm_lets_the_shim_leave
+        sigterm_ends_in_a_second_and_twice_at_once
+        sigusr2_ends_both_at_once
+        other_signals_mean_nothing
+        a_connection_the_shim_closes_is_closed
+        connections_are_bounded_and_the_others_wait
+        a_shim_that_does_not_read_its_control_is_ended
+        nothing_happens_when_idle
+    }
+    assert_eq!(failed, 0, "{failed} tests failed");
+}
