@@ -18,6 +18,7 @@ mod frames;
 pub mod info;
 mod metrics;
 mod options;
+pub mod probe;
 pub mod publisher;
 mod requests;
 pub mod service;

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use vigil_relay::control::{Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION};
 use vigil_sys::{Errno, scm};
 
 use crate::Error;
+use crate::watched::{Watched, watch};
 
 /// Longest wait for an Ack. The reaper answers within one turn of its loop;
 /// one that does not is stuck, and nothing may wait for it for ever.
@@ -46,7 +47,7 @@ struct Calls {
 
 #[derive(Debug)]
 struct Shared {
-    socket: AsyncFd<OwnedFd>,
+    socket: Watched,
     // Bookkeeping of calls in flight, never lifecycle state.
     calls: Mutex<Calls>,
 }
@@ -59,10 +60,9 @@ impl Control {
     /// Takes the inherited socket over, says hello, and delivers what the
     /// reaper sends unasked to `unasked`.
     pub async fn open(socket: OwnedFd, unasked: mpsc::Sender<FromReaper>) -> Result<Self, Error> {
-        let socket = AsyncFd::new(socket).map_err(|source| Error::Runtime {
-            op: "watch the control socket",
-            source,
-        })?;
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let socket = watch(socket, both)
+            .map_err(|source| Error::Runtime { op: "watch the control socket", source })?;
         let calls = Mutex::new(Calls { next: 1, waiting: BTreeMap::new() });
         let control = Self(Arc::new(Shared { socket, calls }));
         tokio::spawn(receive(control.0.clone(), unasked));

@@ -49,11 +49,19 @@ pub enum Error {
         #[source]
         source: vigil_model::CodecError,
     },
-    /// A journal frame of a type this version does not know.
-    #[error("journal record of unknown type {kind}")]
-    UnknownKind {
-        /// The type.
-        kind: u16,
+    /// The exit records are not what they should be.
+    #[error("the exit records are unusable")]
+    Exits {
+        /// Why.
+        #[source]
+        source: vigil_journal::exits::ExitsError,
+    },
+    /// The kernel's boot id is not one.
+    #[error("the boot id is malformed")]
+    Boot {
+        /// Why.
+        #[source]
+        source: vigil_journal::BootIdError,
     },
     /// Something on the host failed.
     #[error(transparent)]

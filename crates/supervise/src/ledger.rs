@@ -30,26 +30,6 @@ pub struct Remembered {
     pub tail: Tail,
 }
 
-/// Replays the records of a journal, a snapshot taking the place of all
-/// before it.
-pub fn remember(records: &[vigil_journal::Record]) -> Result<Task, Error> {
-    let mut task = Task::default();
-    for record in records {
-        match record.kind {
-            KIND_SNAPSHOT => {
-                task = Task::decode(&record.payload).map_err(|source| Error::Codec { source })?;
-            }
-            KIND_RECORD => {
-                let record =
-                    Record::decode(&record.payload).map_err(|source| Error::Codec { source })?;
-                task.apply(&record);
-            }
-            kind => return Err(Error::UnknownKind { kind }),
-        }
-    }
-    Ok(task)
-}
-
 impl JournalLedger {
     /// Opens the journal at `path`, or makes it; gives back what it knows.
     pub fn open(path: &Path, boot: BootId) -> Result<(Self, Remembered), Error> {
@@ -63,7 +43,8 @@ impl JournalLedger {
             Err(source) => Err(source),
         };
         let Opened { journal, replayed } = journal.map_err(|source| Error::Journal { source })?;
-        let task = remember(&replayed.records)?;
+        let frames = replayed.records.iter().map(|record| (record.kind, &record.payload[..]));
+        let task = Task::replay(frames).map_err(|source| Error::Codec { source })?;
         let ledger = Self { journal, failed: None, cut_failed_at: 0 };
         Ok((ledger, Remembered { task, tail: replayed.tail }))
     }

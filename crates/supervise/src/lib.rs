@@ -2,4 +2,30 @@
 //! finished effects reach it as events. Only here is `model::step` called and
 //! the journal appended to. Knows nothing of the wire.
 
+#![forbid(unsafe_code)]
+
+mod clock;
+pub mod control;
+mod desk;
+mod effects;
+mod error;
+mod exits;
+mod hands;
+mod jobs;
+mod kept;
+mod ledger;
+mod ooms;
+mod outbox;
+mod owner;
+mod replies;
+mod serve;
 pub mod stdio;
+mod watched;
+
+pub use clock::now;
+pub use desk::Desk;
+pub use error::{Error, chain};
+pub use exits::exit_of;
+pub use outbox::{Delivery, Publish};
+pub use owner::{Ending, Place};
+pub use serve::{Inherited, Shim};

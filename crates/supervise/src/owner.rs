@@ -2,6 +2,7 @@
 //! effects arrive as messages; each becomes one turn: decide, record, act.
 //! Nothing else changes the task, and no lock guards it.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,7 +12,7 @@ use vigil_model::{
     waited,
 };
 
-use crate::control::{Control, FromReaper};
+use crate::control::FromReaper;
 use crate::desk::Reply;
 use crate::effects::{CreateOver, ExecOver, VerbOver};
 use crate::hands::Hands;
@@ -55,8 +56,8 @@ pub(crate) enum Message {
     OomBell,
     /// The sender wants the oldest event.
     NextEvent(oneshot::Sender<Option<Published>>),
-    /// A connection came or went.
-    Connected(bool),
+    /// A connection came: containerd's own end of it.
+    Connected(OwnedFd),
     /// The reaper sent something unasked.
     FromReaper(FromReaper),
     /// No Create for too long.
@@ -79,12 +80,12 @@ pub(crate) struct Owner {
     pub(crate) place: Place,
     pub(crate) task: Task,
     pub(crate) ledger: JournalLedger,
-    pub(crate) control: Control,
     pub(crate) hands: Hands,
     pub(crate) replies: Replies,
     pub(crate) desk: mpsc::Sender<Message>,
     pub(crate) news: outbox::Bell,
-    pub(crate) connections: usize,
+    /// containerd's ends, kept for the time after the reaper.
+    pub(crate) connections: Vec<OwnedFd>,
     pub(crate) leaving: Option<Ending>,
     pub(crate) shutdown_replies: Vec<Reply>,
     pub(crate) signal_outcome: Option<Outcome>,
@@ -95,11 +96,12 @@ impl Owner {
     /// answer to Shutdown.
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> (Ending, Vec<Reply>) {
         while let Some(message) = inbox.recv().await {
-            if let Message::Flushed = message {
-                break;
-            }
+            let flushed = matches!(message, Message::Flushed);
             self.receive(message);
             self.present_deferred();
+            if self.leaving.is_some() && (flushed || self.task.outbox.is_empty()) {
+                break;
+            }
         }
         (self.leaving.unwrap_or(Ending::ReaperLeaves), self.shutdown_replies)
     }
@@ -117,15 +119,9 @@ impl Owner {
                 // The sender may be gone while we leave.
                 let _ = reply.send(self.task.outbox.front().cloned());
             }
-            Message::Connected(up) => {
-                self.connections = if up {
-                    self.connections + 1
-                } else {
-                    self.connections.saturating_sub(1)
-                };
-                if !up {
-                    self.arm_idle();
-                }
+            Message::Connected(own) => {
+                self.drop_ended_connections();
+                self.connections.push(own);
             }
             Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
                 self.leave(Ending::ReaperLeaves);
@@ -133,12 +129,28 @@ impl Owner {
             // Connections are served beside the owner; see `serve`.
             Message::FromReaper(FromReaper::Connection { .. }) | Message::Flushed => {}
             Message::Idle => {
-                if self.connections == 0 && self.task.standing.phase == Phase::Empty {
-                    log::info!("nobody came: leaving");
-                    self.leave(Ending::Shutdown);
+                self.drop_ended_connections();
+                if self.task.standing.phase == Phase::Empty {
+                    if self.connections.is_empty() {
+                        log::info!("nobody came: leaving");
+                        self.leave(Ending::Shutdown);
+                    } else {
+                        self.arm_idle();
+                    }
                 }
             }
         }
+    }
+
+    /// Ends whose peer hung up are of no use to anyone.
+    fn drop_ended_connections(&mut self) {
+        self.connections.retain(|own| {
+            let mut watch = [vigil_sys::fd::Watch::reading(own)];
+            match vigil_sys::fd::poll(&mut watch, std::time::Duration::ZERO) {
+                Ok(_) => !watch[0].hung_up() && !watch[0].failed(),
+                Err(_) => true,
+            }
+        });
     }
 
     // --- the turn ---------------------------------------------------------

@@ -50,6 +50,13 @@ impl From<OwnedFd> for Doorbell {
     }
 }
 
+/// For an event loop's registration.
+impl std::os::fd::AsRawFd for Doorbell {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -344,10 +344,14 @@ impl<K: Keeper> Streams<K> {
 
     /// CloseIO: closes our writer of the stdin fifo. The process sees the end
     /// when the client has closed its own.
-    pub async fn close_stdin(&self) {
-        if let Some((fd, slot)) = self.writer.take() {
-            self.slots.ended(&[slot]).await;
-            drop(fd);
+    pub fn close_stdin(&self) -> impl Future<Output = ()> + Send + use<K> {
+        let taken = self.writer.take();
+        let slots = self.slots.clone();
+        async move {
+            if let Some((fd, slot)) = taken {
+                slots.ended(&[slot]).await;
+                drop(fd);
+            }
         }
     }
 

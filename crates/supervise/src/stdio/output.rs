@@ -283,11 +283,12 @@ impl<K: Keeper> Copy<K> {
     }
 
     async fn close(mut self) {
+        // Before the keeper is asked: it may take its time, the news may not.
+        self.stage.send_modify(|stage| *stage = Stage { dry: true, told: true });
         let slots: Vec<SlotId> = self.source_slot.take().into_iter().chain(self.sink_slot.take()).collect();
         self.slots.ended(&slots).await;
         self.drop_source();
         self.unread_in = None;
-        self.stage.send_modify(|stage| *stage = Stage { dry: true, told: true });
     }
 }
 

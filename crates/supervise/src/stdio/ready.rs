@@ -2,28 +2,13 @@
 //! runtime's readiness is edge-triggered and its "closed" states are final;
 //! who waits must know both, so all registrations are made here.
 
-use std::fs::File;
 use std::future::{Future, poll_fn};
-use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::task::Poll;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-/// A descriptor the runtime watches; deregistered before it is closed.
-pub(super) type Watched = AsyncFd<File>;
-
-/// Registers a descriptor that is already non-blocking.
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe for the sake of types that lie about their descriptor; a File cannot"
-)]
-pub(super) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<Watched> {
-    AsyncFd::with_interest(File::from(fd), interest)
-}
+pub(super) use crate::watched::{Watched, watch};
 
 /// Which of two came first.
 pub(super) enum First<A, B> {

@@ -1,0 +1,171 @@
+//! `delete`: the last word on a container, when its pair is gone or is to go.
+//! Takes the lock, reads what was recorded, brings the container to nothing,
+//! and prints the true exit. stdout carries the protobuf and nothing else.
+//! Every file may be missing; it may run twice, and beside a live pair.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use vigil_host::enact::{Report, reconcile_to_gone};
+use vigil_host::observe::Subject;
+use vigil_host::runc::Runtime;
+use vigil_journal::{exits, names};
+use vigil_model::{BootId, Driver, Exit, Incarnation, Phase, Task, Verb};
+use vigil_protocol::address::Address;
+use vigil_protocol::{Flags, delete};
+use vigil_reconcile::{RuncDelete, Said};
+use vigil_supervise::exit_of;
+use vigil_sys::{listen, signal};
+
+use crate::leave;
+
+/// All of it; containerd kills `delete` after 5 s.
+const BUDGET: Duration = Duration::from_millis(3500);
+/// Where runc keeps its state unless the options say otherwise.
+const RUNC_ROOT: &str = "/run/containerd/runc";
+
+/// Cleans up and answers.
+pub fn run(flags: &Flags) -> Result<()> {
+    let deadline = Instant::now() + BUDGET;
+    for number in [signal::TERM, signal::INT] {
+        signal::ignore(number).context("cannot ignore a signal")?;
+    }
+    let bundle = match flags.bundle.as_str() {
+        "" => std::env::current_dir().context("no -bundle given, and the cwd is gone")?,
+        bundle => PathBuf::from(bundle),
+    };
+    let socket = socket(flags, &bundle);
+    let _lock = if bundle.is_dir() {
+        Some(leave::take_lock(&bundle)?)
+    } else {
+        // Nothing to lock; a pair may have outlived its bundle all the same.
+        if let Some(path) = &socket
+            && let Ok(connection) = listen::connect(path, Duration::from_millis(100))
+        {
+            leave::dismiss_listener(&connection)?;
+        }
+        None
+    };
+    let subject = subject(flags, &bundle, socket);
+    let report = reconcile_to_gone(&subject, deadline);
+    tell(&report);
+    if report.may_live() {
+        // Then containerd keeps the bundle, and asks again.
+        bail!("container {} may still be alive: {}", flags.id, report.verdict);
+    }
+    let answer = delete::response(report.pid, &report.exit)?;
+    std::io::stdout().write_all(&answer).context("cannot write the answer to stdout")
+}
+
+/// The pair's socket: where it said it is, or where it must be.
+fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
+    let said = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok();
+    let said = said.as_deref().and_then(|uri| uri.trim().strip_prefix("unix://"));
+    if let Some(path) = said.filter(|path| path.starts_with('/')) {
+        return Some(PathBuf::from(path));
+    }
+    let address = Address::new(&flags.address, &flags.namespace, &flags.id, None).ok()?;
+    Some(PathBuf::from(address.path()))
+}
+
+/// Everything that was recorded, gathered; what cannot be read is not known.
+fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
+    let mut subject = Subject {
+        id: flags.id.clone(),
+        namespace: flags.namespace.clone(),
+        bundle: bundle.to_owned(),
+        runtime: Runtime {
+            program: OsString::from("runc"),
+            root: Path::new(RUNC_ROOT).join(flags.namespace.as_str()),
+            systemd_cgroup: false,
+        },
+        systemd_cgroup: None,
+        said: Said::Unreadable,
+        boot: None,
+        init: None,
+        exit: None,
+        claims: Vec::new(),
+        private_pid_ns: None,
+        runc_delete: RuncDelete::NotTried,
+        socket,
+        below: None,
+    };
+    match remembered(bundle) {
+        Ok((task, boot)) => recall(&mut subject, &task, boot),
+        Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
+    }
+    if subject.exit.is_none()
+        && let Some(init) = &subject.init
+    {
+        subject.exit = recorded_exit(bundle, init);
+    }
+    subject
+}
+
+fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
+    let path = bundle.join(names::JOURNAL);
+    let replayed = vigil_journal::replay(&path)?;
+    if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {
+        bail!("{} is corrupt at byte {at} ({damage:?})", path.display());
+    }
+    let frames = replayed.records.iter().map(|record| (record.kind, &record.payload[..]));
+    let task = Task::replay(frames).with_context(|| format!("cannot read {}", path.display()))?;
+    let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
+    Ok((task, BootId(boot)))
+}
+
+fn recall(subject: &mut Subject, task: &Task, boot: BootId) {
+    let phase = &task.standing.phase;
+    subject.said = Said::from(phase);
+    subject.boot = Some(boot);
+    subject.init = phase.init().cloned();
+    subject.exit = match phase {
+        Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+        Phase::Empty
+        | Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. } => None,
+    };
+    subject.runc_delete = match (phase, task.standing.busy) {
+        (Phase::Deleted { .. }, _) => RuncDelete::Done,
+        (_, Some(Verb::Delete)) => RuncDelete::Begun,
+        (_, _) => RuncDelete::NotTried,
+    };
+    if let Some(plan) = &task.plan {
+        subject.claims.clone_from(&plan.claims);
+        subject.private_pid_ns = Some(plan.private_pid_ns);
+        subject.systemd_cgroup = Some(plan.driver == Driver::Systemd);
+        subject.runtime = Runtime {
+            program: OsString::from(&plan.runtime),
+            root: PathBuf::from(&plan.runtime_root),
+            systemd_cgroup: plan.driver == Driver::Systemd,
+        };
+    }
+}
+
+/// What the reaper saw of init's end, if the shim did not live to record it.
+fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
+    let snapshot = match exits::read(&bundle.join(names::EXITS)) {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            eprintln!("warning: {error}");
+            return None;
+        }
+    };
+    let death = snapshot.exits().ok()?.find(init.pid, init.start_ticks)?;
+    Some(exit_of(&death))
+}
+
+/// With exit 0 containerd logs stderr as warnings.
+fn tell(report: &Report) {
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    for left in &report.left {
+        eprintln!("left over: {left}");
+    }
+}

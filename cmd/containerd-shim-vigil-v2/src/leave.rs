@@ -1,0 +1,127 @@
+//! Making a pair leave: asked first, killed through checked pidfds if it does
+//! not answer. The lock says when both are gone.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use vigil_host::proc::{self, Checked};
+use vigil_journal::pair::{self, Pair};
+use vigil_journal::{lock, names};
+use vigil_model::{BootId, Incarnation};
+use vigil_sys::fd::{self, Watch};
+use vigil_sys::{listen, pidfd, signal};
+
+/// For a pair that was asked.
+const ASKED: Duration = Duration::from_millis(500);
+/// For the lock, all in all; `delete` has 5 s and work to do after it.
+const LOCK: Duration = Duration::from_millis(2500);
+
+/// Takes the lock of the bundle, making whoever holds it leave.
+pub fn take_lock(bundle: &Path) -> Result<File> {
+    let path = bundle.join(names::LOCK);
+    let deadline = Instant::now() + LOCK;
+    match lock::hold(&path) {
+        Ok(file) => return Ok(file),
+        Err(lock::LockError::Held { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut holders = Vec::new();
+    match Pair::read(&bundle.join(names::PAIR)) {
+        Ok(pair) => {
+            let reaper = open(&pair.reaper)?;
+            if let Some(reaper) = &reaper {
+                // Gone meanwhile is what we want.
+                let _ = pidfd::send_signal(reaper, signal::USR2);
+            }
+            let shim = pair.shim.as_ref().map(open).transpose()?.flatten();
+            holders.extend(reaper);
+            holders.extend(shim);
+        }
+        // Torn or not there yet: nobody is signalled by guess. Who holds the
+        // lock without it is a pair about to write it, or to fail.
+        Err(error) => eprintln!("warning: {error}"),
+    }
+    if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
+        return Ok(file);
+    }
+    for holder in &holders {
+        let _ = pidfd::send_signal(holder, signal::KILL);
+    }
+    match wait(&path, &holders, deadline)? {
+        Some(file) => Ok(file),
+        None => bail!("{} is still held: a process of the pair does not die", path.display()),
+    }
+}
+
+/// Waits for the holders to end, then for the lock.
+fn wait(path: &Path, holders: &[OwnedFd], deadline: Instant) -> Result<Option<File>> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match lock::hold(path) {
+            Ok(file) => return Ok(Some(file)),
+            Err(lock::LockError::Held { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let mut alive: Vec<Watch<'_>> = holders
+            .iter()
+            .filter(|holder| !pidfd::is_dead(holder).unwrap_or(true))
+            .map(Watch::reading)
+            .collect();
+        if alive.is_empty() {
+            // The kernel lets go of a dead process's files a moment later.
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(5));
+        } else {
+            fd::poll(&mut alive, left).context("cannot wait for the pair to leave")?;
+        }
+    }
+}
+
+fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
+    let recorded = Incarnation {
+        pid: recorded.pid,
+        start_ticks: recorded.start_ticks,
+        pid_ns: recorded.pid_ns,
+        boot: BootId(String::from_utf8_lossy(recorded.boot.as_bytes()).into_owned()),
+        pidfd_inode: recorded.pidfd_inode,
+    };
+    Ok(match proc::open_checked(&recorded)? {
+        Checked::Same(fd) => Some(fd),
+        Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => None,
+    })
+}
+
+/// Makes the pair behind a connection leave. Its reaper called listen(2), so
+/// the kernel names it as the peer; its bundle may be gone.
+pub fn dismiss_listener(connection: &OwnedFd) -> Result<()> {
+    use std::os::fd::AsFd;
+    let peer = listen::peer(connection.as_fd()).context("cannot see who listens")?;
+    let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else { return Ok(()) };
+    let shims: Vec<OwnedFd> = proc::descendants(reaper.pid)?
+        .into_iter()
+        .filter_map(|pid| proc::open_now(pid).ok().flatten())
+        .filter(|(process, _)| {
+            proc::stat(process.pid).ok().flatten().is_some_and(|stat| stat.comm == "containerd-shim")
+        })
+        .map(|(_, pidfd)| pidfd)
+        .collect();
+    let _ = pidfd::send_signal(&pidfd, signal::USR2);
+    if fd::wait_readable(&pidfd, ASKED).context("cannot wait for the old reaper")? {
+        return Ok(());
+    }
+    let _ = pidfd::send_signal(&pidfd, signal::KILL);
+    for shim in &shims {
+        let _ = pidfd::send_signal(shim, signal::KILL);
+    }
+    if !fd::wait_readable(&pidfd, ASKED).context("cannot wait for the old reaper")? {
+        bail!("the old reaper, process {}, does not die", reaper.pid);
+    }
+    Ok(())
+}

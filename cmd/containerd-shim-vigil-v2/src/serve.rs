@@ -1,0 +1,146 @@
+//! The shim itself: takes over what the reaper handed down and serves until
+//! the end. One thread. Until it has said *ready*, a failure is told to
+//! `start` through the ready pipe; afterwards to the log.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use vigil_model::{Answer, Kind, Options, Published, Refusal, Request};
+use vigil_protocol::{Ask, Flags, Publisher, Server};
+use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
+use vigil_supervise::{Delivery, Desk, Inherited, Place, Publish, Shim, chain};
+use vigil_supervise::stdio::LogFifo;
+use vigil_sys::{fd, process, signal};
+
+use crate::RUNTIME;
+
+/// For the last answers to reach the reaper.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Serves one container.
+pub fn run(flags: &Flags) -> Result<()> {
+    let inherited = |number, what| {
+        fd::inherited(number).with_context(|| {
+            format!("{what} was not handed down: `serve` is started by the reaper only")
+        })
+    };
+    let control = inherited(CONTROL_FD, "the control socket")?;
+    let doorbell = inherited(DOORBELL_FD, "the doorbell")?;
+    // Held by being open: the lock is free when both of us are gone.
+    let _lock = inherited(LOCK_FD, "the lock")?;
+    let mut ready = std::fs::File::from(inherited(READY_FD, "the ready pipe")?);
+    let outcome = serve(flags, Inherited { control, doorbell }, &mut ready);
+    if let Err(error) = &outcome {
+        log::error!("{}", chain(error.as_ref()));
+        // `start` may be gone; then the log has it.
+        let _ = ready.write_all(format!("E{}\n", chain(error.as_ref())).as_bytes());
+    }
+    outcome
+}
+
+fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Result<()> {
+    for number in [signal::HUP, signal::PIPE, signal::USR1] {
+        signal::ignore(number).context("cannot ignore a signal")?;
+    }
+    // A name for `ps`; and no huge pages for a process of a few hundred KiB.
+    let _ = process::set_name(c"containerd-shim");
+    let _ = process::disable_huge_pages();
+    let bundle = std::env::current_dir().context("cannot see the bundle")?;
+    let level = if flags.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
+    let fields = [
+        ("runtime", RUNTIME),
+        ("namespace", flags.namespace.as_str()),
+        ("id", flags.id.as_str()),
+    ];
+    LogFifo::new(&bundle.join("log"), level, &fields).install();
+    for warning in std::env::var(crate::start::WARNINGS).unwrap_or_default().lines() {
+        log::warn!("{warning}");
+    }
+    let options: Options = match std::env::var(crate::start::OPTIONS) {
+        Ok(text) => serde_json::from_str(&text).context("cannot read the options of `start`")?,
+        Err(_) => Options::default(),
+    };
+    let place = Place {
+        id: flags.id.clone(),
+        namespace: flags.namespace.clone(),
+        bundle,
+        socket: PathBuf::from(&flags.socket),
+        reaper_pid: process::parent_pid(),
+        options,
+    };
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let publisher =
+        ToContainerd(Publisher::new(&address, flags.namespace.clone(), flags.id.clone()));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let id = place.id.to_string();
+        let reaper_pid = place.reaper_pid;
+        let mut shim = Shim::start(place, inherited, publisher).await?;
+        let server = Server::start(Arc::new(Front { desk: shim.desk(), id, reaper_pid })).await?;
+        shim.ready().await?;
+        // Ours; the reaper's copy is closed once it has told `start`.
+        *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
+        while let Some(connection) = shim.next().await {
+            if let Err(error) = server.add(connection).await {
+                log::error!("connection not served: {}", error.story());
+            }
+        }
+        if shim.end().await {
+            server.flushed(LAST_ANSWERS).await;
+        }
+        // Whatever still runs (a pending Wait, a closing logger) ends here.
+        process::exit_now(0)
+    })
+}
+
+/// The owner of the task, as the wire sees it.
+struct Front {
+    desk: Desk,
+    id: String,
+    reaper_pid: u32,
+}
+
+impl Ask for Front {
+    async fn ask(&self, id: &str, request: Request) -> Result<Answer, Refusal> {
+        if id != self.id {
+            return match request {
+                // Never fails, and knows of no task with this id.
+                Request::Connect => {
+                    Ok(Answer::Connected { shim_pid: self.reaper_pid, task_pid: 0 })
+                }
+                // Whoever asks means this shim; there is no other container.
+                Request::Shutdown => self.desk.ask(request).await,
+                Request::Create(_) => Err(Refusal::new(
+                    Kind::FailedPrecondition,
+                    format!(
+                        "this shim serves container {} alone, not {id}: containers of a pod do not share a shim",
+                        self.id
+                    ),
+                )),
+                _ => Err(Refusal::new(Kind::NotFound, format!("container {id} not created"))),
+            };
+        }
+        self.desk.ask(request).await
+    }
+}
+
+/// containerd's events socket, as the outbox sees it.
+struct ToContainerd(Publisher);
+
+impl Publish for ToContainerd {
+    async fn publish(&mut self, event: &Published) -> Delivery {
+        match self.0.forward(event).await {
+            vigil_protocol::Delivery::Acked => Delivery::Acked,
+            vigil_protocol::Delivery::Refused { code, says } => {
+                Delivery::Refused(format!("code {code}: {says}"))
+            }
+            vigil_protocol::Delivery::Retry(why) => Delivery::Retry(why.to_string()),
+        }
+    }
+}

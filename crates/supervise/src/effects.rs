@@ -1,0 +1,427 @@
+//! What the rules ask for, done: the quick things at once, the rest as jobs.
+//! Each job ends in one message, taken here, which first keeps the answer and
+//! then lets the rules decide when it is due.
+
+use std::time::Duration;
+
+use vigil_model::{
+    Answer, Effect, ExecId, Exit, Kind, Phase, Refusal, Request, Verb, What, Who, show, waited,
+};
+
+use crate::exits::exit_of;
+use crate::jobs::{self, create::Begun, create::Made, exec::Started, gone, verbs};
+use crate::owner::{Ending, Message, Owner};
+use crate::replies::Outcome;
+use crate::{clock, ooms};
+
+/// How long init's exit waits for its execs' and for its output; above what
+/// streams may take by themselves.
+const OVERDUE: Duration = Duration::from_secs(3);
+/// How long the events get at the end.
+const FLUSH: Duration = Duration::from_secs(1);
+/// A pair without Create and without connection leaves after this.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How Create ended.
+pub(crate) type CreateOver = Result<Made, Refusal>;
+/// How a verb ended; a restore brings what it made.
+pub(crate) type VerbOver = Result<Option<Box<Begun>>, Refusal>;
+/// How the start of an exec ended.
+pub(crate) type ExecOver = Result<Started, Refusal>;
+
+impl Owner {
+    pub(crate) fn enact(&mut self, effect: Effect) {
+        match effect {
+            Effect::Create(plan) => {
+                let job = jobs::create::create(self.hands.tools.clone(), plan);
+                self.job(async { Message::CreateOver(Box::new(job.await)) });
+            }
+            Effect::Run(verb) => self.run_verb(verb),
+            Effect::StartExec(exec) => self.start_exec(exec),
+            Effect::Signal { who, process, signal, all } => {
+                let private = self.task.plan.as_ref().is_some_and(|plan| plan.private_pid_ns);
+                let phase = &self.task.standing.phase;
+                let outcome = self.hands.signal(phase, &who, &process, signal, all, private);
+                self.signal_outcome = Some(outcome);
+            }
+            Effect::Discard { exec: _, process } => {
+                let tools = self.hands.tools.clone();
+                tokio::spawn(async move {
+                    jobs::exec::discard(&tools, &process, None).await;
+                });
+            }
+            Effect::KillRest => self.kill_rest(),
+            Effect::Drain(who) => match self.hands.streams.get(&who) {
+                Some(streams) => {
+                    let drained = streams.process_gone();
+                    self.job(async {
+                        drained.await;
+                        Message::Happened(What::Drained(who))
+                    });
+                }
+                None => self.soon(What::Drained(who)),
+            },
+            Effect::ArmOverdue => self.job(async {
+                tokio::time::sleep(OVERDUE).await;
+                Message::Happened(What::Overdue)
+            }),
+            Effect::Release(who) => self.hands.release(&who),
+            Effect::AnswerCreate => self.replies.answer_create(),
+            Effect::AnswerVerb(verb) => {
+                if verb == Verb::Delete
+                    && let Phase::Deleted { pid, exit } = self.task.standing.phase
+                {
+                    self.replies.verb_outcome(verb, Ok(Answer::Deleted { pid, exit }));
+                }
+                self.replies.answer_verb(verb);
+            }
+            Effect::AnswerExecStart(exec) => self.replies.answer_exec(&exec),
+            Effect::AnswerWaiters(who) => {
+                let outcome = match waited(&self.task, &who, clock::now()) {
+                    Ok(Some(exit)) => Ok(Answer::Exit(exit)),
+                    // Deleted before it was told: nobody will ever know more.
+                    Ok(None) => Err(Refusal::new(Kind::Unknown, format!("{who} is gone"))),
+                    Err(refusal) => Err(refusal),
+                };
+                self.replies.answer_waiters(&who, &outcome);
+            }
+            Effect::Publish => self.news.ring(),
+            Effect::Leave => self.leave(Ending::Shutdown),
+        }
+    }
+
+    /// Runs a job beside the owner; its message comes back through the desk.
+    fn job(&self, job: impl Future<Output = Message> + Send + 'static) {
+        let desk = self.desk.clone();
+        tokio::spawn(async move {
+            let message = job.await;
+            // The owner is gone only when the pair leaves.
+            let _ = desk.send(message).await;
+        });
+    }
+
+    /// Something that happens after the present turn.
+    fn soon(&self, what: What) {
+        self.job(async { Message::Happened(what) });
+    }
+
+    pub(crate) fn leave(&mut self, ending: Ending) {
+        if self.leaving.is_some() {
+            return;
+        }
+        self.leaving = Some(ending);
+        self.job(async {
+            tokio::time::sleep(FLUSH).await;
+            Message::Flushed
+        });
+    }
+
+    pub(crate) fn arm_idle(&self) {
+        self.job(async {
+            tokio::time::sleep(IDLE).await;
+            Message::Idle
+        });
+    }
+
+    fn run_verb(&mut self, verb: Verb) {
+        let Some(plan) = self.task.plan.clone() else { return };
+        let tools = self.hands.tools.clone();
+        let wish = self.hands.take_wish();
+        match verb {
+            Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
+                let mut claims = plan.claims.clone();
+                let over = jobs::create::begin(&tools, &plan, &mut claims).await;
+                Message::VerbOver { verb, over: over.map(|begun| Some(Box::new(begun))) }
+            }),
+            Verb::Start => self.job(async move {
+                Message::VerbOver { verb, over: verbs::start(tools, plan).await.map(|()| None) }
+            }),
+            Verb::Pause | Verb::Resume => {
+                let cgroup = self.hands.cgroup.clone();
+                self.job(async move {
+                    let over = match cgroup {
+                        Some(cgroup) => verbs::freeze(cgroup, verb == Verb::Pause).await,
+                        None => {
+                            Err(Refusal::new(Kind::Unknown, "the container's cgroup is not known"))
+                        }
+                    };
+                    Message::VerbOver { verb, over: over.map(|()| None) }
+                });
+            }
+            Verb::Update => {
+                let resources = match wish {
+                    Some(Request::Update(resources)) => resources,
+                    _ => Vec::new(),
+                };
+                self.job(async move {
+                    let over = verbs::update(tools, plan, resources).await;
+                    Message::VerbOver { verb, over: over.map(|()| None) }
+                });
+            }
+            Verb::Checkpoint => {
+                let how = match wish {
+                    Some(Request::Checkpoint(how)) => how,
+                    _ => Box::default(),
+                };
+                self.job(async move {
+                    let over = verbs::checkpoint(tools, plan, how).await;
+                    Message::VerbOver { verb, over: over.map(|()| None) }
+                });
+            }
+            Verb::Delete => self.delete(),
+        }
+    }
+
+    /// Deletes: what was never started is killed first; streams are closed
+    /// before anything is answered, so that nothing of them outlives it.
+    fn delete(&mut self) {
+        let Some(plan) = self.task.plan.clone() else { return };
+        let tools = self.hands.tools.clone();
+        let never_started = matches!(self.task.standing.phase, Phase::Created { .. });
+        let cgroup = self.hands.cgroup.clone();
+        let streams = std::mem::take(&mut self.hands.streams);
+        let pin = self.hands.pins.get(&Who::Init).copied();
+        self.job(async move {
+            if never_started && let Some(cgroup) = cgroup {
+                gone::kill_all(&cgroup, gone::KILL_WAIT).await;
+                if let Some(pin) = pin {
+                    seen(&tools, pin).await;
+                }
+            }
+            for (_, streams) in streams {
+                // A logger may take its time to end; Delete does not.
+                let closing = streams.close_all(Duration::from_millis(100));
+                let closing = tokio::spawn(closing);
+                let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
+            }
+            let over = gone::delete(tools, plan).await;
+            Message::VerbOver { verb: Verb::Delete, over: over.map(|()| None) }
+        });
+    }
+
+    fn start_exec(&mut self, exec: ExecId) {
+        let (Some(plan), Some(asked)) =
+            (self.task.plan.clone(), self.task.exec_plans.get(&exec).cloned())
+        else {
+            return;
+        };
+        let tools = self.hands.tools.clone();
+        self.job(async move {
+            let over = jobs::exec::start(tools, plan, exec.clone(), asked).await;
+            Message::ExecOver { exec, over: Box::new(over) }
+        });
+    }
+
+    /// After init's end. In a pid namespace of its own the kernel has already
+    /// taken everything else down; frozen leftovers are thawed all the same.
+    fn kill_rest(&mut self) {
+        let private = self.task.plan.as_ref().is_some_and(|plan| plan.private_pid_ns);
+        match self.hands.cgroup.clone() {
+            Some(cgroup) if !private => self.job(async move {
+                if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
+                    for held in cgroup.holdouts().unwrap_or_default() {
+                        log::warn!(
+                            "process {} ({}) outlives its container: {} in {}",
+                            held.pid,
+                            held.comm,
+                            held.state,
+                            held.wchan
+                        );
+                    }
+                }
+                Message::Happened(What::RestGone)
+            }),
+            Some(cgroup) => {
+                if let Err(error) = cgroup.thaw_all() {
+                    log::warn!("not thawed: {}", crate::error::chain(&error));
+                }
+                self.soon(What::RestGone);
+            }
+            None => self.soon(What::RestGone),
+        }
+    }
+
+    // --- jobs that ended ----------------------------------------------------
+
+    pub(crate) fn create_over(&mut self, over: CreateOver) {
+        match over {
+            Ok(Made { begun, claims }) => {
+                let init = begun.as_ref().map(|begun| begun.init.clone());
+                let pid = init.as_ref().map_or(0, |init| init.pid);
+                if let Some(begun) = begun {
+                    self.take_over(begun);
+                }
+                self.replies.create_outcome = Some(Ok(Answer::Pid(pid)));
+                self.happen(What::CreateDone { init, claims });
+                self.look_at_exits();
+            }
+            Err(refusal) => {
+                self.replies.create_outcome = Some(Err(refusal));
+                self.happen(What::CreateFailed);
+                self.arm_idle();
+            }
+        }
+    }
+
+    fn take_over(&mut self, begun: Begun) {
+        self.hands.streams.insert(Who::Init, begun.streams);
+        self.hands.pins.insert(Who::Init, begun.pin);
+        self.hands.cgroup = Some(begun.cgroup);
+        if let Some(watch) = &begun.oom {
+            ooms::listen(watch, self.desk.clone());
+        }
+        self.hands.oom = begun.oom;
+    }
+
+    pub(crate) fn verb_over(&mut self, verb: Verb, over: VerbOver) {
+        match over {
+            Ok(begun) => {
+                let init = begun.as_ref().map(|begun| begun.init.clone());
+                if let Some(begun) = begun {
+                    self.take_over(*begun);
+                }
+                if verb == Verb::Delete {
+                    // What died of being deleted is told before.
+                    self.look_at_exits();
+                }
+                let init_pid = self.task.standing.phase.init().or(init.as_ref()).map(|init| init.pid);
+                let answer = match (verb, init_pid) {
+                    (Verb::Start, Some(pid)) => Answer::Pid(pid),
+                    _ => Answer::Done,
+                };
+                self.replies.verb_outcome(verb, Ok(answer));
+                self.happen(What::Done { verb, init });
+                self.look_at_exits();
+            }
+            Err(refusal) => {
+                self.replies.verb_outcome(verb, Err(refusal));
+                self.happen(What::Failed(verb));
+                // A runc that fails may have seen what we have not yet.
+                self.look_at_exits();
+            }
+        }
+    }
+
+    pub(crate) fn exec_over(&mut self, exec: ExecId, over: ExecOver) {
+        match over {
+            Ok(started) => {
+                let who = Who::Exec(exec.clone());
+                let pid = started.process.pid;
+                self.hands.streams.insert(who.clone(), started.streams);
+                self.hands.pins.insert(who.clone(), started.pin);
+                self.replies.exec_outcome(&exec, Ok(Answer::Pid(pid)));
+                self.happen(What::ExecStartDone { exec, process: started.process });
+                self.look_at_exits();
+            }
+            Err(refusal) => {
+                self.replies.exec_outcome(&exec, Err(refusal));
+                self.happen(What::ExecStartFailed(exec));
+            }
+        }
+    }
+
+    // --- looking --------------------------------------------------------------
+
+    /// Takes the deaths the reaper recorded: execs first, init last, and the
+    /// OOM counter before init, whose cgroup may vanish with it.
+    pub(crate) fn look_at_exits(&mut self) {
+        let dead: Vec<(Who, Exit)> = self
+            .hands
+            .pins
+            .iter()
+            .rev()
+            .filter_map(|(who, pin)| {
+                let death = self.hands.tools.exits.pinned(*pin)?;
+                Some((who.clone(), exit_of(&death)))
+            })
+            .collect();
+        for (who, exit) in dead {
+            if !self.awaits(&who) {
+                continue;
+            }
+            if who == Who::Init {
+                self.look_at_ooms();
+            }
+            self.happen(What::Exited { who, exit });
+        }
+    }
+
+    /// Whether the end of this process is still news.
+    fn awaits(&self, who: &Who) -> bool {
+        match who {
+            Who::Init => self.task.standing.phase.live_init().is_some(),
+            Who::Exec(exec) => self
+                .task
+                .standing
+                .execs
+                .get(exec)
+                .is_some_and(|exec| matches!(exec.phase, vigil_model::ExecPhase::Running { .. })),
+        }
+    }
+
+    pub(crate) fn look_at_ooms(&mut self) {
+        let count = self.hands.oom.as_mut().and_then(vigil_host::cgroup::OomWatch::count);
+        if let Some(count) = count
+            && count > self.task.standing.ooms
+        {
+            self.happen(What::Oom { count });
+        }
+    }
+
+    pub(crate) fn pids(&mut self) -> Outcome {
+        self.look_at_exits();
+        let phase = &self.task.standing.phase;
+        let init = match phase {
+            Phase::Empty | Phase::Creating | Phase::Deleted { .. } => {
+                return Err(Refusal::new(Kind::NotFound, "container not created"));
+            }
+            Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. } => phase.init().map(|init| init.pid),
+        };
+        let mut pids = match &self.hands.cgroup {
+            Some(cgroup) if phase.live_init().is_some() => cgroup.pids().unwrap_or_default(),
+            Some(_) | None => Vec::new(),
+        };
+        // Never empty: containerd takes that for a leaked shim, and a stopped
+        // task whose end it has not heard of would be lost.
+        if let Some(init) = init
+            && !pids.contains(&init)
+        {
+            pids.insert(0, init);
+        }
+        let execs = show::exec_pids(&self.task);
+        let labelled = pids.into_iter().map(|pid| vigil_model::request::PidOf {
+            pid,
+            exec: execs.get(&pid).cloned(),
+        });
+        Ok(Answer::Pids(labelled.collect()))
+    }
+
+    pub(crate) fn stats(&mut self) -> Outcome {
+        match &self.task.standing.phase {
+            Phase::Empty | Phase::Creating | Phase::Deleted { .. } => {
+                return Err(Refusal::new(Kind::NotFound, "container not created"));
+            }
+            Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. } => {}
+        }
+        match self.hands.stats() {
+            Some(metrics) => Ok(Answer::Stats(Box::new(metrics))),
+            None => Err(Refusal::new(Kind::NotFound, "cgroup does not exist")),
+        }
+    }
+}
+
+/// Waits until the death of the process pinned there is recorded; bounded.
+async fn seen(tools: &jobs::Tools, pin: usize) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    let mut pause = Duration::from_micros(200);
+    while tools.exits.pinned(pin).is_none() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,204 @@
+//! What the owner holds of the host: streams, pins, the open cgroup. It looks
+//! and does the quick things; what takes time is a job.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vigil_host::cgroup::{Cgroup, Hierarchies, OomWatch, claims, place, stats, systemd_host};
+use vigil_host::proc::{self, Checked};
+use vigil_host::{bundle, rootfs, runc};
+use vigil_model::metrics::Metrics;
+use vigil_model::request::Create;
+use vigil_model::{Answer, Incarnation, Kind, Options, Phase, Plan, Refusal, Request, Who};
+use vigil_sys::pidfd;
+
+use crate::jobs;
+use crate::kept::Kept;
+use crate::owner::Place;
+use crate::replies::Outcome;
+use crate::stdio::{Size, Streams};
+
+/// runc's state root unless the options say otherwise.
+const RUNC_ROOT: &str = "/run/containerd/runc";
+/// Time an output gets at Delete to make room for what is still in a pipe.
+const LAST_DRAIN: Duration = Duration::from_millis(100);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Hands {
+    pub(crate) tools: jobs::Tools,
+    pub(crate) streams: BTreeMap<Who, Streams<Kept>>,
+    pub(crate) pins: BTreeMap<Who, usize>,
+    pub(crate) cgroup: Option<Arc<Cgroup>>,
+    pub(crate) oom: Option<OomWatch>,
+    /// What the verb under way was asked with.
+    wish: Option<Request>,
+    last_stats: Option<Metrics>,
+}
+
+impl Hands {
+    pub(crate) fn new(tools: jobs::Tools) -> Self {
+        Self {
+            tools,
+            streams: BTreeMap::new(),
+            pins: BTreeMap::new(),
+            cgroup: None,
+            oom: None,
+            wish: None,
+            last_stats: None,
+        }
+    }
+
+    /// Looks at the host and at the bundle, changing nothing: what Create is
+    /// to make, and what stands in its way.
+    pub(crate) fn plan(&self, place_: &Place, create: Create) -> Result<Plan, Refusal> {
+        let wrong = |error: vigil_host::Error| {
+            Refusal::new(Kind::InvalidArgument, crate::error::chain(&error))
+        };
+        let spec = bundle::Spec::load(&place_.bundle).map_err(wrong)?;
+        rootfs::check(&create.rootfs).map_err(wrong)?;
+        let mut create = create;
+        if create.options == Options::default() {
+            create.options = place_.options.clone();
+        }
+        let options = &create.options;
+        let program = if options.binary_name.is_empty() { "runc" } else { &options.binary_name };
+        if let Err(why) = runc::find_program(program.as_ref()) {
+            let what = match why {
+                runc::Unusable::Missing => "was not found",
+                runc::Unusable::NotExecutable => "is not executable",
+            };
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!("OCI runtime create failed: runtime {program:?} {what}"),
+            ));
+        }
+        let hierarchies: &Hierarchies = &self.tools.hierarchies;
+        let placement = place(
+            hierarchies,
+            &place_.id,
+            &spec.cgroups_path,
+            options.systemd_cgroup,
+            systemd_host(),
+        )
+        .map_err(wrong)?;
+        if placement.inferred {
+            log::warn!(
+                "cgroupsPath {:?} has the form of the systemd driver: using it, although no option says so",
+                spec.cgroups_path
+            );
+        }
+        let root = if options.root.is_empty() { RUNC_ROOT } else { &options.root };
+        Ok(Plan {
+            driver: placement.driver,
+            claims: claims(hierarchies, &placement),
+            private_pid_ns: spec.private_pid_namespace(),
+            runtime_root: format!("{root}/{}", place_.namespace),
+            runtime: program.to_owned(),
+            create,
+        })
+    }
+
+    pub(crate) fn keep_wish(&mut self, request: Request) {
+        match request {
+            Request::Update(_) | Request::Checkpoint(_) => self.wish = Some(request),
+            _ => self.wish = None,
+        }
+    }
+
+    pub(crate) fn take_wish(&mut self) -> Option<Request> {
+        self.wish.take()
+    }
+
+    pub(crate) fn close_stdin(&mut self, who: &Who) {
+        if let Some(streams) = self.streams.get(who) {
+            let closing = streams.close_stdin();
+            tokio::spawn(closing);
+        }
+    }
+
+    pub(crate) fn resize(&self, who: &Who, width: u16, height: u16) -> Result<(), Refusal> {
+        match self.streams.get(who) {
+            Some(streams) => streams
+                .resize(Size { width, height })
+                .map_err(|error| jobs::refusal(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal to one process, or to all of the container.
+    pub(crate) fn signal(
+        &self,
+        phase: &Phase,
+        who: &Who,
+        process: &Incarnation,
+        signal: u32,
+        all: bool,
+        private_pid_ns: bool,
+    ) -> Outcome {
+        let number = i32::try_from(signal).unwrap_or(i32::MAX);
+        let finished = || Refusal::new(Kind::NotFound, "process already finished");
+        let checked = proc::open_checked(process).map_err(|error| jobs::refusal(&error))?;
+        let Checked::Same(fd) = checked else { return Err(finished()) };
+        // SIGKILL of an init that shares its pid namespace would leave the
+        // rest alive: the whole cgroup is meant, as runc has it.
+        let whole = *who == Who::Init && (all || signal == 9 && !private_pid_ns);
+        if whole && let Some(cgroup) = &self.cgroup {
+            cgroup.signal_all(number).map_err(|error| jobs::refusal(&error))?;
+        }
+        match pidfd::send_signal(&fd, number) {
+            Ok(()) => {}
+            Err(vigil_sys::Errno::ESRCH) if !whole => return Err(finished()),
+            Err(vigil_sys::Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(Refusal::new(
+                    Kind::Unknown,
+                    format!("cannot send signal {signal} to {who}, process {}: {errno}", process.pid),
+                ));
+            }
+        }
+        // v1 delivers nothing to what stands still, not even SIGKILL.
+        if signal == 9
+            && matches!(phase, Phase::Paused { .. })
+            && let Some(cgroup) = &self.cgroup
+            && let Err(error) = cgroup.thaw_all()
+        {
+            log::warn!("not thawed after SIGKILL: {}", crate::error::chain(&error));
+        }
+        Ok(Answer::Done)
+    }
+
+    /// The counters of the cgroup, or the last ones seen.
+    pub(crate) fn stats(&mut self) -> Option<Metrics> {
+        if let Some(cgroup) = &self.cgroup {
+            match stats(cgroup) {
+                Ok(Some(now)) => self.last_stats = Some(now),
+                Ok(None) => {}
+                Err(error) => log::warn!("stats: {}", crate::error::chain(&error)),
+            }
+        }
+        self.last_stats.clone()
+    }
+
+    /// Lets go of everything held for a process that is deleted or never was.
+    pub(crate) fn release(&mut self, who: &Who) {
+        let streams = self.streams.remove(who);
+        let pin = self.pins.remove(who);
+        if *who == Who::Init {
+            self.cgroup = None;
+            self.oom = None;
+        }
+        let control = self.tools.control.clone();
+        tokio::spawn(async move {
+            if let Some(streams) = streams {
+                streams.close_all(LAST_DRAIN).await;
+            }
+            if let Some(pin) = pin
+                && let Err(error) = control.unregister(pin).await
+            {
+                log::warn!("pin not given back: {}", crate::error::chain(&error));
+            }
+        });
+    }
+}

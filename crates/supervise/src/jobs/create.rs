@@ -1,0 +1,186 @@
+//! Making the container: mounts, streams, `runc create`, and the undoing of
+//! whatever was made when one of them fails.
+
+use std::sync::Arc;
+
+use vigil_host::cgroup::{Cgroup, OomWatch};
+use vigil_host::runc::{Call, Invocation, Streams as Given};
+use vigil_host::stdio::Owner as StdioOwner;
+use vigil_host::worker::{Outcome, Worker};
+use vigil_host::rootfs;
+use vigil_model::{Claim, Incarnation, Kind, Plan, Refusal};
+
+use super::{Tools, gone, identify, runc, runtime};
+use crate::kept::Kept;
+use crate::stdio::{Asked, Patience, Streams};
+
+/// A container that was made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// `None` for a restore, which Start carries out.
+    pub(crate) begun: Option<Begun>,
+    pub(crate) claims: Vec<Claim>,
+}
+
+/// A container whose init exists.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) init: Incarnation,
+    pub(crate) pin: usize,
+    pub(crate) streams: Streams<Kept>,
+    pub(crate) cgroup: Arc<Cgroup>,
+    pub(crate) oom: Option<OomWatch>,
+}
+
+/// Makes the container, or leaves nothing of it.
+pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, Refusal> {
+    let outcome = attempt(&tools, &plan).await;
+    if outcome.is_err() {
+        gone::undo(&tools, &plan).await;
+    }
+    outcome
+}
+
+async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {
+    mount(tools, plan).await?;
+    if !plan.create.checkpoint.is_empty() {
+        return Ok(Made { begun: None, claims: plan.claims.clone() });
+    }
+    let mut claims = plan.claims.clone();
+    let begun = begin(tools, plan, &mut claims).await?;
+    Ok(Made { begun: Some(begun), claims })
+}
+
+/// Runs `runc create`, or `runc restore` of a checkpoint.
+pub(crate) async fn begin(
+    tools: &Tools,
+    plan: &Plan,
+    claims: &mut [Claim],
+) -> Result<Begun, Refusal> {
+    let place = &tools.place;
+    let create = &plan.create;
+    let asked = Asked {
+        stdio: &create.stdio,
+        task: &place.id,
+        namespace: &place.namespace,
+        owner: StdioOwner::from(&create.options),
+    };
+    let (child, mut streams) = Streams::open(&asked, tools.kept.clone(), Patience::default())
+        .await
+        .map_err(|error| super::refusal(&error))?;
+    let pid_file = place.bundle.join("init.pid");
+    // A file an earlier life left must not be taken for this one's.
+    let _ = std::fs::remove_file(&pid_file);
+    let since = tools.exits.ring_seq();
+    let work = if create.options.criu_work_path.is_empty() {
+        place.bundle.join("work")
+    } else {
+        create.options.criu_work_path.clone().into()
+    };
+    let running = {
+        let runtime = runtime(plan);
+        let console_socket = streams.console_socket();
+        let call = if create.checkpoint.is_empty() {
+            Call::Create {
+                id: place.id.as_str(),
+                bundle: &place.bundle,
+                pid_file: &pid_file,
+                console_socket,
+                no_pivot: create.options.no_pivot_root,
+                no_new_keyring: create.options.no_new_keyring,
+            }
+        } else {
+            Call::Restore {
+                id: place.id.as_str(),
+                bundle: &place.bundle,
+                image: create.checkpoint.as_ref(),
+                work: &work,
+                pid_file: &pid_file,
+                console_socket,
+                no_pivot: create.options.no_pivot_root,
+            }
+        };
+        Invocation::new(&runtime, call).streams(given(&child)).spawn()
+    };
+    drop(child);
+    let outcome = match running {
+        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
+        Err(failure) => Err(failure),
+    };
+    let identified = match outcome {
+        Ok(()) => match identify::pid_in(&pid_file) {
+            Ok(pid) => identify::identify(tools, pid, since).await,
+            Err(refusal) => Err(refusal),
+        },
+        Err(failure) => Err(runc::refusal(&failure)),
+    };
+    let identified = match identified {
+        Ok(identified) => identified,
+        Err(refusal) => {
+            streams.close_all(std::time::Duration::ZERO).await;
+            return Err(refusal);
+        }
+    };
+    let taken = Cgroup::take(&tools.hierarchies, claims, identified.process.pid);
+    let outcome = match taken {
+        Ok(cgroup) => match streams.started().await {
+            Ok(()) => Ok(cgroup),
+            Err(error) => Err(super::refusal(&error)),
+        },
+        Err(error) => Err(super::refusal(&error)),
+    };
+    let cgroup = match outcome {
+        Ok(cgroup) => cgroup,
+        Err(refusal) => {
+            streams.close_all(std::time::Duration::ZERO).await;
+            let _ = tools.control.unregister(identified.pin).await;
+            return Err(refusal);
+        }
+    };
+    if let Err(error) = cgroup.enable_controllers(&tools.hierarchies) {
+        log::debug!("controllers not handed down: {}", crate::error::chain(&error));
+    }
+    let oom = OomWatch::open(&cgroup).unwrap_or_else(|error| {
+        log::warn!("out-of-memory kills are not watched: {}", crate::error::chain(&error));
+        None
+    });
+    let Identified { process: init, pin } = identified;
+    Ok(Begun { init, pin, streams, cgroup: Arc::new(cgroup), oom })
+}
+
+use identify::Identified;
+
+/// The ends a child is given.
+pub(crate) fn given(child: &vigil_host::stdio::ChildFds) -> Given<'_> {
+    use std::os::fd::AsFd;
+    Given {
+        stdin: Some(child.stdin.as_fd()),
+        stdout: Some(child.stdout.as_fd()),
+        stderr: Some(child.stderr.as_fd()),
+    }
+}
+
+async fn mount(tools: &Tools, plan: &Plan) -> Result<(), Refusal> {
+    if plan.create.rootfs.is_empty() {
+        return Ok(());
+    }
+    let rootfs = tools.place.bundle.join("rootfs");
+    let mounts = plan.create.rootfs.clone();
+    let worker = Worker::start_noting("mount", move |notes| {
+        rootfs::mount_all(&mounts, &rootfs, notes).map_err(|error| rootfs::chain(&error))
+    })
+    .map_err(|error| super::refusal(&error))?;
+    match gone::worked(worker, gone::MOUNT_WAIT).await {
+        Outcome::Done => Ok(()),
+        Outcome::Failed(why) => {
+            Err(Refusal::new(Kind::Unknown, format!("failed to mount rootfs component: {why}")))
+        }
+        Outcome::Overdue { pid, doing, left } => Err(Refusal::new(
+            Kind::DeadlineExceeded,
+            format!(
+                "mounting the rootfs did not end in time: {doing}{}",
+                if left { format!(" (process {pid} sleeps uninterruptibly)") } else { String::new() }
+            ),
+        )),
+    }
+}

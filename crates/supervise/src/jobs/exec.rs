@@ -1,0 +1,111 @@
+//! Starting an exec: streams, `runc exec`, and its process found.
+
+use std::time::Duration;
+
+use vigil_host::proc::{self, Checked};
+use vigil_host::runc::{Call, Invocation, process_document};
+use vigil_host::stdio::Owner as StdioOwner;
+use vigil_model::{ExecId, ExecPlan, Incarnation, Plan, Refusal};
+use vigil_sys::pidfd;
+
+use super::create::given;
+use super::{Tools, identify, runc, runtime};
+use crate::kept::Kept;
+use crate::stdio::{Asked, Patience, Streams};
+
+/// An exec that was started.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) process: Incarnation,
+    pub(crate) pin: usize,
+    pub(crate) streams: Streams<Kept>,
+}
+
+/// Starts it, or leaves nothing of it.
+pub(crate) async fn start(
+    tools: Tools,
+    plan: Box<Plan>,
+    exec: ExecId,
+    asked: ExecPlan,
+) -> Result<Started, Refusal> {
+    let place = &tools.place;
+    let stdio = Asked {
+        stdio: &asked.stdio,
+        task: &place.id,
+        namespace: &place.namespace,
+        owner: StdioOwner::from(&plan.create.options),
+    };
+    let document = process_document(asked.spec.as_bytes(), asked.stdio.terminal)
+        .map_err(|error| super::refusal(&error))?;
+    let (child, mut streams) = Streams::open(&stdio, tools.kept.clone(), Patience::default())
+        .await
+        .map_err(|error| super::refusal(&error))?;
+    // Not `<exec>.pid`: an exec may be called "init".
+    let pid_file = place.bundle.join(format!("exec-{exec}.pid"));
+    let _ = std::fs::remove_file(&pid_file);
+    let since = tools.exits.ring_seq();
+    let running = {
+        let runtime = runtime(&plan);
+        let call = Call::Exec {
+            id: place.id.as_str(),
+            process: &document,
+            pid_file: &pid_file,
+            console_socket: streams.console_socket(),
+        };
+        Invocation::new(&runtime, call).streams(given(&child)).spawn()
+    };
+    drop(child);
+    let outcome = match running {
+        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
+        Err(failure) => Err(failure),
+    };
+    let pid = identify::pid_in(&pid_file);
+    let _ = std::fs::remove_file(&pid_file);
+    let outcome = match outcome {
+        Ok(()) => match pid {
+            Ok(pid) => identify::identify(&tools, pid, since).await,
+            Err(refusal) => Err(refusal),
+        },
+        Err(failure) => {
+            // It may have been killed after it had started the process.
+            if let Ok(pid) = pid
+                && let Ok(found) = identify::identify(&tools, pid, since).await
+            {
+                discard(&tools, &found.process, Some(found.pin)).await;
+            }
+            Err(runc::refusal(&failure))
+        }
+    };
+    let found = match outcome {
+        Ok(found) => found,
+        Err(refusal) => {
+            streams.close_all(Duration::ZERO).await;
+            return Err(refusal);
+        }
+    };
+    if let Err(error) = streams.started().await {
+        let refusal = super::refusal(&error);
+        discard(&tools, &found.process, Some(found.pin)).await;
+        streams.close_all(Duration::ZERO).await;
+        return Err(refusal);
+    }
+    Ok(Started { process: found.process, pin: found.pin, streams })
+}
+
+/// Kills a process nobody will ever ask for.
+pub(crate) async fn discard(tools: &Tools, process: &Incarnation, pin: Option<usize>) {
+    match proc::open_checked(process) {
+        Ok(Checked::Same(fd)) => {
+            if let Err(errno) = pidfd::send_signal(&fd, 9) {
+                log::warn!("process {} not killed: {errno}", process.pid);
+            }
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("process {} not found: {error}", process.pid),
+    }
+    if let Some(pin) = pin
+        && let Err(error) = tools.control.unregister(pin).await
+    {
+        log::warn!("pin of process {} not given back: {error}", process.pid);
+    }
+}

@@ -1,0 +1,70 @@
+//! From a number in a pid file to a process: pinned with the reaper first, so
+//! that its death cannot be missed, then looked at.
+
+use std::path::Path;
+
+use vigil_host::proc;
+use vigil_model::{Incarnation, Kind, Refusal};
+
+use super::Tools;
+
+/// A process whose death will be found in slot `pin`.
+#[derive(Debug)]
+pub(crate) struct Identified {
+    pub(crate) process: Incarnation,
+    pub(crate) pin: usize,
+}
+
+/// The pid runc wrote.
+pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Refusal::new(Kind::Unknown, format!("cannot read pid file {}: {error}", path.display()))
+    })?;
+    match text.trim().parse() {
+        Ok(pid) if pid > 1 => Ok(pid),
+        Ok(_) | Err(_) => Err(Refusal::new(
+            Kind::Unknown,
+            format!("pid file {} holds no pid: {:?}", path.display(), text.get(..32).unwrap_or(&text)),
+        )),
+    }
+}
+
+/// Finds out which process this pid means: one that was started after `since`
+/// (a place in the ring of deaths) and is, or was, a child of our reaper.
+///
+/// The order makes it free of races: the pin comes first; if it holds no death
+/// after /proc was read, no process of that number was reaped before, so what
+/// /proc described is the one.
+pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Identified, Refusal> {
+    let pin = tools
+        .control
+        .register(pid, 0, since)
+        .await
+        .map_err(|error| super::refusal(&error))?;
+    let outcome = describe(tools, pid, pin);
+    if outcome.is_err() {
+        // Nothing will ever be asked of this pin.
+        if let Err(error) = tools.control.unregister(pin).await {
+            log::warn!("pin of process {pid} not given back: {error}");
+        }
+    }
+    outcome
+}
+
+fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> {
+    let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
+    if let Some(death) = tools.exits.pinned(pin) {
+        let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
+        let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
+        let start_ticks = death.start_ticks;
+        let process = Incarnation { pid, start_ticks, pid_ns, boot, pidfd_inode: None };
+        return Ok(Identified { process, pin });
+    }
+    let Some(process) = seen else {
+        return Err(Refusal::new(
+            Kind::Unknown,
+            format!("process {pid} is gone and its end was not recorded"),
+        ));
+    };
+    Ok(Identified { process, pin })
+}

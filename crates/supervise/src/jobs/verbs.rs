@@ -1,0 +1,114 @@
+//! The verbs on init that take time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vigil_host::cgroup::{Cgroup, Freeze};
+use vigil_host::runc::{Call, Invocation};
+use vigil_model::{Kind, Plan, Refusal, request};
+
+use super::{Tools, runc, runtime};
+
+/// For every process of the container to stand still, or to run again.
+const FREEZE_WAIT: Duration = Duration::from_secs(10);
+
+/// `runc start`.
+pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
+    call(&tools, &plan, |id| Call::Start { id }).await
+}
+
+/// `runc update`.
+pub(crate) async fn update(
+    tools: Tools,
+    plan: Box<Plan>,
+    resources: Vec<u8>,
+) -> Result<(), Refusal> {
+    call(&tools, &plan, |id| Call::Update { id, resources: &resources }).await
+}
+
+/// `runc checkpoint`.
+pub(crate) async fn checkpoint(
+    tools: Tools,
+    plan: Box<Plan>,
+    how: Box<request::Checkpoint>,
+) -> Result<(), Refusal> {
+    let work = if how.work_path.is_empty() {
+        tools.place.bundle.join("work").join("criu-work")
+    } else {
+        PathBuf::from(&how.work_path)
+    };
+    let outcome =
+        call(&tools, &plan, |id| Call::Checkpoint { id, work: &work, how: &how }).await;
+    if how.work_path.is_empty() {
+        let log = work.join("dump.log");
+        let kept = tools.place.bundle.join("criu-dump.log");
+        let outcome = match outcome {
+            Ok(()) => Ok(()),
+            Err(refusal) => {
+                let path = match std::fs::copy(&log, &kept) {
+                    Ok(_) => format!(" path= {}", kept.display()),
+                    Err(_) => String::new(),
+                };
+                Err(Refusal::new(refusal.kind, format!("{}{path}", refusal.says)))
+            }
+        };
+        let _ = std::fs::remove_dir_all(&work);
+        return outcome;
+    }
+    outcome
+}
+
+async fn call<'a>(
+    tools: &'a Tools,
+    plan: &Plan,
+    call: impl FnOnce(&'a str) -> Call<'a>,
+) -> Result<(), Refusal> {
+    let running = {
+        let runtime = runtime(plan);
+        Invocation::new(&runtime, call(tools.place.id.as_str())).spawn()
+    };
+    let outcome = match running {
+        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
+        Err(failure) => Err(failure),
+    };
+    outcome.map_err(|failure| runc::refusal(&failure))
+}
+
+/// Freezes or thaws the container through its cgroup, without runc.
+pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refusal> {
+    let wanted = if frozen { Freeze::Frozen } else { Freeze::Thawed };
+    let deadline = tokio::time::Instant::now() + FREEZE_WAIT;
+    let mut pause = Duration::from_micros(200);
+    cgroup.request_freeze(frozen).map_err(|error| super::refusal(&error))?;
+    loop {
+        match cgroup.freeze_state() {
+            Ok(Some(now)) if now == wanted => return Ok(()),
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return Err(Refusal::new(Kind::Unknown, "the container's cgroup is gone"));
+            }
+            Err(error) => return Err(super::refusal(&error)),
+        }
+        if tokio::time::Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(20));
+        if frozen {
+            // v1: a process forked meanwhile may have slipped through; asking
+            // again makes the kernel look again.
+            let _ = cgroup.request_freeze(true);
+        }
+    }
+    if frozen {
+        // A pause that failed always ends thawed.
+        let _ = cgroup.request_freeze(false);
+    }
+    let holdouts = cgroup.holdouts().unwrap_or_default();
+    let who = holdouts.first().map_or_else(String::new, |held| {
+        format!(": process {} ({}) is in {}", held.pid, held.comm, held.wchan)
+    });
+    let verb = if frozen { "pause" } else { "resume" };
+    Err(Refusal::new(Kind::DeadlineExceeded, format!("{verb} did not end in time{who}")))
+}

@@ -1,0 +1,190 @@
+//! Putting the loop together at the start of a shim, and taking it apart at
+//! the end: open the journal, say hello, own the task, say *ready*; then, when
+//! the owner is done, say *this is the end* before anything is answered.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+use vigil_host::cgroup::Hierarchies;
+use vigil_host::proc;
+use vigil_host::runc::Deadlines;
+use vigil_journal::{BootId, Tail, names};
+
+use crate::control::{Control, FromReaper};
+use crate::desk::{Desk, INBOX_MAX, Reply};
+use crate::error::Error;
+use crate::exits::ExitRecords;
+use crate::hands::Hands;
+use crate::jobs::Tools;
+use crate::kept::Kept;
+use crate::ledger::JournalLedger;
+use crate::outbox::{self, Publish};
+use crate::owner::{Ending, Message, Owner, Place};
+use crate::replies::{Replies, answer};
+use crate::watched::{Watched, watch};
+
+/// Connections waiting to be served.
+const CONNECTIONS_MAX: usize = 64;
+
+/// What the reaper gave this shim at its start.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The control socket.
+    pub control: OwnedFd,
+    /// Rung after each recorded death.
+    pub doorbell: OwnedFd,
+}
+
+/// A shim at work.
+#[derive(Debug)]
+pub struct Shim {
+    desk: Desk,
+    control: Control,
+    connections: mpsc::Receiver<UnixStream>,
+    owner: tokio::task::JoinHandle<(Ending, Vec<Reply>)>,
+    ended: Option<(Ending, Vec<Reply>)>,
+    place: Arc<Place>,
+}
+
+impl Shim {
+    /// Opens the journal and the records and starts the owner.
+    pub async fn start(
+        place: Place,
+        inherited: Inherited,
+        publisher: impl Publish,
+    ) -> Result<Self, Error> {
+        let (unasked, from_reaper) = mpsc::channel(CONNECTIONS_MAX);
+        let control = Control::open(inherited.control, unasked).await?;
+        let boot = proc::boot_id()?;
+        let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
+        let (ledger, remembered) =
+            JournalLedger::open(&place.bundle.join(names::JOURNAL), boot)?;
+        match &remembered.tail {
+            Tail::Clean => {}
+            tail => log::warn!("the journal was not whole: {tail:?}"),
+        }
+        let exits = ExitRecords::open(&place.bundle.join(names::EXITS))?;
+        let (sender, inbox) = mpsc::channel(INBOX_MAX);
+        let news = outbox::Bell::default();
+        let place = Arc::new(place);
+        let tools = Tools {
+            place: place.clone(),
+            control: control.clone(),
+            kept: Kept::new(control.clone()),
+            exits,
+            hierarchies: Arc::new(Hierarchies::read()?),
+            deadlines: Deadlines::default(),
+        };
+        let owner = Owner {
+            place: (*place).clone(),
+            task: remembered.task,
+            ledger,
+            hands: Hands::new(tools),
+            replies: Replies::default(),
+            desk: sender.clone(),
+            news: news.clone(),
+            connections: Vec::new(),
+            leaving: None,
+            shutdown_replies: Vec::new(),
+            signal_outcome: None,
+        };
+        owner.arm_idle();
+        let doorbell = watch(inherited.doorbell, Interest::READABLE)
+            .map_err(|source| Error::Runtime { op: "watch the doorbell", source })?;
+        tokio::spawn(answer_doorbell(doorbell, sender.clone()));
+        tokio::spawn(outbox::send(news, sender.clone(), publisher));
+        let (arrivals, connections) = mpsc::channel(CONNECTIONS_MAX);
+        tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
+        let owner = tokio::spawn(owner.run(inbox));
+        Ok(Self { desk: Desk::new(sender), control, connections, owner, ended: None, place })
+    }
+
+    /// Where requests are handed in.
+    pub fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Requests can be served: lets `start` print its address.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.control.ready().await
+    }
+
+    /// The next connection to serve; `None` when it is time to leave.
+    pub async fn next(&mut self) -> Option<UnixStream> {
+        tokio::select! {
+            connection = self.connections.recv() => connection,
+            ended = &mut self.owner => {
+                self.ended = Some(ended.unwrap_or((Ending::ReaperLeaves, Vec::new())));
+                None
+            }
+        }
+    }
+
+    /// Waits for the end, tells the reaper before anyone else, then answers
+    /// Shutdown. `false`: the reaper leaves or is gone, there is nobody to tell.
+    pub async fn end(self) -> bool {
+        let ended = match self.ended {
+            Some(ended) => ended,
+            // No connection will ever come again: the reaper is gone.
+            None => return false,
+        };
+        let (ending, replies) = ended;
+        if ending == Ending::ReaperLeaves {
+            return false;
+        }
+        // First the socket, so that nobody finds a pair that is leaving.
+        match std::fs::remove_file(&self.place.socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                log::warn!("cannot remove {}: {error}", self.place.socket.display());
+            }
+            Ok(()) | Err(_) => {}
+        }
+        if let Err(error) = self.control.end().await {
+            log::warn!("the reaper was not told of the end: {}", crate::error::chain(&error));
+        }
+        for reply in replies {
+            answer(Some(reply), Ok(vigil_model::Answer::Done));
+        }
+        true
+    }
+}
+
+/// The doorbell carries no data: who rings has written the record before.
+async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
+    loop {
+        let Ok(mut ready) = bell.readable().await else { return };
+        ready.clear_ready();
+        let mut rings = [0; 8];
+        // Edge-triggered: not draining it would do, but for the counter's end.
+        let _ = bell.get_ref().read(&mut rings);
+        if owner.send(Message::Doorbell).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Connections to whoever serves them, the rest to the owner.
+async fn sort(
+    mut from_reaper: mpsc::Receiver<FromReaper>,
+    owner: mpsc::Sender<Message>,
+    arrivals: mpsc::Sender<UnixStream>,
+) {
+    while let Some(message) = from_reaper.recv().await {
+        let sent = match message {
+            FromReaper::Connection { conn: _, pair, own } => {
+                owner.send(Message::Connected(own)).await.is_ok()
+                    && arrivals.send(UnixStream::from(pair)).await.is_ok()
+            }
+            message @ (FromReaper::Leave | FromReaper::Gone) => {
+                owner.send(Message::FromReaper(message)).await.is_ok()
+            }
+        };
+        if !sent {
+            return;
+        }
+    }
+}
