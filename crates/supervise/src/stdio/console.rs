@@ -19,10 +19,22 @@ const NAME_MAX: usize = 4096;
 /// The master, non-blocking, from whoever called on `listener`.
 pub(super) async fn accept(listener: net::UnixListener, wait: Duration) -> Result<OwnedFd, Error> {
     let master = match tokio::time::timeout(wait, receive(listener)).await {
-        Ok(master) => master.map_err(|source| Error::Console { op: "receive", source })?,
-        Err(_) => return Err(Error::NoConsole { after_ms: wait.as_millis() }),
+        Ok(master) => master.map_err(|source| Error::Console {
+            op: "receive",
+            source,
+        })?,
+        Err(_) => {
+            return Err(Error::NoConsole {
+                after_ms: wait.as_millis(),
+            });
+        }
     };
-    let failed = |op| move |e: vigil_sys::Errno| Error::Console { op, source: e.into() };
+    let failed = |op| {
+        move |e: vigil_sys::Errno| Error::Console {
+            op,
+            source: e.into(),
+        }
+    };
     // What is no terminal has no size.
     tty::size(&master).map_err(failed("use"))?;
     fd::set_nonblocking(&master, true).map_err(failed("use"))?;
@@ -46,5 +58,7 @@ fn take(caller: &UnixStream) -> io::Result<OwnedFd> {
     let mut fds = Vec::new();
     scm::recv(caller.as_fd(), &mut name, &mut fds)?;
     // More than one is not what runc does; the first is the console.
-    fds.into_iter().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    fds.into_iter()
+        .next()
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

@@ -159,7 +159,13 @@ impl Mover {
                 ErrorKind::WouldBlock => return Attempt::SourceEmpty,
                 ErrorKind::Interrupted => return Attempt::Bytes(0),
                 // EIO: no slave open. Nothing else is an end that may pass.
-                _ => return if e.raw_os_error() == Some(Errno::EIO as i32) { Attempt::HungUp } else { Attempt::Ended },
+                _ => {
+                    return if e.raw_os_error() == Some(Errno::EIO as i32) {
+                        Attempt::HungUp
+                    } else {
+                        Attempt::Ended
+                    };
+                }
             },
         };
         self.write(&buffer[..count])
@@ -192,7 +198,9 @@ impl Mover {
     }
 
     fn write_left(&mut self) -> Result<(), Attempt> {
-        let Sink::Watched(sink) = &self.sink else { return Ok(()) };
+        let Sink::Watched(sink) = &self.sink else {
+            return Ok(());
+        };
         while !self.left.is_empty() {
             match sink.get_ref().write(&self.left) {
                 Ok(0) => return Err(Attempt::SinkFull),
@@ -219,7 +227,9 @@ impl Mover {
             // Two always-ready ends must not starve the rest of the shim.
             tokio::task::coop::consume_budget().await;
             let source = self.source.clone();
-            let Ok(mut readable) = source.readable().await else { return Attempt::Ended };
+            let Ok(mut readable) = source.readable().await else {
+                return Attempt::Ended;
+            };
             match self.attempt() {
                 Attempt::HungUp if over => return Attempt::Ended,
                 Attempt::SourceEmpty | Attempt::HungUp => {
@@ -232,7 +242,9 @@ impl Mover {
                     }
                 }
                 Attempt::SinkFull => {
-                    let Sink::Watched(sink) = &self.sink else { continue };
+                    let Sink::Watched(sink) = &self.sink else {
+                        continue;
+                    };
                     let sink = sink.clone();
                     let Ok(mut writable) = sink.writable().await else {
                         return Attempt::Broken(Errno::EIO);
@@ -260,5 +272,106 @@ impl Mover {
         let pause = self.pause;
         self.pause = LONGEST_PAUSE.min(pause * 2);
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::super::ready::watch;
+    use super::*;
+    use tokio::io::Interest;
+    use vigil_sys::tty;
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(test)
+    }
+
+    fn watched(fd: std::os::fd::OwnedFd, how: Interest) -> Arc<Watched> {
+        fd::set_nonblocking(&fd, true).unwrap();
+        Arc::new(watch(fd, how).unwrap())
+    }
+
+    fn lines(to: u32) -> Vec<u8> {
+        (1..=to)
+            .flat_map(|n| format!("{n:06}\n").into_bytes())
+            .collect()
+    }
+
+    /// As on a kernel that does not splice into terminals: a terminal takes
+    /// less than a buffer at once, so something is always left over.
+    #[test]
+    fn what_a_terminal_does_not_take_at_once_is_kept_and_follows_in_order() {
+        run(async {
+            let (source, feed) = fd::pipe().unwrap();
+            let (master, slave) = tty::open_pair().unwrap();
+            let mut mover = Mover::new(
+                watched(source, Interest::READABLE),
+                Sink::Watched(watched(master, Interest::READABLE | Interest::WRITABLE)),
+            );
+            mover.by_hand = true;
+            let feeding = std::thread::spawn(move || {
+                std::fs::File::from(feed).write_all(&lines(30_000)).unwrap();
+            });
+            let slave = std::fs::File::from(slave);
+            let reading = std::thread::spawn(move || {
+                // Line by line, so that each of them counts.
+                let mut lines = std::io::BufRead::lines(std::io::BufReader::new(slave));
+                (1..=30_000).all(|n| lines.next().unwrap().unwrap() == format!("{n:06}"))
+            });
+            // The echo goes to the master; nobody reads it, which a terminal
+            // does not mind.
+            while mover.step(false).await != Attempt::Ended {}
+            assert_eq!(mover.moved, 30_000 * 7);
+            feeding.join().unwrap();
+            assert!(reading.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_sink_that_breaks_is_left_and_the_source_is_still_read() {
+        run(async {
+            let (source, feed) = fd::pipe().unwrap();
+            let (drain, sink) = fd::pipe().unwrap();
+            drop(drain);
+            for by_hand in [false, true] {
+                let source = source.try_clone().unwrap();
+                let sink = sink.try_clone().unwrap();
+                let mut mover = Mover::new(
+                    watched(source, Interest::READABLE),
+                    Sink::Watched(watched(sink, Interest::WRITABLE)),
+                );
+                mover.by_hand = by_hand;
+                let mut feed = std::fs::File::from(feed.try_clone().unwrap());
+                feed.write_all(b"12345").unwrap();
+                assert_eq!(mover.step(false).await, Attempt::Broken(Errno::EPIPE));
+                mover.discard();
+                feed.write_all(b"6789").unwrap();
+                while fd::readable_bytes(&*mover.source).unwrap() > 0 {
+                    mover.step(false).await;
+                }
+                assert_eq!((mover.dropped, mover.moved), (9, 9), "by hand: {by_hand}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_full_disk_is_counted_and_does_not_stop_the_source() {
+        run(async {
+            let (source, feed) = fd::pipe().unwrap();
+            let full = std::fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap();
+            let mut mover = Mover::new(watched(source, Interest::READABLE), Sink::Plain(full));
+            std::fs::File::from(feed)
+                .write_all(&[b'x'; 10_000])
+                .unwrap();
+            while mover.step(false).await != Attempt::Ended {}
+            assert_eq!(mover.dropped, 10_000);
+        });
     }
 }

@@ -43,10 +43,7 @@ impl<K: Keeper> Input<K> {
             let gone = reached(&mut self.life, Life::Gone);
             match first(gone, self.mover.step(false)).await {
                 First::Other(
-                    Attempt::Bytes(_)
-                    | Attempt::SourceEmpty
-                    | Attempt::SinkFull
-                    | Attempt::HungUp,
+                    Attempt::Bytes(_) | Attempt::SourceEmpty | Attempt::SinkFull | Attempt::HungUp,
                 ) => {}
                 // EPIPE: the process closed its end. Closing ours tells the
                 // client, who would otherwise wait for room for ever.

@@ -64,12 +64,18 @@ pub(super) struct Slots<K> {
 
 impl<K: Keeper> Slots<K> {
     pub(super) fn new(keeper: K) -> Self {
-        Slots { keeper, live: Mutex::default() }
+        Slots {
+            keeper,
+            live: Mutex::default(),
+        }
     }
 
     /// Slots an earlier shim deposited.
     pub(super) fn adopt(&self, slots: impl IntoIterator<Item = SlotId>) {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).extend(slots);
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(slots);
     }
 
     pub(super) async fn deposit(
@@ -113,6 +119,8 @@ impl<K: Keeper> Slots<K> {
 
 impl<K> fmt::Debug for Slots<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slots").field("live", &self.live).finish_non_exhaustive()
+        f.debug_struct("Slots")
+            .field("live", &self.live)
+            .finish_non_exhaustive()
     }
 }

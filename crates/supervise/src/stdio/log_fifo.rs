@@ -43,7 +43,12 @@ impl LogFifo {
             let _ = write!(suffix, " {key}=");
             push_value(&mut suffix, value, usize::MAX);
         }
-        LogFifo { path: path.to_owned(), level, suffix, state: Mutex::default() }
+        LogFifo {
+            path: path.to_owned(),
+            level,
+            suffix,
+            state: Mutex::default(),
+        }
     }
 
     /// Makes it the program's logger, for good. `false`: there is one already.
@@ -54,11 +59,16 @@ impl LogFifo {
 
     /// Lines dropped and not yet reported.
     pub fn dropped(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).dropped
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .dropped
     }
 
     fn line(&self, level: Level, text: &str) -> String {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let mut line = String::with_capacity(96 + text.len() + self.suffix.len());
         line.push_str("time=\"");
         push_time(&mut line, since.as_secs(), since.subsec_nanos());
@@ -143,7 +153,10 @@ fn push_value(line: &mut String, text: &str, room: usize) {
         line.push_str(text);
         return;
     }
-    let limit = line.len().saturating_add(room).saturating_sub(CUT.len() + 1);
+    let limit = line
+        .len()
+        .saturating_add(room)
+        .saturating_sub(CUT.len() + 1);
     line.push('"');
     for c in text.chars() {
         let before = line.len();
@@ -178,7 +191,11 @@ fn push_time(line: &mut String, secs: u64, nanos: u32) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_based = (5 * of_year + 2) / 153;
     let day = of_year - (153 * march_based + 2) / 5 + 1;
-    let month = if march_based < 10 { march_based + 3 } else { march_based - 9 };
+    let month = if march_based < 10 {
+        march_based + 3
+    } else {
+        march_based - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
     let _ = write!(
@@ -229,11 +246,20 @@ mod tests {
     #[test]
     fn a_line_is_logfmt_and_never_too_long() {
         let (_dir, path) = place();
-        let fifo = LogFifo::new(&path, LevelFilter::Info, &[("runtime", "a.b"), ("id", "x y")]);
+        let fifo = LogFifo::new(
+            &path,
+            LevelFilter::Info,
+            &[("runtime", "a.b"), ("id", "x y")],
+        );
         let line = fifo.line(Level::Warn, "say \"hi\"\n\\ \u{1} ä");
         let tail = r#" level=warning msg="say \"hi\"\n\\ \u0001 ä" runtime=a.b id="x y""#;
         assert_eq!(line.split_once('Z').unwrap().1, format!("\"{tail}\n"));
-        for text in ["x".repeat(9000), "\n".repeat(5000), "ä".repeat(4000), "\u{1}".repeat(999)] {
+        for text in [
+            "x".repeat(9000),
+            "\n".repeat(5000),
+            "ä".repeat(4000),
+            "\u{1}".repeat(999),
+        ] {
             let line = fifo.line(Level::Error, &text);
             assert!(line.len() <= LINE_MAX, "{}", line.len());
             assert!(line.len() > LINE_MAX - 16, "{}", line.len());
@@ -262,7 +288,10 @@ mod tests {
         assert_eq!(kept + lost, 100_000, "no line torn, none uncounted");
         log.put(Level::Info, "after");
         let text = read(&mut reader);
-        assert!(text.contains(&format!("{lost} log lines dropped")), "{text}");
+        assert!(
+            text.contains(&format!("{lost} log lines dropped")),
+            "{text}"
+        );
         // The reader leaves and another comes.
         drop(reader);
         log.put(Level::Info, "into the void");

@@ -31,13 +31,15 @@ const SIGKILL: i32 = 9;
 
 /// Waits for the ready byte, or for an end of file, which only `binary-v2`
 /// holds against it.
-pub(super) async fn ready(
-    heard: &OwnedFd,
-    must_say: bool,
-    program: &Path,
-) -> Result<(), Error> {
-    let failed = |source| Error::Watch { what: "the logger's ready pipe", source };
-    let heard = heard.try_clone().and_then(|fd| watch(fd, Interest::READABLE)).map_err(failed)?;
+pub(super) async fn ready(heard: &OwnedFd, must_say: bool, program: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Watch {
+        what: "the logger's ready pipe",
+        source,
+    };
+    let heard = heard
+        .try_clone()
+        .and_then(|fd| watch(fd, Interest::READABLE))
+        .map_err(failed)?;
     let byte = async {
         loop {
             let mut readable = heard.readable().await?;
@@ -49,7 +51,9 @@ pub(super) async fn ready(
         }
     };
     match tokio::time::timeout(READY_WAIT, byte).await {
-        Ok(Ok(0)) if must_say => Err(Error::LoggerFailed { program: program.to_owned() }),
+        Ok(Ok(0)) if must_say => Err(Error::LoggerFailed {
+            program: program.to_owned(),
+        }),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(source)) => Err(failed(source)),
         Err(_) => Err(Error::LoggerNotReady {
@@ -118,13 +122,20 @@ impl<K: Keeper> Listening<K> {
         while *self.life.borrow() < Life::Closing && self.unread() && Instant::now() < enough {
             tokio::time::sleep(LOOK).await;
         }
-        self.stage.send_modify(|stage| *stage = Stage { dry: true, told: true });
+        self.stage.send_modify(|stage| {
+            *stage = Stage {
+                dry: true,
+                told: true,
+            }
+        });
         let slots: Vec<SlotId> = self.pipes.iter().map(|(_, slot)| *slot).collect();
         self.slots.ended(&slots).await;
     }
 
     fn unread(&self) -> bool {
-        self.pipes.iter().any(|(pipe, _)| fd::readable_bytes(pipe).unwrap_or(0) > 0)
+        self.pipes
+            .iter()
+            .any(|(pipe, _)| fd::readable_bytes(pipe).unwrap_or(0) > 0)
     }
 
     /// Empties the pipes until nobody writes any more or the process is gone.

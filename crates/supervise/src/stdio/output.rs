@@ -130,13 +130,19 @@ impl<K: Keeper> Copy<K> {
                 break;
             }
 
-            let look_at = leaving.as_mut().and_then(|leaving| self.look_again(leaving, now));
+            let look_at = leaving
+                .as_mut()
+                .and_then(|leaving| self.look_again(leaving, now));
             let changed = self.life.clone();
             let event = if let Some(mover) = &mut self.mover {
                 let over = leaving.is_some();
                 first(next(changed, life), first(mover.step(over), until(look_at))).await
             } else if look_at.is_some() || unread == 0 {
-                first(next(changed, life), first(std::future::pending(), until(look_at))).await
+                first(
+                    next(changed, life),
+                    first(std::future::pending(), until(look_at)),
+                )
+                .await
             } else {
                 // Until the client reads: for as long as it takes.
                 let sink = self.unread_in.as_ref();
@@ -162,7 +168,10 @@ impl<K: Keeper> Copy<K> {
     async fn after(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Broken(error) => {
-                log::warn!("stdio: {} cannot be written, is dropped from now on: {error}", self.name);
+                log::warn!(
+                    "stdio: {} cannot be written, is dropped from now on: {error}",
+                    self.name
+                );
                 if let Some(mover) = &mut self.mover {
                     mover.discard();
                 }
@@ -181,11 +190,21 @@ impl<K: Keeper> Copy<K> {
         if let Some(mover) = &mut self.mover {
             mover.was_empty = false;
             // A terminal does not say how much; only being empty tells.
-            let terminal = vigil_sys::fifo::kind_of_open(&*mover.source)
-                != Ok(vigil_sys::fifo::Kind::Fifo);
-            enough = if terminal { u64::MAX } else { mover.moved + mover.waiting() };
+            let terminal =
+                vigil_sys::fifo::kind_of_open(&*mover.source) != Ok(vigil_sys::fifo::Kind::Fifo);
+            enough = if terminal {
+                u64::MAX
+            } else {
+                mover.moved + mover.waiting()
+            };
         }
-        Leaving { at: now, enough, dry_at: None, progress: now, look: FIRST_LOOK }
+        Leaving {
+            at: now,
+            enough,
+            dry_at: None,
+            progress: now,
+            look: FIRST_LOOK,
+        }
     }
 
     /// Sees whether the exit may be told now.
@@ -219,7 +238,11 @@ impl<K: Keeper> Copy<K> {
         if self.stage.borrow().told {
             return;
         }
-        let unread = if leaving.dry_at == Some(now) { self.unread() } else { unread };
+        let unread = if leaving.dry_at == Some(now) {
+            self.unread()
+        } else {
+            unread
+        };
         let told = match leaving.dry_at {
             Some(dry_at) => unread == 0 || now >= dry_at + self.patience.read,
             None => now >= leaving.progress + self.patience.stalled,
@@ -237,7 +260,9 @@ impl<K: Keeper> Copy<K> {
     /// Whether those who still hold the pipe have had their time. Not while
     /// it is the client who does not read: what is unread must not be lost.
     fn cut(&self, leaving: &Leaving, now: Instant) -> bool {
-        let Some(mover) = &self.mover else { return false };
+        let Some(mover) = &self.mover else {
+            return false;
+        };
         if leaving.dry_at.is_none() || !self.stage.borrow().told {
             return false;
         }
@@ -264,7 +289,9 @@ impl<K: Keeper> Copy<K> {
     }
 
     fn unread(&self) -> usize {
-        self.unread_in.as_ref().map_or(0, |sink| fd::readable_bytes(&**sink).unwrap_or(0))
+        self.unread_in
+            .as_ref()
+            .map_or(0, |sink| fd::readable_bytes(&**sink).unwrap_or(0))
     }
 
     fn drop_source(&mut self) {
@@ -284,8 +311,18 @@ impl<K: Keeper> Copy<K> {
 
     async fn close(mut self) {
         // Before the keeper is asked: it may take its time, the news may not.
-        self.stage.send_modify(|stage| *stage = Stage { dry: true, told: true });
-        let slots: Vec<SlotId> = self.source_slot.take().into_iter().chain(self.sink_slot.take()).collect();
+        self.stage.send_modify(|stage| {
+            *stage = Stage {
+                dry: true,
+                told: true,
+            }
+        });
+        let slots: Vec<SlotId> = self
+            .source_slot
+            .take()
+            .into_iter()
+            .chain(self.sink_slot.take())
+            .collect();
         self.slots.ended(&slots).await;
         self.drop_source();
         self.unread_in = None;
@@ -302,8 +339,14 @@ async fn next(mut life: watch::Receiver<Life>, than: Life) {
 /// Waits until the client may have read something. Being reader and writer at
 /// once we get no edge when the fifo is emptied, so its inode is watched;
 /// where that is not to be had, looks from time to time.
-async fn client_reads(sink: Option<&Arc<Watched>>, watcher: &mut Option<Watched>, blind: &mut Duration) {
-    let Some(sink) = sink else { return std::future::pending().await };
+async fn client_reads(
+    sink: Option<&Arc<Watched>>,
+    watcher: &mut Option<Watched>,
+    blind: &mut Duration,
+) {
+    let Some(sink) = sink else {
+        return std::future::pending().await;
+    };
     if watcher.is_none() {
         *watcher = inotify::watch_readers(&**sink)
             .ok()

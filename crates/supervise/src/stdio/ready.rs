@@ -1,6 +1,5 @@
-//! Waiting for descriptors under tokio, and for the first of two things. The
-//! runtime's readiness is edge-triggered and its "closed" states are final;
-//! who waits must know both, so all registrations are made here.
+//! Waiting for the first of two things, and until a time that may never come.
+//! Small, because the runtime is built without its macros.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

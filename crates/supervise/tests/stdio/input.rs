@@ -8,11 +8,17 @@ use vigil_model::Stdio;
 use crate::support::*;
 
 fn stdio(place: &Place) -> Stdio {
-    Stdio { stdin: place.fifo("in"), ..place.out() }
+    Stdio {
+        stdin: place.fifo("in"),
+        ..place.out()
+    }
 }
 
 fn client_of(place: &Place) -> File {
-    OpenOptions::new().write(true).open(place.fifo("in")).unwrap()
+    OpenOptions::new()
+        .write(true)
+        .open(place.fifo("in"))
+        .unwrap()
 }
 
 async fn some(mut file: File) -> (File, Vec<u8>) {
@@ -88,8 +94,8 @@ fn a_process_that_stops_reading_is_an_error_for_the_client_not_for_us() {
         streams.started().await.unwrap();
         let mut client = client_of(&place);
         let feeding = std::thread::spawn(move || {
-            let error = std::iter::repeat_with(|| client.write_all(&[b'x'; 4096]))
-                .find_map(Result::err);
+            let error =
+                std::iter::repeat_with(|| client.write_all(&[b'x'; 4096])).find_map(Result::err);
             error.unwrap().kind()
         });
         poll_until("the client's error", || feeding.is_finished()).await;

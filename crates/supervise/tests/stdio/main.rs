@@ -5,6 +5,7 @@
 mod input;
 mod logger;
 mod output;
+mod runc;
 mod support;
 mod takeover;
 mod terminal;

@@ -21,7 +21,10 @@ pub const LONG: Duration = Duration::from_secs(20);
 
 /// Runs a test as the shim runs: one thread.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(test)
 }
 
@@ -38,7 +41,13 @@ pub struct Copies(pub Arc<Mutex<Held>>);
 
 impl Copies {
     pub fn kinds(&self) -> Vec<SlotKind> {
-        self.0.lock().unwrap().slots.values().map(|(kind, _)| *kind).collect()
+        self.0
+            .lock()
+            .unwrap()
+            .slots
+            .values()
+            .map(|(kind, _)| *kind)
+            .collect()
     }
 
     /// What a new shim is given.
@@ -54,7 +63,10 @@ impl Copies {
 impl Keeper for Copies {
     type Error = std::io::Error;
 
-    async fn deposit(&self, ends: &[(SlotKind, BorrowedFd<'_>)]) -> Result<Vec<SlotId>, Self::Error> {
+    async fn deposit(
+        &self,
+        ends: &[(SlotKind, BorrowedFd<'_>)],
+    ) -> Result<Vec<SlotId>, Self::Error> {
         let mut held = self.0.lock().unwrap();
         held.calls += 1;
         let mut slots = Vec::new();
@@ -126,7 +138,10 @@ impl Place {
 
     /// Only stdout.
     pub fn out(&self) -> Stdio {
-        Stdio { stdout: self.fifo("out"), ..Stdio::default() }
+        Stdio {
+            stdout: self.fifo("out"),
+            ..Stdio::default()
+        }
     }
 }
 
@@ -138,11 +153,24 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(mut command: Command, fds: ChildFds) -> Process {
-        command.stdin(fds.stdin).stdout(fds.stdout).stderr(fds.stderr).process_group(0);
+        command
+            .stdin(fds.stdin)
+            .stdout(fds.stdout)
+            .stderr(fds.stderr)
+            .process_group(0);
         Self::start(&mut command)
     }
 
-    pub fn start(command: &mut Command) -> Process {
+    /// In the group of its caller, so that it may lead a session.
+    pub fn spawn_plain(mut command: Command, fds: ChildFds) -> Process {
+        command
+            .stdin(fds.stdin)
+            .stdout(fds.stdout)
+            .stderr(fds.stderr);
+        Self::start(&mut command)
+    }
+
+    fn start(command: &mut Command) -> Process {
         let child = command.spawn().unwrap();
         let pidfd = pidfd::open(child.id()).unwrap();
         Process { child, pidfd }
@@ -152,20 +180,27 @@ impl Process {
         pidfd::send_signal(&self.pidfd, number).unwrap();
     }
 
+    pub fn kill_group(&self) {
+        let _ = pidfd::send_signal_to_group(&self.pidfd, 9);
+    }
+
     pub fn running(&self) -> bool {
         !pidfd::is_dead(&self.pidfd).unwrap()
     }
 
     /// Its end; the other tasks go on meanwhile.
     pub async fn ended(&mut self) -> ExitStatus {
-        poll_until("the process to end", || pidfd::is_dead(&self.pidfd).unwrap()).await;
+        poll_until("the process to end", || {
+            pidfd::is_dead(&self.pidfd).unwrap()
+        })
+        .await;
         self.child.wait().unwrap()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = pidfd::send_signal_to_group(&self.pidfd, 9);
+        self.kill_group();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -201,7 +236,10 @@ impl Client {
         Client(std::thread::spawn(move || {
             let mut bytes = Vec::new();
             File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
-            Read2End { bytes, at: Instant::now() }
+            Read2End {
+                bytes,
+                at: Instant::now(),
+            }
         }))
     }
 
@@ -209,12 +247,11 @@ impl Client {
         Client(std::thread::spawn(move || {
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).unwrap();
-            Read2End { bytes, at: Instant::now() }
+            Read2End {
+                bytes,
+                at: Instant::now(),
+            }
         }))
-    }
-
-    pub fn done(&self) -> bool {
-        self.0.is_finished()
     }
 
     pub async fn read(self) -> Read2End {
@@ -231,12 +268,33 @@ pub fn reader(path: impl AsRef<Path>) -> File {
 }
 
 pub fn numbers(to: u32) -> Vec<u8> {
-    (1..=to).flat_map(|n| format!("{n}\n").into_bytes()).collect()
+    (1..=to)
+        .flat_map(|n| format!("{n}\n").into_bytes())
+        .collect()
 }
 
-/// How often this thread went to sleep so far.
-pub fn sleeps() -> u64 {
+/// Watches what this thread, and with it all copying, does for a second: it
+/// may wake `wakes` times and use no more than 20 ms of a processor.
+pub async fn assert_idle(wakes: u64) {
+    let (woken, used) = cost();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (woken, used) = (cost().0 - woken, cost().1 - used);
+    // Our own sleep wakes once.
+    assert!(woken <= wakes + 1, "woke {woken} times");
+    assert!(used < 20_000_000, "used {used} ns of processor");
+}
+
+/// Voluntary switches, and nanoseconds of processor.
+fn cost() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap();
-    line.split_whitespace().last().unwrap().parse().unwrap()
+    let line = status
+        .lines()
+        .find(|l| l.starts_with("voluntary_ctxt_switches"))
+        .unwrap();
+    let woken = line.split_whitespace().last().unwrap().parse().unwrap();
+    let used = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    (
+        woken,
+        used.split_whitespace().next().unwrap().parse().unwrap(),
+    )
 }

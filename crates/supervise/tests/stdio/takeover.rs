@@ -1,1 +1,101 @@
+use std::io::Write;
+use std::time::Duration;
 
+use vigil_model::Stdio;
+use vigil_supervise::stdio::Streams;
+
+use crate::support::*;
+
+/// The shim is killed again and again while a process talks and listens; each
+/// next one goes on with what the reaper held.
+#[test]
+fn the_death_of_a_shim_loses_no_byte_of_a_pipe() {
+    run(async {
+        let place = Place::new();
+        let stdio = Stdio {
+            stdin: place.fifo("in"),
+            ..place.out()
+        };
+        let (fds, mut streams) = place.open(&stdio).await;
+        let client = Client::reading(place.fifo("out"));
+        let mut process = Process::spawn(sh("exec cat"), fds);
+        streams.started().await.unwrap();
+        let mut input = std::fs::OpenOptions::new()
+            .write(true)
+            .open(place.path("in"))
+            .unwrap();
+        let feeding = std::thread::spawn(move || input.write_all(&numbers(300_000)));
+        let mut deaths = 0;
+        while !feeding.is_finished() {
+            drop(streams);
+            deaths += 1;
+            let held = place.keeper.hand_over();
+            streams = Streams::resume(held, place.keeper.clone(), place.patience);
+            streams.started().await.unwrap();
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        assert!(deaths > 3, "{deaths}");
+        feeding.join().unwrap().unwrap();
+        streams.close_stdin().await;
+        assert!(process.ended().await.success());
+        streams.process_gone().await;
+        assert!(client.read().await.bytes == numbers(300_000));
+        assert!(place.keeper.kinds().is_empty());
+    });
+}
+
+#[test]
+fn a_console_sent_before_the_death_is_taken_after_it() {
+    run(async {
+        let place = Place::new();
+        let stdio = Stdio {
+            terminal: true,
+            ..place.out()
+        };
+        let (_fds, streams) = place.open(&stdio).await;
+        let socket = streams.console_socket().unwrap().to_owned();
+        let dir = socket.parent().unwrap().to_owned();
+        let (master, slave) = vigil_sys::tty::open_pair().unwrap();
+        let caller = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let lent = std::os::fd::AsFd::as_fd(&master);
+        vigil_sys::scm::send(std::os::fd::AsFd::as_fd(&caller), b"x", &[lent]).unwrap();
+        drop((master, caller));
+        // As SIGKILL does: nothing is released, no directory removed.
+        drop(streams);
+        std::fs::create_dir_all(&dir).unwrap();
+        let held = place.keeper.hand_over();
+        let mut streams = Streams::resume(held, place.keeper.clone(), place.patience);
+        let client = Client::reading(place.path("out"));
+        let fds = vigil_host::stdio::ChildFds {
+            stdin: slave.try_clone().unwrap(),
+            stdout: slave.try_clone().unwrap(),
+            stderr: slave,
+        };
+        let mut process = Process::spawn(sh("echo hi"), fds);
+        streams.started().await.unwrap();
+        assert!(!dir.exists());
+        process.ended().await;
+        streams.process_gone().await;
+        assert_eq!(client.read().await.bytes, b"hi\r\n");
+    });
+}
+
+#[test]
+fn last_words_survive_a_death_after_the_exit() {
+    run(async {
+        let place = Place::new();
+        let (fds, mut streams) = place.open(&place.out()).await;
+        let mut process = Process::spawn(sh("seq 1 18000"), fds);
+        streams.started().await.unwrap();
+        process.ended().await;
+        streams.process_gone().await;
+        drop(streams);
+        let held = place.keeper.hand_over();
+        let mut streams = Streams::resume(held, place.keeper.clone(), place.patience);
+        streams.started().await.unwrap();
+        streams.process_gone().await;
+        let client = Client::reading(place.path("out"));
+        assert!(client.read().await.bytes == numbers(18_000));
+        poll_until("the release", || place.keeper.kinds().is_empty()).await;
+    });
+}
