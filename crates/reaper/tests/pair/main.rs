@@ -274,9 +274,14 @@ fn expected_signals() -> String {
 fn orphans_are_recorded_with_their_status() {
     let pair = Pair::serving();
     let mut client = pair.client();
+    // They sleep so that their shell is gone first and cannot reap them.
     for (script, code, number) in [
-        ("(exit_7)_>/dev/null_&_echo_$!", Some(7), None),
-        ("sh_-c_'kill_-9_$$'_>/dev/null_&_echo_$!", None, Some(9)),
+        ("(sleep_0.05;exit_7)_>/dev/null_&_echo_$!", Some(7), None),
+        (
+            "sh_-c_'sleep_0.05;kill_-9_$$'_>/dev/null_&_echo_$!",
+            None,
+            Some(9),
+        ),
     ] {
         client.call("rings");
         let pid = client.call(&format!("orphan {script}")).parse().unwrap();
@@ -295,7 +300,8 @@ fn a_thousand_orphans_leave_no_zombie() {
     let before = pair.exits().exits().unwrap().ring_seq();
     // The parent of each is a subshell that ends without waiting for it.
     let script = "i=0;while_[_$i_-lt_1000_];do_(_(exit_6)_&_);i=$((i+1));done;echo_done";
-    assert_eq!(client.call(&format!("orphan {script}")), "done");
+    // The reaper is stopped meanwhile: one signal for a thousand deaths.
+    assert_eq!(client.call(&format!("stopped {script}")), "done");
     until("a thousand are recorded", || {
         pair.exits().exits().unwrap().ring_seq() == before + 1000
     });
@@ -322,7 +328,7 @@ fn register_looks_back() {
     let mut client = pair.client();
     let since = pair.exits().exits().unwrap().ring_seq();
     let pid = client
-        .call("orphan (exit_9)_>/dev/null_&_echo_$!")
+        .call("orphan (sleep_0.05;exit_9)_>/dev/null_&_echo_$!")
         .parse()
         .unwrap();
     pair.death_of(pid);
@@ -409,6 +415,33 @@ fn a_killed_shim_ends_the_pair() {
     let pair = Pair::serving();
     let shim = pidfd::open(pair.shim_pid()).unwrap();
     pidfd::send_signal(&shim, signal::KILL).unwrap();
+    assert_eq!(pair.ended(), Some(1));
+}
+
+/// More than one turn can look at: what the shim wrote is read to its end all
+/// the same, before the connections are closed.
+fn the_last_words_of_a_shim_are_passed_on() {
+    let pair = Pair::serving();
+    let mut clients: Vec<Client> = (0..60).map(|_| pair.client()).collect();
+    let asked: Vec<u32> = clients
+        .iter_mut()
+        .map(|client| client.ask("hold"))
+        .collect();
+    // Served in order of arrival within a connection only: wait until all are held.
+    for client in &mut clients {
+        assert_eq!(client.call("echo held"), "held");
+    }
+    let shim = pair.shim_pid();
+    clients[0].ask("die stopped");
+    until("the shim is a zombie", || {
+        fs::read_to_string(format!("/proc/{shim}/stat"))
+            .unwrap()
+            .contains(") Z ")
+    });
+    pair.signal(18);
+    for (client, stream) in clients.iter_mut().zip(asked) {
+        assert_eq!(client.answer(stream).as_deref(), Some(&b"at last"[..]));
+    }
     assert_eq!(pair.ended(), Some(1));
 }
 
@@ -592,6 +625,7 @@ fn main() {
         garbage_is_answered
         the_end_is_an_end
         a_killed_shim_ends_the_pair
+        the_last_words_of_a_shim_are_passed_on
         a_shim_that_never_serves_is_told
         sigterm_lets_the_shim_leave
         sigterm_ends_in_a_second_and_twice_at_once

@@ -25,6 +25,9 @@ struct Shim {
     calls: u32,
     leave: bool,
     unsent: BTreeMap<u32, Vec<u8>>,
+    kept: Vec<OwnedFd>,
+    /// Requests to be answered by a dying shim.
+    held: Vec<(u32, u32)>,
 }
 
 /// Runs as a shim of that kind; never returns.
@@ -45,6 +48,8 @@ pub fn run(kind: &str) -> ! {
         calls: 0,
         leave: false,
         unsent: BTreeMap::new(),
+        kept: Vec::new(),
+        held: Vec::new(),
     };
     assert_eq!(
         shim.call(ToReaper::Hello { version: VERSION }, &[]),
@@ -213,13 +218,37 @@ impl Shim {
                 self.answer(conn, stream, word.as_bytes());
                 die()
             }
+            ["hold"] => {
+                self.held.push((conn, stream));
+                return;
+            }
+            // While the reaper is stopped, so that it finds everything at once;
+            // the hang-up makes it look at its signals first.
+            ["die", "stopped"] => {
+                let reaper = pidfd::open(process::parent_pid()).unwrap();
+                pidfd::send_signal(&reaper, 19).unwrap();
+                pidfd::send_signal(&reaper, signal::HUP).unwrap();
+                for (conn, stream) in std::mem::take(&mut self.held) {
+                    self.answer(conn, stream, b"at last");
+                }
+                die()
+            }
+            ["stopped", script] => {
+                let reaper = pidfd::open(process::parent_pid()).unwrap();
+                pidfd::send_signal(&reaper, 19).unwrap();
+                let told = orphan(&script.replace('_', " "));
+                pidfd::send_signal(&reaper, 18).unwrap();
+                told
+            }
             ["die", "half"] => {
                 let whole = frame(stream, RESPONSE, b"never seen");
                 self.write(conn, &whole[..whole.len() - 1]);
                 die()
             }
             ["cut"] => {
-                self.conns.remove(&conn);
+                // Its copy of containerd's own connection stays open.
+                self.kept
+                    .extend(self.conns.remove(&conn).map(|(_, own, _)| own));
                 return;
             }
             ["hang"] => {
