@@ -30,12 +30,12 @@ async fn cycle(round: usize) {
     let fifos = Stdio {
         stdin: place.fifo("in"),
         stdout: place.fifo("out"),
-        stderr: if round % 2 == 0 {
+        stderr: if round.is_multiple_of(2) {
             place.fifo("err")
         } else {
             String::new()
         },
-        terminal: round % 3 == 0,
+        terminal: round.is_multiple_of(3),
     };
     let (fds, mut streams) = place.open(&fifos).await;
     let fds = if fifos.terminal {
@@ -50,7 +50,7 @@ async fn cycle(round: usize) {
     } else {
         fds
     };
-    if round % 7 == 0 {
+    if round.is_multiple_of(7) {
         // runc failed.
         return streams.close_all(Duration::ZERO).await;
     }
@@ -63,7 +63,7 @@ async fn cycle(round: usize) {
     streams.started().await.unwrap();
     process.ended().await;
     streams.process_gone().await;
-    if round % 5 != 0 {
+    if !round.is_multiple_of(5) {
         streams.close_all(Duration::ZERO).await;
         assert!(place.keeper.kinds().is_empty());
     }

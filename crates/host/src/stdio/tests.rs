@@ -20,10 +20,10 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn fifo(&self, name: &str) -> Option<PathBuf> {
+    fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fifo::make(&path, 0o700).unwrap();
-        Some(path)
+        path
     }
 }
 
@@ -48,7 +48,11 @@ fn write(fd: &OwnedFd, bytes: &[u8]) {
 #[test]
 fn fifos_are_opened_without_a_peer_and_pipes_belong_to_the_owner() {
     let place = Place::new();
-    let plan = plan(place.fifo("in"), place.fifo("out"), place.fifo("err"));
+    let plan = plan(
+        Some(place.fifo("in")),
+        Some(place.fifo("out")),
+        Some(place.fifo("err")),
+    );
     let begun = Instant::now();
     let opened = open(
         &plan,
@@ -85,7 +89,7 @@ fn fifos_are_opened_without_a_peer_and_pipes_belong_to_the_owner() {
     let mut held: std::collections::BTreeMap<_, _> = opened.ends.into_iter().collect();
     let pipe = held.remove(&SlotKind::StdoutPipe).unwrap();
     let writer = opened.child.stdout;
-    let thread = std::thread::spawn(move || write(&writer, &[7; 200_000]));
+    let thread = std::thread::spawn(move || write(&writer, &vec![7; 200_000]));
     fd::set_nonblocking(&pipe, false).unwrap();
     let mut all = Vec::new();
     File::from(pipe).read_to_end(&mut all).unwrap();
@@ -96,7 +100,7 @@ fn fifos_are_opened_without_a_peer_and_pipes_belong_to_the_owner() {
 #[test]
 fn what_is_empty_is_dev_null_both_ways() {
     let place = Place::new();
-    let opened = open(&plan(None, place.fifo("out"), None), Owner::default()).unwrap();
+    let opened = open(&plan(None, Some(place.fifo("out")), None), Owner::default()).unwrap();
     assert_eq!(kinds(&opened), [SlotKind::StdoutPipe, SlotKind::StdoutSink]);
     write(&opened.child.stderr, b"discarded");
     let mut input = File::from(opened.child.stdin);
@@ -162,7 +166,7 @@ fn what_is_missing_or_unfit_is_named() {
 #[test]
 fn a_terminal_gets_a_socket_that_goes_with_what_was_opened() {
     let place = Place::new();
-    let mut asked = plan(place.fifo("in"), place.fifo("out"), None);
+    let mut asked = plan(Some(place.fifo("in")), Some(place.fifo("out")), None);
     asked.terminal = true;
     let opened = open(&asked, Owner::default()).unwrap();
     assert_eq!(

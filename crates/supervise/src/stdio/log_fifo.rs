@@ -104,7 +104,8 @@ impl State {
     fn write(&mut self, line: &str) -> bool {
         let Some(fifo) = &self.fifo else { return false };
         match (&*fifo).write(line.as_bytes()) {
-            Ok(_) => true,
+            // Not more than PIPE_BUF: whole, or not at all.
+            Ok(count) => count == line.len(),
             Err(e) => {
                 // Full is for now; everything else (EPIPE: the reader left)
                 // wants it opened again.

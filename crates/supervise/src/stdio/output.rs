@@ -67,7 +67,7 @@ pub(super) struct Stage {
 pub(super) async fn reached(life: &mut watch::Receiver<Life>, least: Life) {
     // The sender is gone only when everything is being dropped.
     if life.wait_for(|now| *now >= least).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -157,7 +157,7 @@ impl<K: Keeper> Copy<K> {
                         leaving.progress = Instant::now();
                         leaving.look = FIRST_LOOK;
                     }
-                    self.after(attempt).await;
+                    self.after(attempt);
                 }
             }
         }
@@ -165,7 +165,7 @@ impl<K: Keeper> Copy<K> {
         self.close().await;
     }
 
-    async fn after(&mut self, attempt: Attempt) {
+    fn after(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Broken(error) => {
                 log::warn!(
@@ -267,8 +267,13 @@ impl<K: Keeper> Copy<K> {
             return false;
         }
         let quiet = now >= leaving.progress + self.patience.silence;
-        (quiet && !mover.blocked)
-            || (now >= leaving.at + self.patience.drain && (!mover.blocked || !quiet))
+        let late = now >= leaving.at + self.patience.drain;
+        if mover.blocked {
+            // Late and talking, and the client reads, if slowly.
+            late && !quiet
+        } else {
+            late || quiet
+        }
     }
 
     /// When to look without having been woken.
@@ -332,7 +337,7 @@ impl<K: Keeper> Copy<K> {
 /// Waits until the process has come further than `than`.
 async fn next(mut life: watch::Receiver<Life>, than: Life) {
     if life.wait_for(|now| *now > than).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
