@@ -16,7 +16,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vigil_model::{Because, Exit, Incarnation, Moment, Status};
-use vigil_reconcile::{Action, Facts, Goal, Group, Present, Said, Verdict, plan, row};
+use vigil_reconcile::{Action, Boot, Facts, Goal, Group, Present, Said, Verdict, plan, row};
 use vigil_sys::{Errno, fd, pidfd};
 
 pub use keepsakes::{Line, RUN, Tombstone};
@@ -141,6 +141,9 @@ impl Report {
         match self.verdict {
             Verdict::Impossible => true,
             Verdict::Unclear => self.source == Source::Nobody,
+            // Somebody else's container of the same name is no reason to keep
+            // the bundle; ours, seen from another pid namespace, is.
+            Verdict::NotOurs => self.facts.boot != Boot::Same,
             Verdict::StillRunning
             | Verdict::ExitNotTold
             | Verdict::Stragglers
@@ -149,8 +152,7 @@ impl Report {
             | Verdict::NeverRan
             | Verdict::Leftovers
             | Verdict::NothingLeft
-            | Verdict::OtherBoot
-            | Verdict::NotOurs => self.left.iter().any(|left| match left {
+            | Verdict::OtherBoot => self.left.iter().any(|left| match left {
                 Left::Process { .. } => true,
                 Left::Action { action, .. } => {
                     matches!(action, Action::KillInit | Action::KillCgroup)
@@ -467,11 +469,12 @@ impl Work<'_> {
             .left
             .iter()
             .any(|left| matches!(left, Left::Process { holdout, .. } if holdout.pid == pid));
-        if !gone && !named {
-            if let Some(holdout) = proc::holdout(pid)? {
-                let init = true;
-                self.left(Left::Process { holdout, init });
-            }
+        if !gone
+            && !named
+            && let Some(holdout) = proc::holdout(pid)?
+        {
+            let init = true;
+            self.left(Left::Process { holdout, init });
         }
         Ok(())
     }

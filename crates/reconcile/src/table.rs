@@ -91,9 +91,13 @@ const fn row_of(
 static ROWS: &[Row] = &[
     // Not of this boot, or not to be told.
     row_of("another boot",
-        In(&[Boot::Other]), Any, In(&[Init::Unnamed, Init::Dead, Init::Unknown]), Any, Any, Any,
+        In(&[Boot::Other]), Any, In(&[Init::Unnamed, Init::Dead, Init::Unknown]), Any, CALM, Any,
         Verdict::OtherBoot,
-        "The bundle survived a restart of the host, or the caller sits in another pid namespace."),
+        "The bundle survived a restart of the host, or its pid namespace is gone and its processes with it."),
+    row_of("another pid namespace",
+        In(&[Boot::Other]), Any, In(&[Init::Unnamed, Init::Dead, Init::Unknown]), Any, BUSY, Any,
+        Verdict::NotOurs,
+        "Somebody looks from inside a container at one that runs outside, whose numbers mean nothing here."),
     row_of("alive across boots",
         In(&[Boot::Other]), Any, In(&[Init::Alive]), Any, Any, Any,
         Verdict::Impossible,

@@ -35,7 +35,7 @@ fn has_systemd_form(path: &str) -> bool {
     let parts: Vec<_> = path.split(':').collect();
     match parts[..] {
         [slice, prefix, name] => {
-            slice.ends_with(".slice")
+            slice.strip_suffix(".slice").is_some()
                 && !slice.contains('/')
                 && !prefix.is_empty()
                 && !name.is_empty()
@@ -59,9 +59,8 @@ pub fn place(
 ) -> Result<Placement> {
     let (driver, inferred) = match systemd_cgroup {
         Some(true) => (Driver::Systemd, false),
-        Some(false) => (Driver::Cgroupfs, false),
         None if on_systemd && has_systemd_form(cgroups_path) => (Driver::Systemd, true),
-        None => (Driver::Cgroupfs, false),
+        Some(false) | None => (Driver::Cgroupfs, false),
     };
     let below = match driver {
         Driver::Systemd => Below::Root(systemd_unit(id, cgroups_path)?),
@@ -156,7 +155,7 @@ fn systemd_unit(id: &TaskId, path: &str) -> Result<PathBuf> {
     } else {
         slice
     };
-    let unit = if name.ends_with(".slice") {
+    let unit = if name.strip_suffix(".slice").is_some() {
         name.to_owned()
     } else {
         format!("{prefix}-{name}.scope")
@@ -205,9 +204,8 @@ pub fn claims(hierarchies: &Hierarchies, placement: &Placement) -> Vec<Claim> {
 fn before(hierarchy: &Hierarchy, dir: &Path) -> Before {
     let inode = match fs::symlink_metadata(dir) {
         Ok(meta) if meta.is_dir() => meta.ino(),
-        Ok(_) => return Before::Unknown,
         Err(e) if e.kind() == ErrorKind::NotFound => return Before::Absent,
-        Err(_) => return Before::Unknown,
+        Ok(_) | Err(_) => return Before::Unknown,
     };
     // Never ours, even if no process can be seen in them: the root, and
     // whatever holds ourselves.

@@ -195,10 +195,10 @@ pub(super) fn pids(dir: &File) -> Result<Vec<u32>> {
 /// Whether any process is in or below, of whatever pid namespace. Zombies do
 /// not count.
 pub(super) fn populated(dir: &File) -> Result<bool> {
-    if let Some(events) = read(dir, "cgroup.events")? {
-        if let Some(populated) = value_of(&events, "populated") {
-            return Ok(populated != 0);
-        }
+    if let Some(events) = read(dir, "cgroup.events")?
+        && let Some(populated) = value_of(&events, "populated")
+    {
+        return Ok(populated != 0);
     }
     for node in subtree(dir)? {
         for file in ["cgroup.procs", "cgroup.threads"] {

@@ -28,11 +28,11 @@ struct Container {
 
 impl Container {
     fn new() -> Self {
-        Self::with(|_| {})
+        Self::with(true, |_| {})
     }
 
     /// `prepare` is given the claims before runc runs.
-    fn with(prepare: impl FnOnce(&[Claim])) -> Self {
+    fn with(private_pid_ns: bool, prepare: impl FnOnce(&[Claim])) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let name = format!(
             "vigil-test-{}-r{}",
@@ -47,7 +47,7 @@ impl Container {
         fs::create_dir_all(image.join("proc")).unwrap();
         fs::copy("/bin/busybox", image.join("bin/busybox")).expect("busybox-static is installed");
         sys_bind(&image, &rootfs);
-        fs::write(bundle.join("config.json"), config(&name)).unwrap();
+        fs::write(bundle.join("config.json"), config(&name, private_pid_ns)).unwrap();
         let socket = dir.path().join("socket");
         fs::write(&socket, "").unwrap();
 
@@ -213,7 +213,12 @@ fn sys_bind(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
-fn config(name: &str) -> String {
+fn config(name: &str, private_pid_ns: bool) -> String {
+    let pid_ns = if private_pid_ns {
+        r#"{"type": "pid"}, "#
+    } else {
+        ""
+    };
     format!(
         r#"{{"ociVersion": "1.0.2",
         "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}},
@@ -222,7 +227,7 @@ fn config(name: &str) -> String {
         "root": {{"path": "rootfs"}}, "hostname": "x",
         "mounts": [{{"destination": "/proc", "type": "proc", "source": "proc"}}],
         "linux": {{"cgroupsPath": "/{name}",
-            "namespaces": [{{"type": "mount"}}, {{"type": "pid"}}, {{"type": "uts"}}]}}}}"#
+            "namespaces": [{{"type": "mount"}}, {pid_ns}{{"type": "uts"}}]}}}}"#
     )
 }
 
@@ -359,12 +364,11 @@ fn a_pid_that_means_a_stranger_is_not_killed() {
 fn a_stranger_in_the_same_cgroup_lives_and_keeps_it() {
     for private in [true, false] {
         let mut stranger = None;
-        let mut it = Container::with(|claims| {
+        let mut it = Container::with(private, |claims| {
             stranger = Some(Container::stranger_in_the_cgroup(claims));
         })
         .start();
         it.strangers.extend(stranger);
-        it.subject.private_pid_ns = Some(private);
         let report = it.reconcile(Goal::Gone);
         assert!(it.strangers[0].try_wait().unwrap().is_none(), "{report:?}");
         assert_eq!(report.facts.group, Group::Foreign);
@@ -384,10 +388,20 @@ fn another_boots_record_signals_nobody() {
     let other = BootId("another".to_owned());
     it.subject.boot = Some(other.clone());
     it.subject.init.as_mut().unwrap().boot = other;
+    // Its cgroup is there and populated: it may be seen from outside of its
+    // pid namespace, so nothing is touched.
+    let report = it.reconcile(Goal::Gone);
+    assert_eq!(report.row, "another pid namespace");
+    assert!(it.alive() && report.may_live());
+    assert!(it.subject.runc_dir().exists());
+    assert!(!mountinfo::below(&it.subject.rootfs()).unwrap().is_empty());
+
+    let cgroup = Cgroup::open(&it.hierarchies, &it.subject.claims).unwrap();
+    cgroup.kill_until(Instant::now() + LONG).unwrap();
     let report = it.reconcile(Goal::Gone);
     assert_eq!(report.verdict, Verdict::OtherBoot);
     assert_eq!(report.exit.status, Status::Unknown(Because::OtherBoot));
-    assert!(it.alive());
+    it.assert_gone(&report);
 }
 
 #[test]
@@ -521,4 +535,28 @@ fn what_descends_from_the_reaper_is_killed_and_the_spared_is_not() {
     assert_eq!(left, [children[0]]);
     assert!(report.done.contains(&Action::KillBelow));
     it.assert_gone(&report);
+}
+
+/// All of this file, and the cgroup's, once more on a v2 host: the v2 tree
+/// mounted over everything in a mount namespace of our own.
+#[test]
+fn all_of_it_on_a_v2_host() {
+    let host = Hierarchies::read().unwrap();
+    let Some(tree) = host.named("").filter(|_| host.mode == cgroup::Mode::V1) else {
+        return;
+    };
+    let script = "mount --make-rprivate / && mount --bind \"$1\" /sys/fs/cgroup && \
+        exec \"$2\" --skip on_a_v2_host enact::tests cgroup::tests";
+    let out = Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(&tree.mount)
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{said}");
+    assert!(
+        said.contains("test enact::tests::what_died_inside_create_is_undone ... ok"),
+        "{said}"
+    );
 }

@@ -27,9 +27,10 @@ fn number(dir: &File, file: &str) -> Result<Option<u64>> {
     Ok(tree::read(dir, file)?.and_then(|text| text.trim().parse().ok()))
 }
 
-/// A file with one number or `max`: absent, without a limit, or a limit.
-fn limit(dir: &File, file: &str) -> Result<Option<Option<u64>>> {
-    Ok(tree::read(dir, file)?.map(|text| text.trim().parse().ok()))
+/// A file with one number or `max`; `None` without a limit, also where there is
+/// no such file.
+fn limit(dir: &File, file: &str) -> Result<Option<u64>> {
+    number(dir, file)
 }
 
 /// A file of `key number` lines as a look-up in which a missing key is zero,

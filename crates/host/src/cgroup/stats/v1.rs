@@ -57,7 +57,7 @@ fn pids(dir: &File) -> Result<Option<Pids>> {
     };
     Ok(Some(Pids {
         current,
-        limit: limit(dir, "pids.max")?.flatten(),
+        limit: limit(dir, "pids.max")?,
     }))
 }
 

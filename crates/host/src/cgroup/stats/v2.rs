@@ -42,7 +42,7 @@ fn pids(dir: &File) -> Result<Option<Pids>> {
     };
     Ok(Some(Pids {
         current,
-        limit: limit(dir, "pids.max")?.flatten(),
+        limit: limit(dir, "pids.max")?,
     }))
 }
 
@@ -125,7 +125,7 @@ fn memory_use(dir: &File, prefix: &str) -> Result<Option<MemoryUse>> {
     };
     Ok(Some(MemoryUse {
         usage,
-        limit: limit(dir, &format!("{prefix}.max"))?.flatten(),
+        limit: limit(dir, &format!("{prefix}.max"))?,
         max: number(dir, &format!("{prefix}.peak"))?,
     }))
 }
@@ -176,7 +176,7 @@ fn hugetlb(dir: &File) -> Result<Vec<HugeTlb>> {
             let events = Keys::read(dir, &format!("hugetlb.{pagesize}.events"))?;
             all.push(HugeTlb {
                 usage,
-                max: limit(dir, &format!("hugetlb.{pagesize}.max"))?.flatten(),
+                max: limit(dir, &format!("hugetlb.{pagesize}.max"))?,
                 failcnt: events.map_or(0, |keys| keys.get("max")),
                 pagesize,
             });
