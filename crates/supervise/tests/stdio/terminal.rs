@@ -209,7 +209,7 @@ fn a_process_left_behind_on_the_terminal_loses_it() {
         let place = Place::new();
         let (_fds, mut streams) = place.open(&stdio(&place)).await;
         let client = Client::reading(place.fifo("out"));
-        let script = "trap '' HUP; (exec setsid sleep 60) & echo hi; sleep 0.2";
+        let script = "trap '' HUP; (exec setsid sleep 4) & echo hi; sleep 0.2";
         let mut process = as_runc(streams.console_socket().unwrap(), script);
         streams.started().await.unwrap();
         process.ended().await;
