@@ -242,6 +242,9 @@ fn hostile_ids(kit: &Kit) -> Result<()> {
     let long = "x".repeat(77);
     for id in ["../../escape", "a/b", "..", long.as_str()] {
         let ran = kit.caller.run_start(id, &bundle.dir)?;
+        if let Ok((address, ..)) = parse_reply(&ran.stdout) {
+            let _ = fs::remove_file(address.trim_start_matches("unix://"));
+        }
         ensure!(
             !ran.status.success(),
             "{id:?}: exit 0: {}",

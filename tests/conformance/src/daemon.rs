@@ -284,12 +284,22 @@ fn events_in_order(place: &mut Place) -> Result<()> {
 fn restart_with_running_container(place: &mut Place) -> Result<()> {
     place.detached("c", &["sleep", "1000"])?;
     place.detached("d", &["sleep", "1000"])?;
-    let before = place.containerd.ctr(&["tasks", "ls"])?;
+    let table = |place: &Place| -> Result<Vec<String>> {
+        let mut lines: Vec<String> = place
+            .containerd
+            .ctr(&["tasks", "ls"])?
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        Ok(lines)
+    };
+    let before = table(place)?;
     for signal in [15, 9] {
         place.containerd.stop(signal)?;
         place.containerd.launch()?;
-        let after = place.containerd.ctr(&["tasks", "ls"])?;
-        ensure!(after == before, "before:\n{before}after:\n{after}");
+        let after = table(place)?;
+        ensure!(after == before, "before {before:?}, after {after:?}");
     }
     place.end("c")?;
     place.end("d")
@@ -360,7 +370,9 @@ fn killed_shim_leaves_nothing(place: &mut Place) -> Result<()> {
     })?;
     place.containerd.ctr(&["containers", "rm", "c"])?;
     let socket = place.containerd.shim_socket("c");
-    ensure!(!socket.exists(), "{} is left", socket.display());
+    let left = socket.exists();
+    let _ = std::fs::remove_file(&socket);
+    ensure!(!left, "{} is left", socket.display());
     Ok(())
 }
 

@@ -23,6 +23,19 @@ const fn differs(shim: &'static str, behaviour: &'static str, reason: &'static s
     }
 }
 
+const fn may_differ(
+    shim: &'static str,
+    behaviour: &'static str,
+    reason: &'static str,
+) -> Difference {
+    Difference {
+        shim,
+        behaviour,
+        reason,
+        always: false,
+    }
+}
+
 /// All of them.
 pub const DIFFERENCES: &[Difference] = &[
     differs(
@@ -47,6 +60,21 @@ pub const DIFFERENCES: &[Difference] = &[
         "bootstrap_params",
         "BootstrapParams came with containerd 2.3",
     ),
+    differs(
+        "go-2.1.9",
+        "serves_v2",
+        "it announces v3 and serves nothing else",
+    ),
+    differs(
+        "go-2.1.9",
+        "newer_environment",
+        "it answers JSON with version 3, whatever MAX_SHIM_VERSION says",
+    ),
+    differs(
+        "go-2.1.9",
+        "address_file",
+        "containerd 2 writes bootstrap.json itself",
+    ),
     // What Go leaves to containerd.
     differs(
         "go-1.6.20",
@@ -58,10 +86,21 @@ pub const DIFFERENCES: &[Difference] = &[
         "hostile_ids",
         "containerd checks ids before it calls; the shim itself does not",
     ),
-    // Known weaknesses of Go's shims (contract §3.4, §8.4).
+    differs(
+        "go-2.1.9",
+        "garbage_on_stdin",
+        "its start does not read the options",
+    ),
+    // Weaknesses of Go's shims (contract §3.4, §8.4), and what this suite has seen.
     differs("go-1.6.20", "options_of_a_wrong_type", "it panics"),
+    differs("go-2.1.9", "options_of_a_wrong_type", "it panics"),
     differs(
         "go-1.6.20",
+        "unknown_exec_not_found",
+        "CloseIO answers Unknown for an unknown exec",
+    ),
+    differs(
+        "go-2.1.9",
         "unknown_exec_not_found",
         "CloseIO answers Unknown for an unknown exec",
     ),
@@ -69,6 +108,21 @@ pub const DIFFERENCES: &[Difference] = &[
         "go-1.6.20",
         "exec_start_after_init_exit",
         "FailedPrecondition since 1.6.36; Unknown before",
+    ),
+    differs(
+        "go-2.1.9",
+        "exec_start_twice_refused",
+        "after a refused second Start it waits for that exec for ever and withholds init's exit",
+    ),
+    may_differ(
+        "go-2.1.9",
+        "file_uri",
+        "stdout and stderr share one file; the second stream is lost now and then",
+    ),
+    may_differ(
+        "go-1.6.20",
+        "file_uri",
+        "stdout and stderr share one file; the second stream is lost now and then",
     ),
     differs(
         "go-1.6.20",
@@ -104,6 +158,11 @@ pub const DIFFERENCES: &[Difference] = &[
         "go@2.1.9",
         "killed_shim_leaves_nothing",
         "delete does not unlink the socket",
+    ),
+    differs(
+        "go@2.1.9",
+        "exit_while_containerd_is_down",
+        "Pids of a stopped task is empty, so containerd takes it for leaked (contract §2.3)",
     ),
 ];
 

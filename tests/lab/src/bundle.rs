@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::api::{CreateTaskRequest, Mount};
@@ -134,7 +135,7 @@ pub struct Bundle {
     /// Mounts of the Create request.
     pub rootfs: Vec<Mount>,
     terminal: bool,
-    log: File,
+    log: Arc<File>,
 }
 
 impl Bundle {
@@ -194,7 +195,7 @@ impl Bundle {
             stdio: paths,
             rootfs: vec![mount],
             terminal: spec.terminal,
-            log,
+            log: Arc::new(log),
         })
     }
 
@@ -214,12 +215,18 @@ impl Bundle {
         }
     }
 
+    /// The log fifo, both ends open; a shim that opens its end waits for ours.
+    #[must_use]
+    pub fn log(&self) -> Arc<File> {
+        Arc::clone(&self.log)
+    }
+
     /// What the shim has written to its log so far (taken away by the call).
     #[must_use]
     pub fn log_text(&self) -> String {
         let mut text = Vec::new();
         // Ends with EAGAIN, since we hold the writing end too; what came before is in `text`.
-        let _ = (&self.log).read_to_end(&mut text);
+        let _ = (&*self.log).read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
 

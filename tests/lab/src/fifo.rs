@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,6 @@ use crate::poll::{left, until};
 struct Taken {
     bytes: Vec<u8>,
     ended: Option<Instant>,
-    stop: bool,
 }
 
 /// Reads a fifo to its end in the background.
@@ -28,6 +28,7 @@ pub struct FifoReader {
     path: PathBuf,
     taken: Arc<(Mutex<Taken>, Condvar)>,
     wake: OwnedFd,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl FifoReader {
@@ -44,7 +45,7 @@ impl FifoReader {
         let shared = Arc::clone(&taken);
         // Closing our end of this pipe stops the thread when the reader is dropped.
         let (stop, wake) = std::io::pipe().context("making a pipe")?;
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; 65536];
             loop {
                 let (stopped, hang_up) = {
@@ -60,6 +61,9 @@ impl FifoReader {
                         .is_some_and(|r| r.contains(PollFlags::POLLHUP));
                     (fds[1].any().unwrap_or(true), hang_up)
                 };
+                if stopped {
+                    return;
+                }
                 let (count, hung_up) = match file.read(&mut buffer) {
                     Ok(0) => (0, hang_up),
                     Ok(count) => (count, false),
@@ -72,7 +76,7 @@ impl FifoReader {
                     taken.ended = Some(Instant::now());
                 }
                 shared.1.notify_all();
-                if hung_up || stopped || taken.stop {
+                if hung_up {
                     return;
                 }
             }
@@ -81,6 +85,7 @@ impl FifoReader {
             path: path.to_owned(),
             taken,
             wake: wake.into(),
+            thread: Some(thread),
         })
     }
 
@@ -154,12 +159,9 @@ impl FifoReader {
 
 impl Drop for FifoReader {
     fn drop(&mut self) {
-        self.taken
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stop = true;
         let _ = nix::unistd::write(self.wake.as_fd(), b"x");
+        // Once this returns no byte is taken any more: the next reader gets it.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

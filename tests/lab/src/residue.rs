@@ -192,6 +192,36 @@ pub fn mount_points() -> Vec<String> {
         .collect()
 }
 
+/// Unlinks the sockets below containerd's socket directory on which marked processes listen.
+pub fn remove_sockets(mark: &str) {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for process in Process::marked(mark) {
+        for fd in fs::read_dir(format!("/proc/{}/fd", process.pid))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(target) = fs::read_link(fd.path()) else {
+                continue;
+            };
+            let Some(inode) = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']'))
+            else {
+                continue;
+            };
+            // The inode is the seventh field, the path the eighth.
+            let mut lines = table
+                .lines()
+                .map(|l| l.split_whitespace().collect::<Vec<_>>());
+            let path = lines.find(|f| f.len() == 8 && f[6] == inode).map(|f| f[7]);
+            if let Some(path) = path.filter(|p| p.starts_with("/run/containerd/s/")) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
 /// Detaches every mount whose point carries `mark`, deepest first.
 pub fn unmount_marked(mark: &str, deadline: Instant) -> Result<()> {
     poll::until(&format!("mounts marked {mark} to go"), deadline, || {

@@ -65,6 +65,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        residue::remove_sockets(&self.mark);
         // Order matters: processes hold mounts and cgroups, mounts hold the directory.
         if let Err(error) = process::kill_marked(&self.mark, poll::by(10.0)) {
             eprintln!("lab: {error:#}");

@@ -379,12 +379,3 @@ impl Shim {
         self.caller.delete(&self.id, &self.bundle)
     }
 }
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        // Of a failed test; a shim that ended well has removed it.
-        if self.processes().is_empty() {
-            let _ = fs::remove_file(&self.reply.socket);
-        }
-    }
-}
