@@ -2,16 +2,21 @@
 //! knew is lost, and everything has to go all the same, and nothing else.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use vigil_model::{Before, BootId, Claim, Namespace, TaskId};
-use vigil_reconcile::RuncDelete;
+use vigil_model::{Before, BootId, Claim, Incarnation, Namespace, TaskId};
+use vigil_reconcile::{Action, Group, RuncDelete};
+use vigil_sys::{fd, pidfd};
 
 use super::*;
 use crate::cgroup::{self, Cgroup};
-use crate::rootfs::mountinfo;
+use crate::proc::{self, Checked};
+use crate::rootfs::{Manner, mountinfo, unmount_below};
 use crate::runc::Runtime;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -1,0 +1,517 @@
+//! The actions themselves. Each is safe to repeat and safe to be cut short;
+//! what can sleep uninterruptibly runs in a worker.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vigil_model::{Incarnation, Status};
+use vigil_reconcile::{Action, Group, Present};
+use vigil_sys::{Errno, fd, pidfd};
+
+use super::{Left, Line, Report, Source, Tombstone, status_of};
+use crate::cgroup::Progress;
+use crate::observe::{Observed, Subject, said};
+use crate::proc::{self, Checked};
+use crate::rootfs::{Detached, Manner, unmount_below};
+use crate::runc::{Call, Invocation};
+use crate::worker::{Outcome, Worker};
+
+/// `SIGKILL`.
+const KILL: i32 = 9;
+/// Kept back for what comes after an action that uses all it may.
+const RESERVE: Duration = Duration::from_millis(400);
+/// How long a plain unmount is tried before the mount is detached.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the kernel gets to tell the status of what its parent reaps.
+const REAPED_IN: Duration = Duration::from_millis(50);
+
+/// One plan being carried out.
+pub(super) struct Work<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) deadline: Instant,
+    pub(super) run: &'a Path,
+    pub(super) seen: Observed,
+    /// Init was alive, checked, when it was sent SIGKILL.
+    pub(super) killed_alive: bool,
+    pub(super) report: Report,
+}
+
+impl Work<'_> {
+    fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Until when an action may take that others come after.
+    fn share(&self) -> Instant {
+        let left = self.remaining();
+        Instant::now() + (left / 2).max(left.saturating_sub(RESERVE * 4))
+    }
+
+    fn left(&mut self, left: Left) {
+        self.report.left.push(left);
+    }
+
+    fn holds_out(&self) -> bool {
+        self.report
+            .left
+            .iter()
+            .any(|left| matches!(left, Left::Process { .. }))
+    }
+
+    /// `true` if it was done, or there was nothing to do.
+    pub(super) fn carry_out(&mut self, action: Action) -> bool {
+        let before = self.report.left.len();
+        let result = match action {
+            Action::KillInit => self.kill_init(),
+            Action::KillCgroup => self.kill_cgroup(),
+            Action::KillBelow => self.kill_below(),
+            Action::Thaw => match &self.seen.cgroup {
+                Some(cgroup) => cgroup.thaw_all(),
+                None => Ok(()),
+            },
+            Action::RuncDelete => self.runc_delete(),
+            Action::Unmount => self.unmount(),
+            Action::RemoveCgroups => self.remove_cgroups(),
+            Action::RemoveRuncState => self.remove_runc_state(),
+            Action::UnlinkSocket => {
+                self.unlink_socket();
+                Ok(())
+            }
+            Action::Tombstone => {
+                self.tombstone();
+                Ok(())
+            }
+            Action::WriteHistory => {
+                self.history();
+                Ok(())
+            }
+            Action::AnswerExit => {
+                self.answer_exit();
+                Ok(())
+            }
+        };
+        if let Err(e) = result {
+            let why = said(&e);
+            self.left(Left::Action { action, why });
+        }
+        self.report.left.len() == before
+    }
+
+    fn kill_init(&mut self) -> crate::Result<()> {
+        let Some(init) = self.seen.init.clone() else {
+            return Ok(());
+        };
+        if self.seen.init_fd.is_none() {
+            match proc::open_checked(&init)? {
+                Checked::Same(fd) => self.seen.init_fd = Some(fd),
+                Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => return Ok(()),
+            }
+        }
+        let Some(fd) = &self.seen.init_fd else {
+            return Ok(());
+        };
+        let alive = !is_dead(fd, &init)?;
+        match pidfd::send_signal(fd, KILL) {
+            Ok(()) => self.killed_alive |= alive,
+            Err(Errno::ESRCH) => {}
+            Err(source) => {
+                return Err(crate::Error::Kernel {
+                    op: "kill process",
+                    what: init.pid.to_string(),
+                    source,
+                });
+            }
+        }
+        // Others may have to die first (a debugger, a pid namespace's
+        // members), and they are killed next. Not waited for here.
+        Ok(())
+    }
+
+    fn kill_cgroup(&mut self) -> crate::Result<()> {
+        let until = self.share();
+        let Some(cgroup) = &self.seen.cgroup else {
+            self.left(unopened(Action::KillCgroup));
+            return Ok(());
+        };
+        if cgroup.kill_until(until)? == Progress::Waiting {
+            let init = self.seen.init.as_ref().map(|init| init.pid);
+            for holdout in cgroup.holdouts()? {
+                let init = Some(holdout.pid) == init;
+                self.report.left.push(Left::Process { holdout, init });
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills by descent, looking again until nobody new is found.
+    fn kill_below(&mut self) -> crate::Result<()> {
+        let until = self.share();
+        let Some(below) = &self.subject.below else {
+            return Ok(());
+        };
+        let mut pause = Duration::from_micros(500);
+        loop {
+            let pids = below.pids()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            // Descriptors first, then once more who descends: a number that
+            // changed hands in between is no longer in the list, or is ours
+            // again.
+            let mut opened = Vec::new();
+            for &pid in &pids {
+                opened.extend(proc::open_now(pid)?);
+            }
+            let still = below.pids()?;
+            for (incarnation, fd) in &opened {
+                if !still.contains(&incarnation.pid) {
+                    continue;
+                }
+                match pidfd::send_signal(fd, KILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(source) => {
+                        return Err(crate::Error::Kernel {
+                            op: "kill process",
+                            what: incarnation.pid.to_string(),
+                            source,
+                        });
+                    }
+                }
+            }
+            if Instant::now() >= until {
+                for pid in pids {
+                    if let Some(holdout) = proc::holdout(pid)? {
+                        let init = false;
+                        self.report.left.push(Left::Process { holdout, init });
+                    }
+                }
+                return Ok(());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for init to be gone before anything is removed below it.
+    fn await_init(&mut self) -> crate::Result<()> {
+        let until = self.share();
+        let (Some(init), Some(fd)) = (&self.seen.init, &self.seen.init_fd) else {
+            return Ok(());
+        };
+        let gone = fd::wait_readable(fd, until.saturating_duration_since(Instant::now())).map_err(
+            |source| crate::Error::Kernel {
+                op: "wait for process",
+                what: init.pid.to_string(),
+                source,
+            },
+        )?;
+        let pid = init.pid;
+        let named = self
+            .report
+            .left
+            .iter()
+            .any(|left| matches!(left, Left::Process { holdout, .. } if holdout.pid == pid));
+        if !gone
+            && !named
+            && let Some(holdout) = proc::holdout(pid)?
+        {
+            let init = true;
+            self.left(Left::Process { holdout, init });
+        }
+        Ok(())
+    }
+
+    fn runc_delete(&mut self) -> crate::Result<()> {
+        self.await_init()?;
+        if self.holds_out() {
+            // It would wait ten seconds for the same processes. Its state, and
+            // with it the hooks, are kept for the sweeper.
+            self.report
+                .notes
+                .push("runc delete is left for later: processes hold out".to_owned());
+            return Ok(());
+        }
+        // Without a pid namespace of its own, runc kills whatever is in the
+        // cgroup, strangers too.
+        if self.seen.facts.group == Group::Foreign && !self.seen.private_pid_ns {
+            self.report.notes.push(
+                "runc delete, and with it the poststop hooks, left out: the cgroup is shared"
+                    .to_owned(),
+            );
+            return Ok(());
+        }
+        // It removes its state before it runs the hooks: while the directory is
+        // there they have not run, once it is gone runc is not called again.
+        let dir = self.subject.runc_dir();
+        if look(&dir) == Present::No {
+            return Ok(());
+        }
+        let grace = Duration::from_millis(100);
+        let deadline = self.remaining().saturating_sub(RESERVE + grace);
+        if deadline.is_zero() {
+            self.left(Left::RuncState(dir));
+            return Ok(());
+        }
+        let call = Call::Delete {
+            id: self.subject.id.as_str(),
+            force: true,
+        };
+        if let Err(failure) = Invocation::new(&self.subject.runtime, call).run(deadline, grace) {
+            // What it left is removed by the actions that follow.
+            self.report.notes.push(failure.to_string());
+        }
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> crate::Result<()> {
+        let rootfs = self.subject.rootfs();
+        let half = self.remaining().saturating_sub(RESERVE) / 2;
+        let patient = Manner::Patient(PATIENCE.min(half / 2));
+        match run_unmount(&rootfs, patient, half.max(RESERVE / 2))? {
+            (Outcome::Done, detached) => {
+                self.detached(detached);
+                return Ok(());
+            }
+            (Outcome::Failed(why), detached) => {
+                self.report.notes.push(why);
+                self.detached(detached);
+            }
+            (Outcome::Overdue { pid, left, doing }, detached) => {
+                self.detached(detached);
+                if left {
+                    self.left(Left::Worker { pid, doing });
+                }
+            }
+        }
+        // Something in there hangs: out of sight with all of it.
+        match run_unmount(&rootfs, Manner::Detach, half.max(RESERVE / 2))? {
+            (Outcome::Done, detached) => self.detached(detached),
+            (Outcome::Failed(why), detached) => {
+                self.detached(detached);
+                self.left(Left::Mounts(why));
+            }
+            (Outcome::Overdue { pid, left, doing }, detached) => {
+                self.detached(detached);
+                self.left(Left::Mounts(format!("overdue at: {doing}")));
+                if left {
+                    self.left(Left::Worker { pid, doing });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn detached(&mut self, mounts: Vec<Detached>) {
+        self.report
+            .left
+            .extend(mounts.into_iter().map(Left::Detached));
+    }
+
+    fn remove_cgroups(&mut self) -> crate::Result<()> {
+        self.await_init()?;
+        let until = Instant::now() + self.remaining().saturating_sub(RESERVE);
+        let Some(cgroup) = &self.seen.cgroup else {
+            self.left(unopened(Action::RemoveCgroups));
+            return Ok(());
+        };
+        // With processes in it, once is enough to know.
+        let until = if self.holds_out() {
+            Instant::now()
+        } else {
+            until
+        };
+        let removal = cgroup.remove_until(until)?;
+        self.report
+            .left
+            .extend(removal.left.into_iter().map(Left::Cgroup));
+        Ok(())
+    }
+
+    fn remove_runc_state(&mut self) -> crate::Result<()> {
+        let dir = self.subject.runc_dir();
+        if look(&dir) == Present::No {
+            return Ok(());
+        }
+        if self.holds_out() {
+            self.left(Left::RuncState(dir));
+            return Ok(());
+        }
+        let at = dir.clone();
+        let worker = Worker::start("rmdir", move || match fs::remove_dir_all(&at) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
+        })?;
+        match worker.wait(self.remaining().max(RESERVE / 2))? {
+            Outcome::Done => {}
+            Outcome::Failed(why) => {
+                self.report.notes.push(why);
+                self.left(Left::RuncState(dir));
+            }
+            Outcome::Overdue { pid, left, doing } => {
+                self.left(Left::RuncState(dir));
+                if left {
+                    self.left(Left::Worker { pid, doing });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unlink_socket(&mut self) {
+        let Some(path) = &self.subject.socket else {
+            return;
+        };
+        match fs::remove_file(path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => {
+                self.report
+                    .notes
+                    .push(format!("cannot remove {}: {e}", path.display()));
+                self.report.left.push(Left::Socket(path.clone()));
+            }
+        }
+    }
+
+    /// Fills in how init ended, by whoever knows best.
+    pub(super) fn answer_exit(&mut self) {
+        if let Some(exit) = self.seen.exit {
+            self.report.exit = exit;
+            self.report.source = Source::Record;
+            return;
+        }
+        if self.report.source != Source::Nobody {
+            return;
+        }
+        let Some(fd) = &self.seen.init_fd else {
+            return;
+        };
+        if fd::wait_readable(fd, Duration::ZERO) != Ok(true) {
+            return;
+        }
+        // The kernel tells once its parent has reaped it, which is a matter
+        // of moments; an older kernel never does.
+        let until = Instant::now() + REAPED_IN.min(self.remaining());
+        let mut known = None;
+        loop {
+            // In this order: reaped between the two, it is asked once more.
+            let last = is_reaped(fd) || Instant::now() >= until;
+            match pidfd::exit_status(fd) {
+                Ok(Some(raw)) => {
+                    known = status_of(raw);
+                    break;
+                }
+                Ok(None) if !last => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if let Some(status) = known {
+            self.report.exit.status = status;
+            self.report.source = Source::Kernel;
+        } else if self.killed_alive {
+            self.report.exit.status = Status::Signalled(9);
+            self.report.source = Source::Killed;
+        }
+    }
+
+    fn left_in_words(&self) -> Vec<String> {
+        self.report.left.iter().map(Left::to_string).collect()
+    }
+
+    fn tombstone(&mut self) {
+        self.answer_exit();
+        let subject = self.subject;
+        let stone = Tombstone {
+            id: subject.id.to_string(),
+            namespace: subject.namespace.to_string(),
+            bundle: subject.bundle.clone(),
+            runtime: PathBuf::from(&subject.runtime.program),
+            runtime_root: subject.runtime.root.clone(),
+            init: self.seen.init.clone(),
+            exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
+            claims: self.seen.claims.clone(),
+            left: self.left_in_words(),
+        };
+        let result = if stone.left.is_empty() {
+            stone.remove(self.run)
+        } else {
+            stone.write(self.run).map(drop)
+        };
+        if let Err(e) = result {
+            self.report.notes.push(said(&e));
+        }
+    }
+
+    fn history(&mut self) {
+        self.answer_exit();
+        let line = Line {
+            id: self.subject.id.to_string(),
+            namespace: self.subject.namespace.to_string(),
+            found: self.report.row.to_owned(),
+            exit: Some(self.report.exit),
+            done: self
+                .report
+                .done
+                .iter()
+                .map(|action| format!("{action:?}"))
+                .collect(),
+            left: self.left_in_words(),
+        };
+        if let Err(e) = line.append(self.run) {
+            self.report.notes.push(said(&e));
+        }
+    }
+}
+
+fn unopened(action: Action) -> Left {
+    Left::Action {
+        action,
+        why: "the cgroups could not be opened".to_owned(),
+    }
+}
+
+fn is_dead(fd: &OwnedFd, init: &Incarnation) -> crate::Result<bool> {
+    pidfd::is_dead(fd).map_err(|source| crate::Error::Kernel {
+        op: "ask for process",
+        what: init.pid.to_string(),
+        source,
+    })
+}
+
+/// Whether a dead process was reaped: nothing more will be known of it then.
+fn is_reaped(fd: &OwnedFd) -> bool {
+    pidfd::send_signal(fd, 0) == Err(Errno::ESRCH)
+}
+
+fn look(path: &Path) -> Present {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Present::Yes,
+        Err(e) if e.kind() == ErrorKind::NotFound => Present::No,
+        Err(_) => Present::Unknown,
+    }
+}
+
+/// Unmounts in a worker, and brings back what it could only detach.
+fn run_unmount(
+    rootfs: &Path,
+    manner: Manner,
+    timeout: Duration,
+) -> crate::Result<(Outcome, Vec<Detached>)> {
+    let at = rootfs.to_owned();
+    let worker = Worker::start_noting("umount", move |notes| {
+        unmount_below(&at, manner, notes)
+            .map(drop)
+            .map_err(|e| said(&e))
+    })?;
+    let outcome = worker.wait(timeout)?;
+    let detached = worker
+        .notes()
+        .iter()
+        .filter_map(|note| Detached::from_note(note))
+        .collect();
+    Ok((outcome, detached))
+}
