@@ -195,7 +195,9 @@ fn on_terminal(
     let command = place.containerd.ctr_command(args);
     let mut line = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
-        line.push_str(&format!(" '{}'", arg.to_string_lossy()));
+        line.push_str(" '");
+        line.push_str(&arg.to_string_lossy());
+        line.push('\'');
     }
     let mut script = std::process::Command::new("script");
     script

@@ -63,6 +63,38 @@ impl Scratch {
     }
 }
 
+/// Cleans up after test processes that were killed before they could: scratches whose
+/// maker is gone. Run at the start of a suite, so that an interrupted run is not for ever.
+pub fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let Some(mark) = name.to_str() else { continue };
+        let parts: Vec<&str> = mark
+            .strip_prefix("vl")
+            .unwrap_or_default()
+            .split('x')
+            .collect();
+        let [pid, number, nanos] = parts[..] else {
+            continue;
+        };
+        let ours = number.parse::<u32>().is_ok() && nanos.len() == 4;
+        if let (true, Ok(pid)) = (ours, pid.parse::<i32>())
+            && !process::alive(pid)
+        {
+            // Its drop is the clean-up.
+            drop(Scratch {
+                dir: entry.path(),
+                mark: mark.to_owned(),
+                keep: false,
+            });
+        }
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         residue::remove_sockets(&self.mark);

@@ -85,7 +85,7 @@ impl Task {
         Ok(Self {
             client: Arc::new(Client::connect(socket)?),
             service,
-            patience: 20.0,
+            patience: 10.0,
         })
     }
 

@@ -1,0 +1,61 @@
+# What a developer types. `make help` lists it; scripts/ does the work.
+# Needs Debian 12, root, and Rust; `make setup` installs everything else.
+SHELL := /bin/bash
+TARGET := x86_64-unknown-linux-gnu
+export PATH := $(CURDIR)/.lab/bin:$(PATH):/usr/sbin:/sbin
+
+# Static and non-PIE: PSS and start-up time are budgets (DESIGN §10). With an explicit
+# target the flags reach neither build scripts nor procedural macros.
+RELEASE_FLAGS := -C target-feature=+crt-static -C relocation-model=static
+RELEASE := target/$(TARGET)/release
+SHIM := target/debug/containerd-shim-vigil-v2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build build-release demo test conformance check lint deny docs bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
+
+setup: ## install what is missing (apt, .lab/); quick when nothing is
+	@scripts/setup
+
+build: ## build both programs (debug)
+	cargo build --locked -p containerd-shim-vigil-v2 -p vigil
+
+build-release: ## build both programs as they are shipped (static, small)
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo build --locked --release --target $(TARGET) -p containerd-shim-vigil-v2 -p vigil
+
+demo: ## run a real container under Vigil and show its story
+	@scripts/setup packages && scripts/setup image
+	@$(MAKE) --no-print-directory build-release
+	@scripts/demo $(RELEASE)
+
+test: ## all tests, then the conformance suite on real containers
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build
+	scripts/unit-tests
+	@$(MAKE) --no-print-directory conformance
+
+conformance: build ## behaviours of the Task API: Go's shims first, then ours
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-conformance --test conformance
+
+check: ## everything CI asks for; fails if anything is left on the machine
+	@scripts/check
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny:
+	@scripts/deny
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+bench: ## compare with the Go shims, side by side
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench
+
+clean: ## remove what was built; keeps .lab
+	cargo clean
