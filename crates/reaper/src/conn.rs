@@ -142,6 +142,11 @@ impl Conn {
         }
     }
 
+    /// Bytes of memory held for frames.
+    pub(crate) fn held(&self) -> usize {
+        self.relay.held()
+    }
+
     /// Whether containerd has taken everything that is for it.
     pub(crate) fn flushed(&self) -> bool {
         self.relay.for_containerd().is_empty()

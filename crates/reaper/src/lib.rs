@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use vigil_journal::exits::{ExitsError, Recorder};
 use vigil_journal::pair::{Incarnation, Pair, PairError};
 use vigil_journal::{BootId, BootIdError, names};
+use vigil_relay::slots::Slots;
 use vigil_sys::epoll::{Epoll, Interest, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
@@ -105,6 +106,8 @@ fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error>
 
 fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     thrifty_heap();
+    // An ignored SIGCHLD, if we were given one, would lose every status.
+    step("reset its signals", signal::reset_for_exec())?;
     let acted_upon = [signal::CHLD, signal::TERM, signal::INT, signal::USR2];
     let survived = [signal::HUP, signal::USR1, signal::PIPE];
     let signals = step(
@@ -138,9 +141,26 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         // Nobody could check who this shim is before killing it.
         let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
     })?;
-    Ok(Reaper::new(
-        epoll, signals, listener, bell, deaths, control, shim,
-    ))
+    Ok(Reaper {
+        epoll,
+        signals,
+        listener,
+        listen_at: None,
+        conns: Vec::new(),
+        next_conn: 0,
+        burst: false,
+        bell,
+        deaths,
+        deaths_due: true,
+        slots: Slots::default(),
+        control: Some(control),
+        shim,
+        shim_lives: true,
+        ready: None,
+        going: false,
+        told_to_go: false,
+        until: None,
+    })
 }
 
 fn start_shim(

@@ -11,6 +11,7 @@ use vigil_relay::control::ToShim;
 use vigil_relay::slots::Slots;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::event::Doorbell;
+use vigil_sys::map::release_heap;
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::Child;
 use vigil_sys::{Result, listen, pidfd, process, scm, wait};
@@ -31,6 +32,10 @@ const DEATHS_MAX: usize = 256;
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long a shim may live that has announced its end.
 const END: Duration = Duration::from_secs(5);
+/// Bytes held for one connection that are worth a clean-up afterwards, which
+/// is when each holds no more than a few pending requests.
+const BURST: usize = 16 << 10;
+const QUIET: usize = 2 << 10;
 /// How long the listener rests when no descriptor could be had.
 const REST: Duration = Duration::from_secs(1);
 /// How long after a pair's end its shim must live to have meant it: a dying
@@ -39,64 +44,36 @@ const DYING: Duration = Duration::from_millis(100);
 
 /// All the reaper has.
 pub(crate) struct Reaper<'c> {
-    epoll: Epoll,
-    signals: Watched<Signals>,
-    listener: Watched<&'c OwnedFd>,
+    pub(crate) epoll: Epoll,
+    pub(crate) signals: Watched<Signals>,
+    pub(crate) listener: Watched<&'c OwnedFd>,
     /// When to look at the listener again that was put to rest.
-    listen_at: Option<Instant>,
-    conns: Vec<Conn>,
-    next_conn: u32,
+    pub(crate) listen_at: Option<Instant>,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) next_conn: u32,
+    /// Much memory was held, and may lie freed in the heap.
+    pub(crate) burst: bool,
 
-    bell: Doorbell,
+    pub(crate) bell: Doorbell,
     pub(crate) deaths: Recorder<'static>,
     /// A child may have ended that was not looked for yet.
-    deaths_due: bool,
+    pub(crate) deaths_due: bool,
     pub(crate) slots: Slots<OwnedFd>,
 
     /// `None` when the shim has closed its end.
     pub(crate) control: Option<Watched<OwnedFd>>,
-    shim: Child,
-    shim_lives: bool,
+    pub(crate) shim: Child,
+    pub(crate) shim_lives: bool,
     pub(crate) ready: Option<OwnedFd>,
 
     /// No other shim follows: the end was announced, or we were told to go.
-    going: bool,
-    told_to_go: bool,
+    pub(crate) going: bool,
+    pub(crate) told_to_go: bool,
     /// When nothing is waited for any longer.
-    until: Option<Instant>,
+    pub(crate) until: Option<Instant>,
 }
 
-impl<'c> Reaper<'c> {
-    pub(crate) fn new(
-        epoll: Epoll,
-        signals: Watched<Signals>,
-        listener: Watched<&'c OwnedFd>,
-        bell: Doorbell,
-        deaths: Recorder<'static>,
-        control: Watched<OwnedFd>,
-        shim: Child,
-    ) -> Reaper<'c> {
-        Reaper {
-            epoll,
-            signals,
-            listener,
-            listen_at: None,
-            conns: Vec::new(),
-            next_conn: 0,
-            bell,
-            deaths,
-            deaths_due: true,
-            slots: Slots::default(),
-            control: Some(control),
-            shim,
-            shim_lives: true,
-            ready: None,
-            going: false,
-            told_to_go: false,
-            until: None,
-        }
-    }
-
+impl Reaper<'_> {
     /// Turns until it is time to go; the exit code.
     pub(crate) fn run(mut self) -> i32 {
         loop {
@@ -313,8 +290,13 @@ impl<'c> Reaper<'c> {
         } else {
             conn.own_ready(ready)
         };
+        self.burst |= conn.held() > BURST;
         if !stays {
             self.close_conn(place);
+        }
+        if self.burst && self.conns.iter().all(|conn| conn.held() <= QUIET) {
+            self.burst = false;
+            release_heap();
         }
     }
 
