@@ -194,7 +194,10 @@ mod tests {
             if source.kind() == std::io::ErrorKind::NotFound));
         for torn in ["", "{", r#"{"process": {"term"#, "7", r#"{"linux": 7}"#] {
             fs::write(&file, torn).unwrap();
-            assert!(matches!(kind(dir.path()), Error::Malformed { .. }), "{torn}");
+            assert!(
+                matches!(kind(dir.path()), Error::Malformed { .. }),
+                "{torn}"
+            );
         }
         let huge = fs::File::create(&file).unwrap();
         huge.set_len(CONFIG_LEN_MAX + 1).unwrap();

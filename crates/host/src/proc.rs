@@ -86,12 +86,10 @@ pub fn stat(pid: u32) -> Result<Option<Stat>> {
     let Some(line) = read(pid, "stat")? else {
         return Ok(None);
     };
-    parse_stat(&line)
-        .map(Some)
-        .ok_or_else(|| Error::Malformed {
-            path: of_pid(pid, "stat"),
-            problem: "not a line of stat".to_owned(),
-        })
+    parse_stat(&line).map(Some).ok_or_else(|| Error::Malformed {
+        path: of_pid(pid, "stat"),
+        problem: "not a line of stat".to_owned(),
+    })
 }
 
 /// The kernel function a process waits in; empty if it runs or the kernel does
