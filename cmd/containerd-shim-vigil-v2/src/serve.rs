@@ -13,7 +13,7 @@ use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::{Delivery, Desk, Inherited, Place, Publish, Shim, chain};
 use vigil_supervise::stdio::LogFifo;
-use vigil_sys::{fd, process, signal};
+use vigil_sys::{fd, fork, process, signal};
 
 use crate::RUNTIME;
 
@@ -23,7 +23,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// Serves one container.
 pub fn run(flags: &Flags) -> Result<()> {
     let inherited = |number, what| {
-        fd::inherited(number).with_context(|| {
+        fork::inherited(number).with_context(|| {
             format!("{what} was not handed down: `serve` is started by the reaper only")
         })
     };

@@ -57,6 +57,8 @@ impl Drop for Made {
 
 /// Makes the pair and prints the address.
 pub fn run(flags: &Flags) -> Result<()> {
+    // The reaper is a fork of this process and lives as long as the container.
+    fd::close_from(3).context("cannot close what was inherited")?;
     let bytes = bootstrap::read(std::io::stdin().lock())?;
     let mut stdin = bootstrap::understand(&bytes, &flags.namespace, &flags.id)?;
     drop(bytes);

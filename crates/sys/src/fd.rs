@@ -55,18 +55,12 @@ pub fn set_close_on_exec(fd: impl AsFd, on: bool) -> Result<()> {
     nix::fcntl::fcntl(fd.as_fd(), FcntlArg::F_SETFD(flag)).map(drop)
 }
 
-/// Takes over a descriptor that was inherited at a number agreed upon with the
-/// parent, and marks it close-on-exec. `EBADF` if there is none. To be called
-/// once for each number, before anything else could own it: at the start of
-/// `main`.
-pub fn inherited(number: u16) -> Result<OwnedFd> {
-    // SAFETY: only asks the kernel about the number; a borrow that lives for
-    // two calls and that nobody can close meanwhile, at the start of `main`.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(i32::from(number)) };
-    set_close_on_exec(borrowed, true)?;
-    // SAFETY: it is open, was made by the parent for us, and by this
-    // function's contract nobody else in this process has taken it.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(i32::from(number)) })
+/// Closes every descriptor with a number of `first` or more. For the very
+/// start of a program that was handed none of them: what a parent leaked must
+/// not live as long as we do, or whoever reads its other end waits for us.
+pub fn close_from(first: u16) -> Result<()> {
+    // SAFETY: by the contract above nothing in this process owns any of them.
+    Errno::result(unsafe { libc::close_range(u32::from(first), u32::MAX, 0) }).map(drop)
 }
 
 /// Marks every descriptor with a number of `first` or more close-on-exec.
