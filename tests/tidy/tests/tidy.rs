@@ -1,0 +1,208 @@
+//! Holds the tree to the house rules, and each rule to a sample that breaks it: a rule
+//! that cannot fail would be worse than none.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+
+use vigil_tidy::{edges, is_rust, text, tree};
+
+fn none(found: &[String]) {
+    assert!(
+        found.is_empty(),
+        "{} places:\n{}",
+        found.len(),
+        found.join("\n")
+    );
+}
+
+/// Every Rust file but this crate's own, whose samples break the rules on purpose.
+fn rust() -> Vec<(String, String)> {
+    tree()
+        .unwrap()
+        .into_iter()
+        .filter(|(path, _)| is_rust(path) && !path.starts_with("tests/tidy/"))
+        .collect()
+}
+
+#[test]
+fn rooms_use_only_what_they_may() {
+    none(&edges::violations(&edges::graph().unwrap()));
+}
+
+#[test]
+fn a_wrong_edge_is_seen() {
+    let mut graph = edges::graph().unwrap();
+    let mut add = |from: &str, to: &str| graph.get_mut(from).unwrap().insert(to.to_owned());
+    add("vigil-model", "vigil-sys");
+    add("vigil-host", "nix");
+    add("vigil-journal", "tokio");
+    add("vigil", "vigil-protocol");
+    let found = edges::violations(&graph).join("\n");
+    for expected in [
+        "vigil-model → vigil-sys",
+        "vigil-host uses nix",
+        "vigil-journal links tokio",
+        "`vigil` links tokio",
+    ] {
+        assert!(found.contains(expected), "{expected} not in:\n{found}");
+    }
+}
+
+#[test]
+fn files_are_short() {
+    none(
+        &rust()
+            .iter()
+            .filter_map(|(path, text)| text::too_long(path, text))
+            .collect::<Vec<_>>(),
+    );
+    assert!(text::too_long("a.rs", &"x\n".repeat(801)).is_some());
+}
+
+#[test]
+fn the_reaper_can_be_read_in_ten_minutes() {
+    let own = |path: &str| {
+        path.starts_with("crates/reaper/src/")
+            && !path.ends_with("tests.rs")
+            && !path.contains("/tests/")
+    };
+    let sizes: Vec<(String, usize)> = rust()
+        .into_iter()
+        .filter(|(path, _)| own(path))
+        .map(|(path, text)| (path, text::own_lines(&text)))
+        .collect();
+    let sum: usize = sizes.iter().map(|(_, lines)| lines).sum();
+    assert!(
+        sum > 0 && sum <= text::REAPER,
+        "{sum} lines, at most {}: {sizes:?}",
+        text::REAPER
+    );
+    assert_eq!(
+        text::own_lines("a\n\n// c\nb\n#[cfg(test)]\nmod tests {\n}\n"),
+        2
+    );
+}
+
+#[test]
+fn modules_say_what_they_are() {
+    none(
+        &rust()
+            .iter()
+            .filter_map(|(path, text)| text::header(path, text))
+            .collect::<Vec<_>>(),
+    );
+    assert!(text::header("a.rs", "use std;\n").is_some());
+    assert!(text::header("a.rs", "//!\n//! Says nothing in its first line.\n").is_some());
+    assert!(text::header("a.rs", "//! Owns the thing.\n//! Never another.\n").is_none());
+}
+
+#[test]
+fn names_name_something() {
+    none(
+        &rust()
+            .iter()
+            .flat_map(|(path, text)| text::empty_names(path, text))
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(
+        text::empty_names(
+            "a.rs",
+            "struct TaskInfo;\npub enum Manager {}\nmod utils;\n"
+        )
+        .len(),
+        3
+    );
+    assert_eq!(
+        text::empty_names("crates/x/src/helpers.rs", "mod info;").len(),
+        1
+    );
+    assert!(
+        text::empty_names(
+            "a.rs",
+            "fn info() { let data = 1; }\n// struct Info\nstruct Information;"
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn the_kernel_is_spoken_to_in_sys_alone() {
+    let apart = |path: &str| path.starts_with("crates/sys/");
+    // Tests may use nix to set their scenes; nobody else writes `unsafe` either.
+    let of_tests = |path: &str| path.starts_with("tests/") || path.contains("/tests/");
+    let found: Vec<String> = rust()
+        .iter()
+        .filter(|(path, _)| !apart(path))
+        .flat_map(|(path, text)| text::kernel_words(path, text))
+        .filter(|place| !of_tests(place) || place.contains("`unsafe`"))
+        .collect();
+    none(&found);
+    assert_eq!(
+        text::kernel_words(
+            "a.rs",
+            "unsafe { x() }\nlibc::kill(1, 9);\n// unsafe\nlet nix = \"unsafe\";\n"
+        )
+        .len(),
+        2
+    );
+}
+
+#[test]
+fn nothing_is_unfinished() {
+    none(
+        &rust()
+            .iter()
+            .flat_map(|(path, text)| text::unfinished(path, text))
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(
+        text::unfinished(
+            "a.rs",
+            concat!("to", "do!()\n// FIX", "ME later\nlet todo = 1;\n")
+        )
+        .len(),
+        2
+    );
+}
+
+#[test]
+fn the_tree_knows_no_machine() {
+    let files = tree().unwrap();
+    none(
+        &files
+            .iter()
+            .flat_map(|(path, text)| text::machine(path, text))
+            .collect::<Vec<_>>(),
+    );
+    let samples = [
+        concat!("cd /wo", "rk/main"),
+        concat!("URIs: https://mirror.example/", "debian"),
+        concat!("deb http://ftp.example.org/", "debian bookworm main"),
+    ];
+    for sample in samples {
+        assert_eq!(text::machine("a", sample).len(), 1, "{sample}");
+    }
+    assert!(text::machine("a", "see https://docs.rs/nix and /run/containerd/s").is_empty());
+}
+
+#[test]
+fn every_room_is_there() {
+    let files = tree().unwrap();
+    let crates: BTreeSet<&str> = files
+        .iter()
+        .filter_map(|(path, _)| {
+            path.strip_prefix("crates/")?
+                .split_once('/')
+                .map(|(name, _)| name)
+        })
+        .collect();
+    let planned: BTreeSet<&str> = edges::ROOMS
+        .iter()
+        .filter_map(|(room, _)| room.strip_prefix("vigil-"))
+        .collect();
+    assert_eq!(
+        crates, planned,
+        "a room of the plan is missing, or one more has appeared"
+    );
+}
