@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use containerd_shim_protos::api::{ExecProcessRequest, Status};
 use vigil_lab::bundle::Stdio;
+use vigil_lab::kit::exec_spec;
 use vigil_lab::task::{V2, V3};
 use vigil_lab::{Code, Kit, Spec, by, process, until};
 
@@ -328,6 +329,7 @@ fn unknown_id_not_found_everywhere(kit: &Kit) -> Result<()> {
     let exec = ExecProcessRequest {
         id: id.into(),
         exec_id: "e".into(),
+        spec: Some(exec_spec(&Spec::sleeper())).into(),
         ..Default::default()
     };
     check(refused(t.exec(&exec), Code::NotFound, "Exec"));
