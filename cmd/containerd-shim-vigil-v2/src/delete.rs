@@ -54,16 +54,24 @@ pub fn run(flags: &Flags) -> Result<()> {
     tell(&report);
     if report.may_live() {
         // Then containerd keeps the bundle, and asks again.
-        bail!("container {} may still be alive: {}", flags.id, report.verdict);
+        bail!(
+            "container {} may still be alive: {}",
+            flags.id,
+            report.verdict
+        );
     }
     let answer = delete::response(report.pid, &report.exit)?;
-    std::io::stdout().write_all(&answer).context("cannot write the answer to stdout")
+    std::io::stdout()
+        .write_all(&answer)
+        .context("cannot write the answer to stdout")
 }
 
 /// The pair's socket: where it said it is, or where it must be.
 fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
     let said = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok();
-    let said = said.as_deref().and_then(|uri| uri.trim().strip_prefix("unix://"));
+    let said = said
+        .as_deref()
+        .and_then(|uri| uri.trim().strip_prefix("unix://"));
     if let Some(path) = said.filter(|path| path.starts_with('/')) {
         return Some(PathBuf::from(path));
     }
@@ -111,7 +119,10 @@ fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
     if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {
         bail!("{} is corrupt at byte {at} ({damage:?})", path.display());
     }
-    let frames = replayed.records.iter().map(|record| (record.kind, &record.payload[..]));
+    let frames = replayed
+        .records
+        .iter()
+        .map(|record| (record.kind, &record.payload[..]));
     let task = Task::replay(frames).with_context(|| format!("cannot read {}", path.display()))?;
     let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
     Ok((task, BootId(boot)))

@@ -31,5 +31,7 @@ pub fn run() -> Result<()> {
         .filter(|json| !json.is_empty());
     let version = env!("CARGO_PKG_VERSION");
     let answer = info::answer(question, RUNTIME, version, "", features)?;
-    std::io::stdout().write_all(&answer).context("cannot write the answer to stdout")
+    std::io::stdout()
+        .write_all(&answer)
+        .context("cannot write the answer to stdout")
 }

@@ -52,7 +52,10 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
     }
     match wait(&path, &holders, deadline)? {
         Some(file) => Ok(file),
-        None => bail!("{} is still held: a process of the pair does not die", path.display()),
+        None => bail!(
+            "{} is still held: a process of the pair does not die",
+            path.display()
+        ),
     }
 }
 
@@ -103,12 +106,17 @@ fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
 pub fn dismiss_listener(connection: &OwnedFd) -> Result<()> {
     use std::os::fd::AsFd;
     let peer = listen::peer(connection.as_fd()).context("cannot see who listens")?;
-    let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else { return Ok(()) };
+    let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else {
+        return Ok(());
+    };
     let shims: Vec<OwnedFd> = proc::descendants(reaper.pid)?
         .into_iter()
         .filter_map(|pid| proc::open_now(pid).ok().flatten())
         .filter(|(process, _)| {
-            proc::stat(process.pid).ok().flatten().is_some_and(|stat| stat.comm == "containerd-shim")
+            proc::stat(process.pid)
+                .ok()
+                .flatten()
+                .is_some_and(|stat| stat.comm == "containerd-shim")
         })
         .map(|(_, pidfd)| pidfd)
         .collect();

@@ -19,14 +19,30 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let name = args
         .next()
-        .and_then(|name| std::path::PathBuf::from(name).file_name().map(ToOwned::to_owned))
-        .map_or_else(|| RUNTIME.to_owned(), |name| name.to_string_lossy().into_owned());
+        .and_then(|name| {
+            std::path::PathBuf::from(name)
+                .file_name()
+                .map(ToOwned::to_owned)
+        })
+        .map_or_else(
+            || RUNTIME.to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
     let outcome = match flags::parse(args) {
         Ok(Invocation::Version) => version(&name),
         Ok(Invocation::Info) => info::run(),
-        Ok(Invocation::Run { action: Action::Start, flags }) => start::run(&flags),
-        Ok(Invocation::Run { action: Action::Delete, flags }) => delete::run(&flags),
-        Ok(Invocation::Run { action: Action::Serve, flags }) => serve::run(&flags),
+        Ok(Invocation::Run {
+            action: Action::Start,
+            flags,
+        }) => start::run(&flags),
+        Ok(Invocation::Run {
+            action: Action::Delete,
+            flags,
+        }) => delete::run(&flags),
+        Ok(Invocation::Run {
+            action: Action::Serve,
+            flags,
+        }) => serve::run(&flags),
         Err(error) => Err(error.into()),
     };
     match outcome {

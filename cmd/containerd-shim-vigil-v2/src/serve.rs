@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
-use vigil_supervise::{Delivery, Desk, Inherited, Place, Publish, Shim, chain};
 use vigil_supervise::stdio::LogFifo;
+use vigil_supervise::{Delivery, Desk, Inherited, Place, Publish, Shim, chain};
 use vigil_sys::{fd, fork, process, signal};
 
 use crate::RUNTIME;
@@ -49,14 +49,21 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     let _ = process::set_name(c"containerd-shim");
     let _ = process::disable_huge_pages();
     let bundle = std::env::current_dir().context("cannot see the bundle")?;
-    let level = if flags.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
+    let level = if flags.debug {
+        log::LevelFilter::Debug
+    } else {
+        log::LevelFilter::Info
+    };
     let fields = [
         ("runtime", RUNTIME),
         ("namespace", flags.namespace.as_str()),
         ("id", flags.id.as_str()),
     ];
     LogFifo::new(&bundle.join("log"), level, &fields).install();
-    for warning in std::env::var(crate::start::WARNINGS).unwrap_or_default().lines() {
+    for warning in std::env::var(crate::start::WARNINGS)
+        .unwrap_or_default()
+        .lines()
+    {
         log::warn!("{warning}");
     }
     let options: Options = match std::env::var(crate::start::OPTIONS) {
@@ -72,8 +79,11 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         options,
     };
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    let publisher =
-        ToContainerd(Publisher::new(&address, flags.namespace.clone(), flags.id.clone()));
+    let publisher = ToContainerd(Publisher::new(
+        &address,
+        flags.namespace.clone(),
+        flags.id.clone(),
+    ));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -82,7 +92,12 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         let id = place.id.to_string();
         let reaper_pid = place.reaper_pid;
         let mut shim = Shim::start(place, inherited, publisher).await?;
-        let server = Server::start(Arc::new(Front { desk: shim.desk(), id, reaper_pid })).await?;
+        let server = Server::start(Arc::new(Front {
+            desk: shim.desk(),
+            id,
+            reaper_pid,
+        }))
+        .await?;
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
@@ -111,9 +126,10 @@ impl Ask for Front {
         if id != self.id {
             return match request {
                 // Never fails, and knows of no task with this id.
-                Request::Connect => {
-                    Ok(Answer::Connected { shim_pid: self.reaper_pid, task_pid: 0 })
-                }
+                Request::Connect => Ok(Answer::Connected {
+                    shim_pid: self.reaper_pid,
+                    task_pid: 0,
+                }),
                 // Whoever asks means this shim; there is no other container.
                 Request::Shutdown => self.desk.ask(request).await,
                 Request::Create(_) => Err(Refusal::new(
@@ -123,7 +139,10 @@ impl Ask for Front {
                         self.id
                     ),
                 )),
-                _ => Err(Refusal::new(Kind::NotFound, format!("container {id} not created"))),
+                _ => Err(Refusal::new(
+                    Kind::NotFound,
+                    format!("container {id} not created"),
+                )),
             };
         }
         self.desk.ask(request).await

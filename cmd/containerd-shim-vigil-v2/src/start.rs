@@ -15,10 +15,10 @@ use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
 use vigil_journal::{exits, lock, names};
 use vigil_model::Options;
+use vigil_protocol::Flags;
 use vigil_protocol::address::Address;
 use vigil_protocol::bootstrap::{self, Stdin};
 use vigil_protocol::probe::{Probe, probe};
-use vigil_protocol::Flags;
 use vigil_reaper::Config;
 use vigil_sys::{Errno, fd, fork, listen, process};
 
@@ -63,9 +63,17 @@ pub fn run(flags: &Flags) -> Result<()> {
     let mut stdin = bootstrap::understand(&bytes, &flags.namespace, &flags.id)?;
     drop(bytes);
     let bundle = std::env::current_dir().context("cannot see the bundle")?;
-    let socket_dir = stdin.params.as_ref().and_then(|params| params.socket_dir.clone());
+    let socket_dir = stdin
+        .params
+        .as_ref()
+        .and_then(|params| params.socket_dir.clone());
     let address = if flags.socket.is_empty() {
-        Address::new(&flags.address, &flags.namespace, &flags.id, socket_dir.as_deref())?
+        Address::new(
+            &flags.address,
+            &flags.namespace,
+            &flags.id,
+            socket_dir.as_deref(),
+        )?
     } else {
         Address::given(&flags.socket)?
     };
@@ -79,7 +87,11 @@ pub fn run(flags: &Flags) -> Result<()> {
     let _ = std::fs::remove_file(&exits_path);
     let exits = exits::create(&exits_path)?;
     made.0.push(exits_path);
-    write(&bundle.join(names::ADDRESS), address.uri().as_bytes(), &mut made)?;
+    write(
+        &bundle.join(names::ADDRESS),
+        address.uri().as_bytes(),
+        &mut made,
+    )?;
     let program = process::own_program().context("cannot see which program this is")?;
     write_binary_path(&bundle, &mut made)?;
 
@@ -110,7 +122,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     await_ready(heard)?;
     made.keep();
     let mut out = std::io::stdout();
-    out.write_all(&reply).and_then(|()| out.flush()).context("cannot write the address to stdout")
+    out.write_all(&reply)
+        .and_then(|()| out.flush())
+        .context("cannot write the address to stdout")
 }
 
 /// The lock of the bundle; an old pair that is in the way and has no task is
@@ -189,7 +203,10 @@ fn write_binary_path(bundle: &Path, made: &mut Made) -> Result<()> {
     }
     // The name containerd knows, not where this build lies: an upgrade
     // replaces the file under that name.
-    let Some(program) = std::env::args_os().next().map(PathBuf::from).filter(|p| p.is_absolute())
+    let Some(program) = std::env::args_os()
+        .next()
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
     else {
         return Ok(());
     };
@@ -215,7 +232,9 @@ fn constrain(stdin: &mut Stdin) -> Result<()> {
         join(shim_cgroup).with_context(|| format!("cannot join shim cgroup {shim_cgroup}"))?;
     }
     if let Err(error) = adjust_oom_score() {
-        stdin.warnings.push(format!("OOM score not adjusted: {error:#}"));
+        stdin
+            .warnings
+            .push(format!("OOM score not adjusted: {error:#}"));
     }
     if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
         process::new_core_scheduling_group().context("cannot enable core scheduling")?;
@@ -256,7 +275,9 @@ fn adjust_oom_score() -> Result<()> {
 }
 
 fn arguments(flags: &Flags, address: &Address) -> Vec<OsString> {
-    let name = std::env::args_os().next().unwrap_or_else(|| "containerd-shim-vigil-v2".into());
+    let name = std::env::args_os()
+        .next()
+        .unwrap_or_else(|| "containerd-shim-vigil-v2".into());
     let mut argv: Vec<OsString> = vec![
         name,
         "-namespace".into(),
@@ -315,6 +336,8 @@ fn await_ready(heard: OwnedFd) -> Result<()> {
     // Both of them hold the other end until they are gone, so its end says
     // that nothing is left of them.
     let _ = heard.take(64 * 1024).read_to_end(&mut text);
-    let text = String::from_utf8_lossy(&text).trim_end().replace("\nE", "; ");
+    let text = String::from_utf8_lossy(&text)
+        .trim_end()
+        .replace("\nE", "; ");
     bail!("{text}")
 }

@@ -34,10 +34,10 @@ pub fn run(args: &Args) -> Result<()> {
     match &replayed.tail {
         Tail::Clean => {}
         Tail::Torn { at, dropped } => {
-            writeln!(out, "           torn at byte {at}, {dropped} bytes")?
+            writeln!(out, "           torn at byte {at}, {dropped} bytes")?;
         }
         Tail::Corrupt { at, damage, .. } => {
-            writeln!(out, "           CORRUPT at byte {at}: {damage:?}")?
+            writeln!(out, "           CORRUPT at byte {at}: {damage:?}")?;
         }
     }
     let frames = || {
@@ -84,6 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn standing(task: &Task) -> String {
+    use std::fmt::Write as _;
+
     use vigil_model::Phase;
     let mut text = match &task.standing.phase {
         Phase::Empty => "no container".to_owned(),
@@ -102,16 +104,13 @@ fn standing(task: &Task) -> String {
         Phase::Deleted { exit, .. } => format!("deleted, {}", exit.status),
     };
     if let Some(verb) = task.standing.busy {
-        text.push_str(&format!(", {verb} under way"));
+        let _ = write!(text, ", {verb} under way");
     }
     if !task.standing.execs.is_empty() {
-        text.push_str(&format!(", {} execs", task.standing.execs.len()));
+        let _ = write!(text, ", {} execs", task.standing.execs.len());
     }
     if !task.outbox.is_empty() {
-        text.push_str(&format!(
-            ", {} events wait for containerd",
-            task.outbox.len()
-        ));
+        let _ = write!(text, ", {} events wait for containerd", task.outbox.len());
     }
     text
 }
@@ -135,7 +134,6 @@ fn tell(change: &Change) -> Option<String> {
         Change::Created { init: None, .. } => "created: to be restored by start".to_owned(),
         Change::CreateUndone => "create failed and was undone".to_owned(),
         Change::Busy(verb) => format!("{verb} asked"),
-        Change::Idle => return None,
         Change::Started { .. } => "started".to_owned(),
         Change::Frozen => "paused".to_owned(),
         Change::Thawed => "resumed".to_owned(),
@@ -152,7 +150,9 @@ fn tell(change: &Change) -> Option<String> {
             };
             format!("signal {} for {}{all}", signal.signal, signal.who)
         }
-        Change::Signalled { .. } | Change::Acked { .. } | Change::Drained(_) => return None,
+        Change::Idle | Change::Signalled { .. } | Change::Acked { .. } | Change::Drained(_) => {
+            return None;
+        }
         Change::Exited { who, exit } => format!("{who} ended: {}", exit.status),
         Change::RestGone => "nothing else of it is left".to_owned(),
         Change::Told(who) => match who {

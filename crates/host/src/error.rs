@@ -72,3 +72,15 @@ pub enum Error {
         problem: String,
     },
 }
+
+/// An error with its causes, in one line: for logs, answers and a worker's words.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

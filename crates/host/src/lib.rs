@@ -14,7 +14,7 @@ pub mod runc;
 pub mod stdio;
 pub mod worker;
 
-pub use error::Error;
+pub use error::{Error, chain};
 
 /// What the functions of this crate return.
 pub type Result<T> = std::result::Result<T, Error>;

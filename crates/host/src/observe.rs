@@ -365,5 +365,5 @@ fn note<T>(result: crate::Result<T>, notes: &mut Vec<String>) -> Option<T> {
 }
 
 pub(crate) fn said(error: &crate::Error) -> String {
-    crate::rootfs::chain(error)
+    crate::chain(error)
 }

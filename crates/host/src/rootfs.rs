@@ -15,7 +15,7 @@ use vigil_sys::mount::{self as sys, Flags, UmountFlags};
 use vigil_sys::{Errno, fd, pidfd, spawn};
 
 use crate::worker::Notes;
-use crate::{Error, Result};
+use crate::{Error, Result, chain};
 
 pub mod mountinfo;
 pub mod options;
@@ -59,18 +59,6 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path, notes: &Notes) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// An error with its causes, in one line; for a worker's words.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn make_directory(path: &Path) -> Result<()> {

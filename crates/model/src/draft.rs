@@ -76,11 +76,12 @@ impl<'a> Draft<'a> {
         if !self.publish.is_empty() {
             self.effects.push(Effect::Publish);
         }
-        let record = (!self.changes.is_empty() || !self.publish.is_empty()).then(|| Record {
+        let silent = self.changes.is_empty() && self.publish.is_empty();
+        let record = Record {
             at: self.at,
             changes: self.changes,
             publish: self.publish,
-        });
-        (record, self.effects)
+        };
+        ((!silent).then_some(record), self.effects)
     }
 }

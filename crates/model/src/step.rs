@@ -176,22 +176,23 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
     let refused = match (&draft.now().phase, verb) {
         (Phase::Empty | Phase::Creating, _) => Some(not_created()),
 
-        (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete) => None,
+        (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete)
+        | (Phase::Running { .. }, Verb::Pause | Verb::Update | Verb::Checkpoint)
+        | (Phase::Paused { .. }, Verb::Resume | Verb::Update | Verb::Checkpoint)
+        | (Phase::Stopped { told: true, .. }, Verb::Delete) => None,
+
         (Phase::Created { .. }, Verb::Pause | Verb::Resume | Verb::Checkpoint) => {
             Some(cannot(verb, "created"))
         }
 
-        (Phase::Running { .. }, Verb::Pause | Verb::Update | Verb::Checkpoint) => None,
         (Phase::Running { .. }, Verb::Start | Verb::Resume | Verb::Delete) => {
             Some(cannot(verb, "running"))
         }
 
-        (Phase::Paused { .. }, Verb::Resume | Verb::Update | Verb::Checkpoint) => None,
         (Phase::Paused { .. }, Verb::Start | Verb::Pause | Verb::Delete) => {
             Some(cannot(verb, "paused"))
         }
 
-        (Phase::Stopped { told: true, .. }, Verb::Delete) => None,
         (Phase::Stopped { told: false, .. }, Verb::Delete) => {
             Some(Refusal::new(Kind::Later, "the end of init is being told"))
         }

@@ -61,12 +61,19 @@ impl Control {
     /// reaper sends unasked to `unasked`.
     pub async fn open(socket: OwnedFd, unasked: mpsc::Sender<FromReaper>) -> Result<Self, Error> {
         let both = Interest::READABLE | Interest::WRITABLE;
-        let socket = watch(socket, both)
-            .map_err(|source| Error::Runtime { op: "watch the control socket", source })?;
-        let calls = Mutex::new(Calls { next: 1, waiting: BTreeMap::new() });
+        let socket = watch(socket, both).map_err(|source| Error::Runtime {
+            op: "watch the control socket",
+            source,
+        })?;
+        let calls = Mutex::new(Calls {
+            next: 1,
+            waiting: BTreeMap::new(),
+        });
         let control = Self(Arc::new(Shared { socket, calls }));
         tokio::spawn(receive(control.0.clone(), unasked));
-        control.call(ToReaper::Hello { version: VERSION }, &[]).await?;
+        control
+            .call(ToReaper::Hello { version: VERSION }, &[])
+            .await?;
         Ok(control)
     }
 
@@ -89,14 +96,25 @@ impl Control {
     /// Pins the exit record of a process that may have ended since `since`;
     /// returns the index of the pinned slot.
     pub async fn register(&self, pid: u32, start_ticks: u64, since: u64) -> Result<usize, Error> {
-        let index = self.call(ToReaper::Register { pid, start_ticks, since }, &[]).await?;
+        let index = self
+            .call(
+                ToReaper::Register {
+                    pid,
+                    start_ticks,
+                    since,
+                },
+                &[],
+            )
+            .await?;
         Ok(usize::try_from(index).unwrap_or(usize::MAX))
     }
 
     /// Lets go of a pinned exit record.
     pub async fn unregister(&self, index: usize) -> Result<(), Error> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.call(ToReaper::Unregister { index }, &[]).await.map(drop)
+        self.call(ToReaper::Unregister { index }, &[])
+            .await
+            .map(drop)
     }
 
     /// Tells the reaper that this shim leaves for good.
@@ -116,7 +134,12 @@ impl Control {
         };
         let outcome = self.exchange(Call { call, request }, fds, answered).await;
         if outcome.is_err() {
-            self.0.calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&call);
+            self.0
+                .calls
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .waiting
+                .remove(&call);
         }
         outcome
     }
@@ -129,10 +152,15 @@ impl Control {
     ) -> Result<u64, Error> {
         let bytes = call.encode().map_err(|source| Error::Control { source })?;
         loop {
-            let mut ready = self.0.socket.writable().await.map_err(|source| Error::Runtime {
-                op: "wait for the control socket",
-                source,
-            })?;
+            let mut ready = self
+                .0
+                .socket
+                .writable()
+                .await
+                .map_err(|source| Error::Runtime {
+                    op: "wait for the control socket",
+                    source,
+                })?;
             match scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
                 Ok(_) => break,
                 Err(Errno::EAGAIN) => ready.clear_ready(),
@@ -149,7 +177,9 @@ impl Control {
 
 async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
     loop {
-        let Ok(mut ready) = shared.socket.readable().await else { break };
+        let Ok(mut ready) = shared.socket.readable().await else {
+            break;
+        };
         let mut bytes = [0; MESSAGE_MAX];
         let mut fds = Vec::new();
         let len = match scm::recv(shared.socket.get_ref().as_fd(), &mut bytes, &mut fds) {
@@ -191,7 +221,9 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
             }
             // Slots come at takeover only; closing them here loses nothing
             // the reaper does not still hold.
-            Ok(ToShim::Slot(slot)) => log::warn!("control socket: slot {} not asked for", slot.slot),
+            Ok(ToShim::Slot(slot)) => {
+                log::warn!("control socket: slot {} not asked for", slot.slot);
+            }
             Ok(ToShim::Leave) => {
                 if unasked.send(FromReaper::Leave).await.is_err() {
                     break;
@@ -203,7 +235,12 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
             Err(error) => log::error!("control socket: {error}"),
         }
     }
-    shared.calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.clear();
+    shared
+        .calls
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .waiting
+        .clear();
     // Nobody listening is the owner leaving; then there is nobody to tell.
     let _ = unasked.send(FromReaper::Gone).await;
 }

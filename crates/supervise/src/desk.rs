@@ -29,7 +29,10 @@ impl Desk {
     pub async fn ask(&self, request: Request) -> Result<Answer, Refusal> {
         let (reply, answered) = oneshot::channel();
         let gone = || Refusal::new(Kind::Unavailable, "the shim is leaving");
-        self.inbox.send(Message::Ask { request, reply }).await.map_err(|_| gone())?;
+        self.inbox
+            .send(Message::Ask { request, reply })
+            .await
+            .map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 }

@@ -20,7 +20,7 @@ const OVERDUE: Duration = Duration::from_secs(3);
 /// How long the events get at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 /// A pair without Create and without connection leaves after this.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 /// How Create ended.
 pub(crate) type CreateOver = Result<Made, Refusal>;
@@ -38,10 +38,21 @@ impl Owner {
             }
             Effect::Run(verb) => self.run_verb(verb),
             Effect::StartExec(exec) => self.start_exec(exec),
-            Effect::Signal { who, process, signal, all } => {
-                let private = self.task.plan.as_ref().is_some_and(|plan| plan.private_pid_ns);
+            Effect::Signal {
+                who,
+                process,
+                signal,
+                all,
+            } => {
+                let private = self
+                    .task
+                    .plan
+                    .as_ref()
+                    .is_some_and(|plan| plan.private_pid_ns);
                 let phase = &self.task.standing.phase;
-                let outcome = self.hands.signal(phase, &who, &process, signal, all, private);
+                let outcome = self
+                    .hands
+                    .signal(phase, &who, &process, signal, all, private);
                 self.signal_outcome = Some(outcome);
             }
             Effect::Discard { exec: _, process } => {
@@ -71,7 +82,8 @@ impl Owner {
                 if verb == Verb::Delete
                     && let Phase::Deleted { pid, exit } = self.task.standing.phase
                 {
-                    self.replies.verb_outcome(verb, Ok(Answer::Deleted { pid, exit }));
+                    self.replies
+                        .verb_outcome(verb, Ok(Answer::Deleted { pid, exit }));
                 }
                 self.replies.answer_verb(verb);
             }
@@ -124,28 +136,40 @@ impl Owner {
     }
 
     fn run_verb(&mut self, verb: Verb) {
-        let Some(plan) = self.task.plan.clone() else { return };
+        let Some(plan) = self.task.plan.clone() else {
+            return;
+        };
         let tools = self.hands.tools.clone();
         let wish = self.hands.take_wish();
         match verb {
             Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
                 let mut claims = plan.claims.clone();
                 let over = jobs::create::begin(&tools, &plan, &mut claims).await;
-                Message::VerbOver { verb, over: over.map(|begun| Some(Box::new(begun))) }
+                Message::VerbOver {
+                    verb,
+                    over: over.map(|begun| Some(Box::new(begun))),
+                }
             }),
             Verb::Start => self.job(async move {
-                Message::VerbOver { verb, over: verbs::start(tools, plan).await.map(|()| None) }
+                Message::VerbOver {
+                    verb,
+                    over: verbs::start(tools, plan).await.map(|()| None),
+                }
             }),
             Verb::Pause | Verb::Resume => {
                 let cgroup = self.hands.cgroup.clone();
                 self.job(async move {
                     let over = match cgroup {
                         Some(cgroup) => verbs::freeze(cgroup, verb == Verb::Pause).await,
-                        None => {
-                            Err(Refusal::new(Kind::Unknown, "the container's cgroup is not known"))
-                        }
+                        None => Err(Refusal::new(
+                            Kind::Unknown,
+                            "the container's cgroup is not known",
+                        )),
                     };
-                    Message::VerbOver { verb, over: over.map(|()| None) }
+                    Message::VerbOver {
+                        verb,
+                        over: over.map(|()| None),
+                    }
                 });
             }
             Verb::Update => {
@@ -155,7 +179,10 @@ impl Owner {
                 };
                 self.job(async move {
                     let over = verbs::update(tools, plan, resources).await;
-                    Message::VerbOver { verb, over: over.map(|()| None) }
+                    Message::VerbOver {
+                        verb,
+                        over: over.map(|()| None),
+                    }
                 });
             }
             Verb::Checkpoint => {
@@ -165,7 +192,10 @@ impl Owner {
                 };
                 self.job(async move {
                     let over = verbs::checkpoint(tools, plan, how).await;
-                    Message::VerbOver { verb, over: over.map(|()| None) }
+                    Message::VerbOver {
+                        verb,
+                        over: over.map(|()| None),
+                    }
                 });
             }
             Verb::Delete => self.delete(),
@@ -175,7 +205,9 @@ impl Owner {
     /// Deletes: what was never started is killed first; streams are closed
     /// before anything is answered, so that nothing of them outlives it.
     fn delete(&mut self) {
-        let Some(plan) = self.task.plan.clone() else { return };
+        let Some(plan) = self.task.plan.clone() else {
+            return;
+        };
         let tools = self.hands.tools.clone();
         let never_started = matches!(self.task.standing.phase, Phase::Created { .. });
         let cgroup = self.hands.cgroup.clone();
@@ -195,27 +227,38 @@ impl Owner {
                 let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
             }
             let over = gone::delete(tools, plan).await;
-            Message::VerbOver { verb: Verb::Delete, over: over.map(|()| None) }
+            Message::VerbOver {
+                verb: Verb::Delete,
+                over: over.map(|()| None),
+            }
         });
     }
 
     fn start_exec(&mut self, exec: ExecId) {
-        let (Some(plan), Some(asked)) =
-            (self.task.plan.clone(), self.task.exec_plans.get(&exec).cloned())
-        else {
+        let (Some(plan), Some(asked)) = (
+            self.task.plan.clone(),
+            self.task.exec_plans.get(&exec).cloned(),
+        ) else {
             return;
         };
         let tools = self.hands.tools.clone();
         self.job(async move {
             let over = jobs::exec::start(tools, plan, exec.clone(), asked).await;
-            Message::ExecOver { exec, over: Box::new(over) }
+            Message::ExecOver {
+                exec,
+                over: Box::new(over),
+            }
         });
     }
 
     /// After init's end. In a pid namespace of its own the kernel has already
     /// taken everything else down; frozen leftovers are thawed all the same.
     fn kill_rest(&mut self) {
-        let private = self.task.plan.as_ref().is_some_and(|plan| plan.private_pid_ns);
+        let private = self
+            .task
+            .plan
+            .as_ref()
+            .is_some_and(|plan| plan.private_pid_ns);
         match self.hands.cgroup.clone() {
             Some(cgroup) if !private => self.job(async move {
                 if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
@@ -233,7 +276,7 @@ impl Owner {
             }),
             Some(cgroup) => {
                 if let Err(error) = cgroup.thaw_all() {
-                    log::warn!("not thawed: {}", crate::error::chain(&error));
+                    log::warn!("not thawed: {}", vigil_host::chain(&error));
                 }
                 self.soon(What::RestGone);
             }
@@ -284,7 +327,13 @@ impl Owner {
                     // What died of being deleted is told before.
                     self.look_at_exits();
                 }
-                let init_pid = self.task.standing.phase.init().or(init.as_ref()).map(|init| init.pid);
+                let init_pid = self
+                    .task
+                    .standing
+                    .phase
+                    .init()
+                    .or(init.as_ref())
+                    .map(|init| init.pid);
                 let answer = match (verb, init_pid) {
                     (Verb::Start, Some(pid)) => Answer::Pid(pid),
                     _ => Answer::Done,
@@ -310,7 +359,10 @@ impl Owner {
                 self.hands.streams.insert(who.clone(), started.streams);
                 self.hands.pins.insert(who.clone(), started.pin);
                 self.replies.exec_outcome(&exec, Ok(Answer::Pid(pid)));
-                self.happen(What::ExecStartDone { exec, process: started.process });
+                self.happen(What::ExecStartDone {
+                    exec,
+                    process: started.process,
+                });
                 self.look_at_exits();
             }
             Err(refusal) => {
@@ -350,17 +402,20 @@ impl Owner {
     fn awaits(&self, who: &Who) -> bool {
         match who {
             Who::Init => self.task.standing.phase.live_init().is_some(),
-            Who::Exec(exec) => self
-                .task
-                .standing
-                .execs
-                .get(exec)
-                .is_some_and(|exec| matches!(exec.phase, vigil_model::ExecPhase::Running { .. })),
+            Who::Exec(exec) => {
+                self.task.standing.execs.get(exec).is_some_and(|exec| {
+                    matches!(exec.phase, vigil_model::ExecPhase::Running { .. })
+                })
+            }
         }
     }
 
     pub(crate) fn look_at_ooms(&mut self) {
-        let count = self.hands.oom.as_mut().and_then(vigil_host::cgroup::OomWatch::count);
+        let count = self
+            .hands
+            .oom
+            .as_mut()
+            .and_then(vigil_host::cgroup::OomWatch::count);
         if let Some(count) = count
             && count > self.task.standing.ooms
         {

@@ -19,11 +19,19 @@ impl ExitRecords {
     /// Maps the file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = std::fs::File::open(path).map_err(|source| {
-            Error::Host(vigil_host::Error::File { op: "open", path: path.to_owned(), source })
+            Error::Host(vigil_host::Error::File {
+                op: "open",
+                path: path.to_owned(),
+                source,
+            })
         })?;
         let map = SharedMap::read_only(file.as_fd()).map_err(|source| {
             let what = path.display().to_string();
-            Error::Host(vigil_host::Error::Kernel { op: "map", what, source })
+            Error::Host(vigil_host::Error::Kernel {
+                op: "map",
+                what,
+                source,
+            })
         })?;
         let records = Self(Arc::new(map));
         records.exits().map(drop)?;
@@ -42,7 +50,7 @@ impl ExitRecords {
     /// Place the next unpinned death will have; what died before it is not
     /// what is started after it.
     pub(crate) fn ring_seq(&self) -> u64 {
-        self.exits().map_or(0, |exits| exits.ring_seq())
+        self.exits().map_or(0, Exits::ring_seq)
     }
 }
 
@@ -53,5 +61,11 @@ pub fn exit_of(death: &Death) -> Exit {
         (None, Some(signal)) => Status::Signalled(u8::try_from(signal).unwrap_or(u8::MAX)),
         (None, None) => Status::Unknown(Because::NoRecord),
     };
-    Exit { status, at: Moment { secs: death.at_secs, nanos: death.at_nanos } }
+    Exit {
+        status,
+        at: Moment {
+            secs: death.at_secs,
+            nanos: death.at_nanos,
+        },
+    }
 }

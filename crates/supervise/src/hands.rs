@@ -54,7 +54,7 @@ impl Hands {
     /// to make, and what stands in its way.
     pub(crate) fn plan(&self, place_: &Place, create: Create) -> Result<Plan, Refusal> {
         let wrong = |error: vigil_host::Error| {
-            Refusal::new(Kind::InvalidArgument, crate::error::chain(&error))
+            Refusal::new(Kind::InvalidArgument, vigil_host::chain(&error))
         };
         let spec = bundle::Spec::load(&place_.bundle).map_err(wrong)?;
         rootfs::check(&create.rootfs).map_err(wrong)?;
@@ -63,7 +63,11 @@ impl Hands {
             create.options = place_.options.clone();
         }
         let options = &create.options;
-        let program = if options.binary_name.is_empty() { "runc" } else { &options.binary_name };
+        let program = if options.binary_name.is_empty() {
+            "runc"
+        } else {
+            &options.binary_name
+        };
         if let Err(why) = runc::find_program(program.as_ref()) {
             let what = match why {
                 runc::Unusable::Missing => "was not found",
@@ -89,7 +93,11 @@ impl Hands {
                 spec.cgroups_path
             );
         }
-        let root = if options.root.is_empty() { RUNC_ROOT } else { &options.root };
+        let root = if options.root.is_empty() {
+            RUNC_ROOT
+        } else {
+            &options.root
+        };
         Ok(Plan {
             driver: placement.driver,
             claims: claims(hierarchies, &placement),
@@ -140,21 +148,27 @@ impl Hands {
         let number = i32::try_from(signal).unwrap_or(i32::MAX);
         let finished = || Refusal::new(Kind::NotFound, "process already finished");
         let checked = proc::open_checked(process).map_err(|error| jobs::refusal(&error))?;
-        let Checked::Same(fd) = checked else { return Err(finished()) };
+        let Checked::Same(fd) = checked else {
+            return Err(finished());
+        };
         // SIGKILL of an init that shares its pid namespace would leave the
         // rest alive: the whole cgroup is meant, as runc has it.
         let whole = *who == Who::Init && (all || signal == 9 && !private_pid_ns);
         if whole && let Some(cgroup) = &self.cgroup {
-            cgroup.signal_all(number).map_err(|error| jobs::refusal(&error))?;
+            cgroup
+                .signal_all(number)
+                .map_err(|error| jobs::refusal(&error))?;
         }
         match pidfd::send_signal(&fd, number) {
-            Ok(()) => {}
             Err(vigil_sys::Errno::ESRCH) if !whole => return Err(finished()),
-            Err(vigil_sys::Errno::ESRCH) => {}
+            Ok(()) | Err(vigil_sys::Errno::ESRCH) => {}
             Err(errno) => {
                 return Err(Refusal::new(
                     Kind::Unknown,
-                    format!("cannot send signal {signal} to {who}, process {}: {errno}", process.pid),
+                    format!(
+                        "cannot send signal {signal} to {who}, process {}: {errno}",
+                        process.pid
+                    ),
                 ));
             }
         }
@@ -164,7 +178,7 @@ impl Hands {
             && let Some(cgroup) = &self.cgroup
             && let Err(error) = cgroup.thaw_all()
         {
-            log::warn!("not thawed after SIGKILL: {}", crate::error::chain(&error));
+            log::warn!("not thawed after SIGKILL: {}", vigil_host::chain(&error));
         }
         Ok(Answer::Done)
     }
@@ -175,7 +189,7 @@ impl Hands {
             match stats(cgroup) {
                 Ok(Some(now)) => self.last_stats = Some(now),
                 Ok(None) => {}
-                Err(error) => log::warn!("stats: {}", crate::error::chain(&error)),
+                Err(error) => log::warn!("stats: {}", vigil_host::chain(&error)),
             }
         }
         self.last_stats.clone()
@@ -197,7 +211,7 @@ impl Hands {
             if let Some(pin) = pin
                 && let Err(error) = control.unregister(pin).await
             {
-                log::warn!("pin not given back: {}", crate::error::chain(&error));
+                log::warn!("pin not given back: {}", vigil_host::chain(&error));
             }
         });
     }

@@ -21,7 +21,10 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn new(control: Control) -> Self {
-        Self { control, next: Arc::new(AtomicU32::new(1)) }
+        Self {
+            control,
+            next: Arc::new(AtomicU32::new(1)),
+        }
     }
 }
 
@@ -46,6 +49,8 @@ impl Keeper for Kept {
     }
 
     async fn ended(&self, slots: &[SlotId]) -> Result<(), Error> {
-        self.control.ended(slots.iter().map(|slot| slot.0).collect()).await
+        self.control
+            .ended(slots.iter().map(|slot| slot.0).collect())
+            .await
     }
 }

@@ -36,17 +36,40 @@ impl JournalLedger {
         let settings = Settings::default();
         let journal = match Journal::create(path, boot, settings) {
             Ok(journal) => {
-                let ledger = Self { journal, failed: None, cut_failed_at: 0 };
-                return Ok((ledger, Remembered { task: Task::default(), tail: Tail::Clean }));
+                let ledger = Self {
+                    journal,
+                    failed: None,
+                    cut_failed_at: 0,
+                };
+                return Ok((
+                    ledger,
+                    Remembered {
+                        task: Task::default(),
+                        tail: Tail::Clean,
+                    },
+                ));
             }
             Err(vigil_journal::Error::Exists { .. }) => Journal::open(path, settings),
             Err(source) => Err(source),
         };
         let Opened { journal, replayed } = journal.map_err(|source| Error::Journal { source })?;
-        let frames = replayed.records.iter().map(|record| (record.kind, &record.payload[..]));
+        let frames = replayed
+            .records
+            .iter()
+            .map(|record| (record.kind, &record.payload[..]));
         let task = Task::replay(frames).map_err(|source| Error::Codec { source })?;
-        let ledger = Self { journal, failed: None, cut_failed_at: 0 };
-        Ok((ledger, Remembered { task, tail: replayed.tail }))
+        let ledger = Self {
+            journal,
+            failed: None,
+            cut_failed_at: 0,
+        };
+        Ok((
+            ledger,
+            Remembered {
+                task,
+                tail: replayed.tail,
+            },
+        ))
     }
 
     /// Refuses what begins something new once nothing can be recorded.
@@ -55,7 +78,10 @@ impl JournalLedger {
             None => Ok(()),
             Some(why) => Err(Refusal::new(
                 Kind::Unavailable,
-                format!("{} failed and takes no new work: {why}", self.journal.path().display()),
+                format!(
+                    "{} failed and takes no new work: {why}",
+                    self.journal.path().display()
+                ),
             )),
         }
     }
@@ -85,7 +111,7 @@ impl JournalLedger {
         if let Err(error) = outcome {
             // The old journal stays in use; a full file system is the usual
             // reason, and another try costs as much as this one.
-            log::warn!("cannot cut the journal: {}", crate::error::chain(&error));
+            log::warn!("cannot cut the journal: {}", vigil_host::chain(&error));
             self.cut_failed_at = self.journal.used() + 1024;
         }
     }
@@ -105,7 +131,7 @@ impl Ledger for JournalLedger {
                 Err(source) => Err(Error::Codec { source }),
             };
             if let Err(error) = outcome {
-                self.fail(crate::error::chain(&error));
+                self.fail(vigil_host::chain(&error));
             }
         }
         Ok(())

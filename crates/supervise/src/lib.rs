@@ -24,8 +24,9 @@ mod watched;
 
 pub use clock::now;
 pub use desk::Desk;
-pub use error::{Error, chain};
+pub use error::Error;
 pub use exits::exit_of;
 pub use outbox::{Delivery, Publish};
 pub use owner::{Ending, Place};
 pub use serve::{Inherited, Shim};
+pub use vigil_host::chain;

@@ -28,7 +28,9 @@ pub(crate) fn listen(ooms: &OomWatch, owner: mpsc::Sender<Message>) {
 
 async fn wake(watched: Watched, interest: Interest, owner: mpsc::Sender<Message>) {
     loop {
-        let Ok(mut ready) = watched.ready(interest).await else { return };
+        let Ok(mut ready) = watched.ready(interest).await else {
+            return;
+        };
         ready.clear_ready();
         // `closed` covers an owner that left; a vanished cgroup wakes once
         // and then, the edge gone, never again.

@@ -71,7 +71,11 @@ pub(crate) async fn send(bell: Bell, owner: mpsc::Sender<Message>, mut publisher
         }
         told_down = false;
         pause = PAUSE_FIRST;
-        if owner.send(Message::Happened(What::Acked { seq: event.seq })).await.is_err() {
+        if owner
+            .send(Message::Happened(What::Acked { seq: event.seq }))
+            .await
+            .is_err()
+        {
             return;
         }
     }

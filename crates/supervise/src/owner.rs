@@ -103,7 +103,10 @@ impl Owner {
                 break;
             }
         }
-        (self.leaving.unwrap_or(Ending::ReaperLeaves), self.shutdown_replies)
+        (
+            self.leaving.unwrap_or(Ending::ReaperLeaves),
+            self.shutdown_replies,
+        )
     }
 
     fn receive(&mut self, message: Message) {
@@ -156,7 +159,13 @@ impl Owner {
     // --- the turn ---------------------------------------------------------
 
     fn decide(&self, what: What) -> Result<Step, Refusal> {
-        step(&self.task, Event { at: clock::now(), what })
+        step(
+            &self.task,
+            Event {
+                at: clock::now(),
+                what,
+            },
+        )
     }
 
     /// Records the step, then does what it asks for.
@@ -195,9 +204,10 @@ impl Owner {
             Request::Start(Who::Exec(exec)) => self.ask_exec_start(exec, reply),
             Request::Exec { exec, stdio, spec } => {
                 let outcome = match String::from_utf8(spec) {
-                    Ok(spec) => {
-                        self.immediate(What::ExecAsked { exec, plan: ExecPlan { stdio, spec } })
-                    }
+                    Ok(spec) => self.immediate(What::ExecAsked {
+                        exec,
+                        plan: ExecPlan { stdio, spec },
+                    }),
                     Err(_) => Err(Refusal::new(
                         Kind::InvalidArgument,
                         format!("the process spec of exec {exec} is not UTF-8"),
@@ -208,7 +218,10 @@ impl Owner {
             Request::State(who) => {
                 self.look_at_exits();
                 let state = show::state(&self.task, self.place.id.as_str(), &who);
-                answer(Some(reply), state.map(|state| Answer::State(Box::new(state))));
+                answer(
+                    Some(reply),
+                    state.map(|state| Answer::State(Box::new(state))),
+                );
             }
             Request::Pids => {
                 let pids = self.pids();
@@ -326,7 +339,10 @@ impl Owner {
     }
 
     fn ask_exec_delete(&mut self, exec: ExecId, request: Request, reply: Reply) {
-        let never = Exit { status: Status::Unknown(Because::NeverRan), at: clock::now() };
+        let never = Exit {
+            status: Status::Unknown(Because::NeverRan),
+            at: clock::now(),
+        };
         let (pid, exit) = match self.task.standing.execs.get(&exec) {
             Some(found) => match &found.phase {
                 ExecPhase::Stopped { process, exit, .. } => (process.pid, *exit),
@@ -348,7 +364,11 @@ impl Owner {
     }
 
     fn ask_kill(&mut self, who: Who, signal: u32, all: bool, reply: Reply) {
-        match self.decide(What::KillAsked { who: who.clone(), signal, all }) {
+        match self.decide(What::KillAsked {
+            who: who.clone(),
+            signal,
+            all,
+        }) {
             Ok(step) => {
                 self.carry(step);
                 let outcome = self.signal_outcome.take().unwrap_or(Ok(Answer::Done));
@@ -390,9 +410,11 @@ impl Owner {
 /// Whether a request is worth carrying out for a client that went away.
 fn mutates(request: &Request) -> bool {
     match request {
-        Request::State(_) | Request::Pids | Request::Wait(_) | Request::Stats | Request::Connect => {
-            false
-        }
+        Request::State(_)
+        | Request::Pids
+        | Request::Wait(_)
+        | Request::Stats
+        | Request::Connect => false,
         Request::Create(_)
         | Request::Start(_)
         | Request::Exec { .. }

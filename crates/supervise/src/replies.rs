@@ -35,12 +35,18 @@ pub(crate) fn answer(reply: Option<Reply>, outcome: Outcome) {
 }
 
 fn unexplained(what: &str) -> Outcome {
-    Err(Refusal::new(Kind::Unknown, format!("{what} ended without an outcome")))
+    Err(Refusal::new(
+        Kind::Unknown,
+        format!("{what} ended without an outcome"),
+    ))
 }
 
 impl Replies {
     pub(crate) fn answer_create(&mut self) {
-        let outcome = self.create_outcome.take().unwrap_or_else(|| unexplained("create"));
+        let outcome = self
+            .create_outcome
+            .take()
+            .unwrap_or_else(|| unexplained("create"));
         answer(self.create.take(), outcome);
     }
 

@@ -61,8 +61,7 @@ impl Shim {
         let control = Control::open(inherited.control, unasked).await?;
         let boot = proc::boot_id()?;
         let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
-        let (ledger, remembered) =
-            JournalLedger::open(&place.bundle.join(names::JOURNAL), boot)?;
+        let (ledger, remembered) = JournalLedger::open(&place.bundle.join(names::JOURNAL), boot)?;
         match &remembered.tail {
             Tail::Clean => {}
             tail => log::warn!("the journal was not whole: {tail:?}"),
@@ -93,14 +92,24 @@ impl Shim {
             signal_outcome: None,
         };
         owner.arm_idle();
-        let doorbell = watch(inherited.doorbell, Interest::READABLE)
-            .map_err(|source| Error::Runtime { op: "watch the doorbell", source })?;
+        let doorbell =
+            watch(inherited.doorbell, Interest::READABLE).map_err(|source| Error::Runtime {
+                op: "watch the doorbell",
+                source,
+            })?;
         tokio::spawn(answer_doorbell(doorbell, sender.clone()));
         tokio::spawn(outbox::send(news, sender.clone(), publisher));
         let (arrivals, connections) = mpsc::channel(CONNECTIONS_MAX);
         tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
         let owner = tokio::spawn(owner.run(inbox));
-        Ok(Self { desk: Desk::new(sender), control, connections, owner, ended: None, place })
+        Ok(Self {
+            desk: Desk::new(sender),
+            control,
+            connections,
+            owner,
+            ended: None,
+            place,
+        })
     }
 
     /// Where requests are handed in.
@@ -127,12 +136,10 @@ impl Shim {
     /// Waits for the end, tells the reaper before anyone else, then answers
     /// Shutdown. `false`: the reaper leaves or is gone, there is nobody to tell.
     pub async fn end(self) -> bool {
-        let ended = match self.ended {
-            Some(ended) => ended,
-            // No connection will ever come again: the reaper is gone.
-            None => return false,
+        // None: no connection will ever come again, the reaper is gone.
+        let Some((ending, replies)) = self.ended else {
+            return false;
         };
-        let (ending, replies) = ended;
         if ending == Ending::ReaperLeaves {
             return false;
         }
@@ -144,7 +151,10 @@ impl Shim {
             Ok(()) | Err(_) => {}
         }
         if let Err(error) = self.control.end().await {
-            log::warn!("the reaper was not told of the end: {}", crate::error::chain(&error));
+            log::warn!(
+                "the reaper was not told of the end: {}",
+                vigil_host::chain(&error)
+            );
         }
         for reply in replies {
             answer(Some(reply), Ok(vigil_model::Answer::Done));
@@ -156,7 +166,9 @@ impl Shim {
 /// The doorbell carries no data: who rings has written the record before.
 async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
     loop {
-        let Ok(mut ready) = bell.readable().await else { return };
+        let Ok(mut ready) = bell.readable().await else {
+            return;
+        };
         ready.clear_ready();
         let mut rings = [0; 8];
         // Edge-triggered: not draining it would do, but for the counter's end.

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use vigil_host::cgroup::{Cgroup, OomWatch};
+use vigil_host::rootfs;
 use vigil_host::runc::{Call, Invocation, Streams as Given};
 use vigil_host::stdio::Owner as StdioOwner;
 use vigil_host::worker::{Outcome, Worker};
-use vigil_host::rootfs;
 use vigil_model::{Claim, Incarnation, Kind, Plan, Refusal};
 
 use super::{Tools, gone, identify, runc, runtime};
@@ -44,11 +44,17 @@ pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, Refusa
 async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {
     mount(tools, plan).await?;
     if !plan.create.checkpoint.is_empty() {
-        return Ok(Made { begun: None, claims: plan.claims.clone() });
+        return Ok(Made {
+            begun: None,
+            claims: plan.claims.clone(),
+        });
     }
     let mut claims = plan.claims.clone();
     let begun = begin(tools, plan, &mut claims).await?;
-    Ok(Made { begun: Some(begun), claims })
+    Ok(Made {
+        begun: Some(begun),
+        claims,
+    })
 }
 
 /// Runs `runc create`, or `runc restore` of a checkpoint.
@@ -100,7 +106,9 @@ pub(crate) async fn begin(
                 no_pivot: create.options.no_pivot_root,
             }
         };
-        Invocation::new(&runtime, call).streams(given(&child)).spawn()
+        Invocation::new(&runtime, call)
+            .streams(given(&child))
+            .spawn()
     };
     drop(child);
     let outcome = match running {
@@ -138,14 +146,23 @@ pub(crate) async fn begin(
         }
     };
     if let Err(error) = cgroup.enable_controllers(&tools.hierarchies) {
-        log::debug!("controllers not handed down: {}", crate::error::chain(&error));
+        log::debug!("controllers not handed down: {}", vigil_host::chain(&error));
     }
     let oom = OomWatch::open(&cgroup).unwrap_or_else(|error| {
-        log::warn!("out-of-memory kills are not watched: {}", crate::error::chain(&error));
+        log::warn!(
+            "out-of-memory kills are not watched: {}",
+            vigil_host::chain(&error)
+        );
         None
     });
     let Identified { process: init, pin } = identified;
-    Ok(Begun { init, pin, streams, cgroup: Arc::new(cgroup), oom })
+    Ok(Begun {
+        init,
+        pin,
+        streams,
+        cgroup: Arc::new(cgroup),
+        oom,
+    })
 }
 
 use identify::Identified;
@@ -167,19 +184,24 @@ async fn mount(tools: &Tools, plan: &Plan) -> Result<(), Refusal> {
     let rootfs = tools.place.bundle.join("rootfs");
     let mounts = plan.create.rootfs.clone();
     let worker = Worker::start_noting("mount", move |notes| {
-        rootfs::mount_all(&mounts, &rootfs, notes).map_err(|error| rootfs::chain(&error))
+        rootfs::mount_all(&mounts, &rootfs, notes).map_err(|error| vigil_host::chain(&error))
     })
     .map_err(|error| super::refusal(&error))?;
     match gone::worked(worker, gone::MOUNT_WAIT).await {
         Outcome::Done => Ok(()),
-        Outcome::Failed(why) => {
-            Err(Refusal::new(Kind::Unknown, format!("failed to mount rootfs component: {why}")))
-        }
+        Outcome::Failed(why) => Err(Refusal::new(
+            Kind::Unknown,
+            format!("failed to mount rootfs component: {why}"),
+        )),
         Outcome::Overdue { pid, doing, left } => Err(Refusal::new(
             Kind::DeadlineExceeded,
             format!(
                 "mounting the rootfs did not end in time: {doing}{}",
-                if left { format!(" (process {pid} sleeps uninterruptibly)") } else { String::new() }
+                if left {
+                    format!(" (process {pid} sleeps uninterruptibly)")
+                } else {
+                    String::new()
+                }
             ),
         )),
     }

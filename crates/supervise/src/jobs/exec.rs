@@ -52,7 +52,9 @@ pub(crate) async fn start(
             pid_file: &pid_file,
             console_socket: streams.console_socket(),
         };
-        Invocation::new(&runtime, call).streams(given(&child)).spawn()
+        Invocation::new(&runtime, call)
+            .streams(given(&child))
+            .spawn()
     };
     drop(child);
     let outcome = match running {
@@ -89,7 +91,11 @@ pub(crate) async fn start(
         streams.close_all(Duration::ZERO).await;
         return Err(refusal);
     }
-    Ok(Started { process: found.process, pin: found.pin, streams })
+    Ok(Started {
+        process: found.process,
+        pin: found.pin,
+        streams,
+    })
 }
 
 /// Kills a process nobody will ever ask for.

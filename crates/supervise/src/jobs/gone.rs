@@ -15,7 +15,7 @@ use super::{Tools, runc, runtime};
 use crate::watched::watch;
 
 /// For mounting the rootfs: a loop or network device may be slow.
-pub(crate) const MOUNT_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const MOUNT_WAIT: Duration = Duration::from_mins(1);
 /// For unmounting and removing cgroups; Delete is answered within it.
 const CLEAN_WAIT: Duration = Duration::from_secs(3);
 /// For a busy mount before it is detached.
@@ -46,7 +46,7 @@ async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, Vec<String>)
     }
     let outcome = worker
         .wait(wait)
-        .unwrap_or_else(|error| Outcome::Failed(crate::error::chain(&error)));
+        .unwrap_or_else(|error| Outcome::Failed(vigil_host::chain(&error)));
     (outcome, worker.notes())
 }
 
@@ -61,13 +61,13 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
             Ok(Progress::Empty) => return true,
             Ok(Progress::Waiting) => {}
             Err(error) => {
-                log::warn!("cgroup not emptied: {}", crate::error::chain(&error));
+                log::warn!("cgroup not emptied: {}", vigil_host::chain(&error));
                 return false;
             }
         }
         if tokio::time::Instant::now() >= deadline {
             if let Err(error) = cgroup.thaw_all() {
-                log::warn!("cgroup not thawed: {}", crate::error::chain(&error));
+                log::warn!("cgroup not thawed: {}", vigil_host::chain(&error));
             }
             return false;
         }
@@ -85,7 +85,7 @@ pub(crate) async fn undo(tools: &Tools, plan: &Plan) {
                 log::error!("a failed create leaves processes behind in its cgroup");
             }
         }
-        Err(error) => log::warn!("cgroup not opened: {}", crate::error::chain(&error)),
+        Err(error) => log::warn!("cgroup not opened: {}", vigil_host::chain(&error)),
     }
     note_inodes(&mut claims);
     if let Err(refusal) = runc_delete(tools, plan, true).await {
@@ -102,7 +102,9 @@ pub(crate) async fn undo(tools: &Tools, plan: &Plan) {
 fn note_inodes(claims: &mut [Claim]) {
     use std::os::unix::fs::MetadataExt;
     for claim in claims.iter_mut().filter(|claim| claim.inode.is_none()) {
-        claim.inode = std::fs::symlink_metadata(&claim.path).ok().map(|found| found.ino());
+        claim.inode = std::fs::symlink_metadata(&claim.path)
+            .ok()
+            .map(|found| found.ino());
     }
 }
 
@@ -142,7 +144,9 @@ fn exists(path: &Path) -> bool {
 
 /// What runc leaves or never knew: cgroups and mounts.
 async fn clean(tools: &Tools, plan: &Plan, claims: Vec<Claim>) -> Result<(), Refusal> {
-    let left = claims.iter().any(|claim| claim.ours() && exists(Path::new(&claim.path)));
+    let left = claims
+        .iter()
+        .any(|claim| claim.ours() && exists(Path::new(&claim.path)));
     let mounted = !plan.create.rootfs.is_empty();
     if !left && !mounted {
         return Ok(());
@@ -155,9 +159,12 @@ async fn clean(tools: &Tools, plan: &Plan, claims: Vec<Claim>) -> Result<(), Ref
         }
         if mounted {
             let unmounted = rootfs::unmount_below(&rootfs, Manner::Patient(BUSY_WAIT), notes)
-                .map_err(|error| rootfs::chain(&error))?;
+                .map_err(|error| vigil_host::chain(&error))?;
             for mount in unmounted.detached {
-                notes.say(&format!("{} is busy and was only detached", mount.path.display()));
+                notes.say(&format!(
+                    "{} is busy and was only detached",
+                    mount.path.display()
+                ));
             }
         }
         Ok(())
@@ -171,20 +178,27 @@ async fn clean(tools: &Tools, plan: &Plan, claims: Vec<Claim>) -> Result<(), Ref
         Outcome::Done => Ok(()),
         Outcome::Failed(why) => Err(Refusal::new(Kind::Unknown, why)),
         Outcome::Overdue { pid, doing, left } => {
-            let left =
-                if left { format!(", left to process {pid}, which sleeps uninterruptibly") } else { String::new() };
-            Err(Refusal::new(Kind::DeadlineExceeded, format!("clean-up is overdue: {doing}{left}")))
+            let left = if left {
+                format!(", left to process {pid}, which sleeps uninterruptibly")
+            } else {
+                String::new()
+            };
+            Err(Refusal::new(
+                Kind::DeadlineExceeded,
+                format!("clean-up is overdue: {doing}{left}"),
+            ))
         }
     }
 }
 
 /// Runs in a worker.
 fn remove_cgroups(claims: &[Claim]) -> Result<(), String> {
-    let chain = |error: &vigil_host::Error| rootfs::chain(error);
+    let chain = |error: &vigil_host::Error| vigil_host::chain(error);
     let hierarchies = Hierarchies::read().map_err(|error| chain(&error))?;
     let cgroup = Cgroup::open(&hierarchies, claims).map_err(|error| chain(&error))?;
-    let removal =
-        cgroup.remove_until(Instant::now() + REMOVE_WAIT).map_err(|error| chain(&error))?;
+    let removal = cgroup
+        .remove_until(Instant::now() + REMOVE_WAIT)
+        .map_err(|error| chain(&error))?;
     match removal.left.first() {
         None => Ok(()),
         Some(path) => Err(format!("cgroup {} could not be removed", path.display())),

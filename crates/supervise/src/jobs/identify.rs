@@ -18,13 +18,20 @@ pub(crate) struct Identified {
 /// The pid runc wrote.
 pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
     let text = std::fs::read_to_string(path).map_err(|error| {
-        Refusal::new(Kind::Unknown, format!("cannot read pid file {}: {error}", path.display()))
+        Refusal::new(
+            Kind::Unknown,
+            format!("cannot read pid file {}: {error}", path.display()),
+        )
     })?;
     match text.trim().parse() {
         Ok(pid) if pid > 1 => Ok(pid),
         Ok(_) | Err(_) => Err(Refusal::new(
             Kind::Unknown,
-            format!("pid file {} holds no pid: {:?}", path.display(), text.get(..32).unwrap_or(&text)),
+            format!(
+                "pid file {} holds no pid: {:?}",
+                path.display(),
+                text.get(..32).unwrap_or(&text)
+            ),
         )),
     }
 }
@@ -57,7 +64,13 @@ fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> 
         let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
         let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
         let start_ticks = death.start_ticks;
-        let process = Incarnation { pid, start_ticks, pid_ns, boot, pidfd_inode: None };
+        let process = Incarnation {
+            pid,
+            start_ticks,
+            pid_ns,
+            boot,
+            pidfd_inode: None,
+        };
         return Ok(Identified { process, pin });
     }
     let Some(process) = seen else {

@@ -44,5 +44,5 @@ pub(crate) fn runtime(plan: &Plan) -> Runtime {
 
 /// A failure of the host or of our own machinery, for a client.
 pub(crate) fn refusal(error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::new(Kind::Unknown, crate::error::chain(error))
+    Refusal::new(Kind::Unknown, vigil_host::chain(error))
 }

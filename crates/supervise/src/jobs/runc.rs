@@ -29,10 +29,16 @@ pub(crate) async fn finish(
         return (outcome, running);
     };
     let mut stuck = String::new();
-    if tokio::time::timeout(deadline, pidfd.readable()).await.is_err() {
+    if tokio::time::timeout(deadline, pidfd.readable())
+        .await
+        .is_err()
+    {
         stuck = running.stuck_in();
         let _ = running.ask_group_to_end();
-        if tokio::time::timeout(deadlines.grace, pidfd.readable()).await.is_err() {
+        if tokio::time::timeout(deadlines.grace, pidfd.readable())
+            .await
+            .is_err()
+        {
             let _ = running.kill_group();
             let _ = tokio::time::timeout(DYING, pidfd.readable()).await;
         }

@@ -24,7 +24,11 @@ pub(crate) async fn update(
     plan: Box<Plan>,
     resources: Vec<u8>,
 ) -> Result<(), Refusal> {
-    call(&tools, &plan, |id| Call::Update { id, resources: &resources }).await
+    call(&tools, &plan, |id| Call::Update {
+        id,
+        resources: &resources,
+    })
+    .await
 }
 
 /// `runc checkpoint`.
@@ -38,8 +42,12 @@ pub(crate) async fn checkpoint(
     } else {
         PathBuf::from(&how.work_path)
     };
-    let outcome =
-        call(&tools, &plan, |id| Call::Checkpoint { id, work: &work, how: &how }).await;
+    let outcome = call(&tools, &plan, |id| Call::Checkpoint {
+        id,
+        work: &work,
+        how: &how,
+    })
+    .await;
     if how.work_path.is_empty() {
         let log = work.join("dump.log");
         let kept = tools.place.bundle.join("criu-dump.log");
@@ -50,7 +58,10 @@ pub(crate) async fn checkpoint(
                     Ok(_) => format!(" path= {}", kept.display()),
                     Err(_) => String::new(),
                 };
-                Err(Refusal::new(refusal.kind, format!("{}{path}", refusal.says)))
+                Err(Refusal::new(
+                    refusal.kind,
+                    format!("{}{path}", refusal.says),
+                ))
             }
         };
         let _ = std::fs::remove_dir_all(&work);
@@ -77,16 +88,25 @@ async fn call<'a>(
 
 /// Freezes or thaws the container through its cgroup, without runc.
 pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refusal> {
-    let wanted = if frozen { Freeze::Frozen } else { Freeze::Thawed };
+    let wanted = if frozen {
+        Freeze::Frozen
+    } else {
+        Freeze::Thawed
+    };
     let deadline = tokio::time::Instant::now() + FREEZE_WAIT;
     let mut pause = Duration::from_micros(200);
-    cgroup.request_freeze(frozen).map_err(|error| super::refusal(&error))?;
+    cgroup
+        .request_freeze(frozen)
+        .map_err(|error| super::refusal(&error))?;
     loop {
         match cgroup.freeze_state() {
             Ok(Some(now)) if now == wanted => return Ok(()),
             Ok(Some(_)) => {}
             Ok(None) => {
-                return Err(Refusal::new(Kind::Unknown, "the container's cgroup is gone"));
+                return Err(Refusal::new(
+                    Kind::Unknown,
+                    "the container's cgroup is gone",
+                ));
             }
             Err(error) => return Err(super::refusal(&error)),
         }
@@ -107,8 +127,14 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
     }
     let holdouts = cgroup.holdouts().unwrap_or_default();
     let who = holdouts.first().map_or_else(String::new, |held| {
-        format!(": process {} ({}) is in {}", held.pid, held.comm, held.wchan)
+        format!(
+            ": process {} ({}) is in {}",
+            held.pid, held.comm, held.wchan
+        )
     });
     let verb = if frozen { "pause" } else { "resume" };
-    Err(Refusal::new(Kind::DeadlineExceeded, format!("{verb} did not end in time{who}")))
+    Err(Refusal::new(
+        Kind::DeadlineExceeded,
+        format!("{verb} did not end in time{who}"),
+    ))
 }

@@ -148,7 +148,11 @@ impl<K: Keeper> Streams<K> {
 
     async fn deposit(&mut self, ends: Vec<(SlotKind, OwnedFd)>) -> Result<()> {
         let lent: Vec<_> = ends.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect();
-        let slots = self.slots.deposit(&lent).await.map_err(|e| Error::Deposit(e.into()))?;
+        let slots = self
+            .slots
+            .deposit(&lent)
+            .await
+            .map_err(|e| Error::Deposit(e.into()))?;
         for ((kind, fd), slot) in ends.into_iter().zip(slots) {
             self.keep(kind, End { fd, slot });
         }
@@ -185,7 +189,10 @@ impl<K: Keeper> Streams<K> {
     fn watch_logger(&mut self, pidfd: std::io::Result<OwnedFd>) -> Result<()> {
         let watched = pidfd
             .and_then(|fd| ready::watch(fd, Interest::READABLE))
-            .map_err(|source| Error::Watch { what: "the logger", source })?;
+            .map_err(|source| Error::Watch {
+                what: "the logger",
+                source,
+            })?;
         self.logger = Some(Arc::new(watched));
         Ok(())
     }
@@ -202,7 +209,10 @@ impl<K: Keeper> Streams<K> {
             Some((master, slot)) => Some((master.clone(), *slot)),
             None => self.watched(SlotKind::StdoutPipe, Interest::READABLE)?,
         };
-        self.console = console.as_ref().map(|(master, _)| Arc::downgrade(master)).unwrap_or_default();
+        self.console = console
+            .as_ref()
+            .map(|(master, _)| Arc::downgrade(master))
+            .unwrap_or_default();
         let mut stages = std::mem::take(&mut self.stages).into_iter();
         let (Some(out), Some(err), Some(log)) = (stages.next(), stages.next(), stages.next())
         else {
@@ -236,9 +246,13 @@ impl<K: Keeper> Streams<K> {
 
     /// Takes an end and has the runtime watch it.
     fn watched(&mut self, kind: SlotKind, how: Interest) -> Result<Option<(Arc<Watched>, SlotId)>> {
-        let Some(end) = self.ends.remove(&kind) else { return Ok(None) };
-        let watched = ready::watch(end.fd, how)
-            .map_err(|source| Error::Watch { what: "an end of a stream", source })?;
+        let Some(end) = self.ends.remove(&kind) else {
+            return Ok(None);
+        };
+        let watched = ready::watch(end.fd, how).map_err(|source| Error::Watch {
+            what: "an end of a stream",
+            source,
+        })?;
         Ok(Some((Arc::new(watched), end.slot)))
     }
 
@@ -301,7 +315,9 @@ impl<K: Keeper> Streams<K> {
         let pipe = self.watched(SlotKind::StdinPipe, Interest::WRITABLE)?;
         let mut own_slots: Vec<SlotId> = pipe.iter().map(|(_, slot)| *slot).collect();
         let sink = console.or(pipe.map(|(fd, _)| fd));
-        let (Some((reader, slot)), Some(sink)) = (reader, sink) else { return Ok(()) };
+        let (Some((reader, slot)), Some(sink)) = (reader, sink) else {
+            return Ok(());
+        };
         own_slots.push(slot);
         let input = Input {
             mover: Mover::new(reader, Sink::Watched(sink)),
@@ -357,9 +373,13 @@ impl<K: Keeper> Streams<K> {
 
     /// ResizePty. Without a console there is nothing to do, and no error.
     pub fn resize(&self, size: Size) -> Result<()> {
-        let Some(master) = self.console.upgrade() else { return Ok(()) };
-        tty::resize(&*master, size)
-            .map_err(|e| Error::Console { op: "resize", source: e.into() })
+        let Some(master) = self.console.upgrade() else {
+            return Ok(());
+        };
+        tty::resize(&*master, size).map_err(|e| Error::Console {
+            op: "resize",
+            source: e.into(),
+        })
     }
 
     /// The process is gone. The future resolves when its exit may be told: what
