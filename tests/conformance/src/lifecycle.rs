@@ -249,7 +249,8 @@ fn delete_of_running_refused(kit: &Kit) -> Result<()> {
 fn delete_of_created_kills(kit: &Kit) -> Result<()> {
     let c = kit.created(&Spec::sleeper())?;
     let pid = i32::try_from(c.pid)?;
-    c.task().delete(&c.id, "")?;
+    // Go's drains the output first, for up to 10 s, although nothing has run.
+    c.task().patient(15.0).delete(&c.id, "")?;
     until("init to be gone", by(3.0), || {
         (!process::alive(pid)).then_some(())
     })?;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -240,6 +241,24 @@ pub fn unmount_marked(mark: &str, deadline: Instant) -> Result<()> {
     })
 }
 
+/// Thaws every cgroup (v1 freezer, v2) that carries `mark`: what is frozen cannot die.
+pub fn thaw_marked(mark: &str) {
+    for directory in cgroups()
+        .into_iter()
+        .filter(|p| p.to_string_lossy().contains(mark))
+    {
+        for (file, thawed) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            // Opened, not created: a hierarchy without freezer has no such file.
+            if let Ok(mut file) = fs::OpenOptions::new()
+                .write(true)
+                .open(directory.join(file))
+            {
+                let _ = file.write_all(thawed.as_bytes());
+            }
+        }
+    }
+}
+
 /// Removes every cgroup directory that carries `mark`, deepest first.
 pub fn remove_cgroups(mark: &str, deadline: Instant) {
     let _ = poll::until("", deadline, || {
@@ -249,8 +268,6 @@ pub fn remove_cgroups(mark: &str, deadline: Instant) {
             .collect();
         ours.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
         for directory in &ours {
-            // A frozen group cannot die; thawing what is not frozen does nothing.
-            let _ = fs::write(directory.join("freezer.state"), "THAWED");
             let _ = fs::remove_dir(directory);
         }
         ours.iter().all(|p| !p.exists()).then_some(())

@@ -97,6 +97,7 @@ pub fn sweep() {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        residue::thaw_marked(&self.mark);
         residue::remove_sockets(&self.mark);
         // Order matters: processes hold mounts and cgroups, mounts hold the directory.
         if let Err(error) = process::kill_marked(&self.mark, poll::by(10.0)) {
