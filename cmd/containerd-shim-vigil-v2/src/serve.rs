@@ -12,7 +12,7 @@ use vigil_model::{Answer, Kind, Options, Published, Refusal, Request};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::stdio::LogFifo;
-use vigil_supervise::{Delivery, Desk, Inherited, Place, Publish, Shim, chain};
+use vigil_supervise::{Delivery, Desk, Inherited, Limits, Place, Publish, Shim, chain};
 use vigil_sys::{fd, fork, process, signal};
 
 use crate::RUNTIME;
@@ -70,6 +70,10 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         Ok(text) => serde_json::from_str(&text).context("cannot read the options of `start`")?,
         Err(_) => Options::default(),
     };
+    let (limits, unfit) = Limits::given(|name| std::env::var(name).ok());
+    for warning in unfit {
+        log::warn!("{warning}");
+    }
     let place = Place {
         id: flags.id.clone(),
         namespace: flags.namespace.clone(),
@@ -77,6 +81,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         socket: PathBuf::from(&flags.socket),
         reaper_pid: process::parent_pid(),
         options,
+        limits,
     };
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let publisher = ToContainerd(Publisher::new(

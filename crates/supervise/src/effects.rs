@@ -19,8 +19,6 @@ use crate::{clock, ooms};
 const OVERDUE: Duration = Duration::from_secs(3);
 /// How long the events get at the end.
 const FLUSH: Duration = Duration::from_secs(1);
-/// A pair without Create and without connection leaves after this.
-const IDLE: Duration = Duration::from_mins(1);
 
 /// How Create ended.
 pub(crate) type CreateOver = Result<Made, Refusal>;
@@ -129,8 +127,9 @@ impl Owner {
     }
 
     pub(crate) fn arm_idle(&self) {
-        self.job(async {
-            tokio::time::sleep(IDLE).await;
+        let idle = self.place.limits.idle;
+        self.job(async move {
+            tokio::time::sleep(idle).await;
             Message::Idle
         });
     }

@@ -17,6 +17,7 @@ use crate::desk::Reply;
 use crate::effects::{CreateOver, ExecOver, VerbOver};
 use crate::hands::Hands;
 use crate::ledger::JournalLedger;
+use crate::limits::Limits;
 use crate::replies::{Outcome, Replies, answer};
 use crate::{clock, outbox};
 
@@ -35,6 +36,8 @@ pub struct Place {
     pub reaper_pid: u32,
     /// Options given at `start`; those of Create come on top.
     pub options: Options,
+    /// How long it waits.
+    pub limits: Limits,
 }
 
 /// What reaches the owner.

@@ -11,7 +11,6 @@ use tokio::io::Interest;
 use tokio::sync::mpsc;
 use vigil_host::cgroup::Hierarchies;
 use vigil_host::proc;
-use vigil_host::runc::Deadlines;
 use vigil_journal::{BootId, Tail, names};
 
 use crate::control::{Control, FromReaper};
@@ -76,7 +75,7 @@ impl Shim {
             kept: Kept::new(control.clone()),
             exits,
             hierarchies: Arc::new(Hierarchies::read()?),
-            deadlines: Deadlines::default(),
+            deadlines: place.limits.runc,
         };
         let owner = Owner {
             place: (*place).clone(),
