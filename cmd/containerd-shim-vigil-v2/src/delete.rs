@@ -13,7 +13,9 @@ use vigil_host::enact::{Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
 use vigil_host::runc::Runtime;
 use vigil_journal::{exits, names};
-use vigil_model::{BootId, Driver, Exit, Incarnation, Phase, Task, Verb};
+use vigil_model::{
+    BootId, Change, Driver, Exit, Incarnation, KIND_RECORD, Phase, Record, Task, Verb, Who,
+};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
 use vigil_reconcile::{RuncDelete, Said};
@@ -60,6 +62,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             report.verdict
         );
     }
+    remember_end(&bundle, &report);
     let answer = delete::response(report.pid, &report.exit)?;
     std::io::stdout()
         .write_all(&answer)
@@ -169,6 +172,44 @@ fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
     };
     let death = snapshot.exits().ok()?.find(init.pid, init.start_ticks)?;
     Some(exit_of(&death))
+}
+
+/// Records what was found before it is told, so that a second `delete` tells
+/// the same. The lock is ours, so nobody else writes the journal.
+fn remember_end(bundle: &Path, report: &Report) {
+    let outcome = (|| -> Result<()> {
+        let path = bundle.join(names::JOURNAL);
+        let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
+        let frames = opened.replayed.records.iter();
+        let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
+        if matches!(task.standing.phase, Phase::Empty | Phase::Deleted { .. }) {
+            return Ok(());
+        }
+        let mut changes = Vec::new();
+        if !matches!(task.standing.phase, Phase::Stopped { .. }) {
+            changes.push(Change::Exited {
+                who: Who::Init,
+                exit: report.exit,
+            });
+        }
+        changes.push(Change::Deleted);
+        let record = Record {
+            at: vigil_supervise::now(),
+            changes,
+            publish: Vec::new(),
+        };
+        let mut journal = opened.journal;
+        journal.append(KIND_RECORD, &record.encode()?)?;
+        Ok(())
+    })();
+    if let Err(error) = outcome
+        && bundle.is_dir()
+    {
+        eprintln!(
+            "warning: the end is not recorded: {}",
+            vigil_supervise::chain(error.as_ref())
+        );
+    }
 }
 
 /// With exit 0 containerd logs stderr as warnings.

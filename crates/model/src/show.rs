@@ -13,47 +13,26 @@ pub fn state(task: &Task, id: &str, who: &Who) -> Result<State, Refusal> {
     let Some(plan) = task.plan.as_deref() else {
         return Err(Refusal::new(Kind::NotFound, "container not created"));
     };
-    let frozen = match (&standing.phase, standing.busy) {
-        (Phase::Empty | Phase::Creating, _) => {
+    // What init shows, and whether everything in the container stands still.
+    let (shown, exit, frozen) = match (&standing.phase, standing.busy) {
+        (Phase::Empty | Phase::Creating | Phase::Deleted { .. }, _) => {
             return Err(Refusal::new(Kind::NotFound, "container not created"));
         }
-        (Phase::Paused { .. }, _) => Some(Shown::Paused),
-        (Phase::Running { .. }, Some(Verb::Pause)) => Some(Shown::Pausing),
-        (
-            Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Stopped { .. }
-            | Phase::Deleted { .. },
-            _,
-        ) => None,
+        (Phase::Created { .. }, _) => (Shown::Created, None, None),
+        (Phase::Running { .. }, Some(Verb::Pause)) => (Shown::Pausing, None, Some(Shown::Pausing)),
+        (Phase::Running { .. }, _) => (Shown::Running, None, None),
+        (Phase::Paused { .. }, _) => (Shown::Paused, None, Some(Shown::Paused)),
+        (Phase::Stopped { exit, .. }, _) => (Shown::Stopped, Some(*exit), None),
     };
     match who {
-        Who::Init => {
-            let (shown, exit) = match &standing.phase {
-                Phase::Empty | Phase::Creating | Phase::Created { .. } => (Shown::Created, None),
-                Phase::Running { .. } | Phase::Paused { .. } => (Shown::Running, None),
-                Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => {
-                    (Shown::Stopped, Some(*exit))
-                }
-            };
-            let pid = match &standing.phase {
-                Phase::Deleted { pid, .. } => *pid,
-                phase @ (Phase::Empty
-                | Phase::Creating
-                | Phase::Created { .. }
-                | Phase::Running { .. }
-                | Phase::Paused { .. }
-                | Phase::Stopped { .. }) => phase.init().map_or(0, |init| init.pid),
-            };
-            Ok(State {
-                id: id.to_owned(),
-                bundle: plan.create.bundle.clone(),
-                pid,
-                shown: frozen.unwrap_or(shown),
-                stdio: plan.create.stdio.clone(),
-                exit,
-            })
-        }
+        Who::Init => Ok(State {
+            id: id.to_owned(),
+            bundle: plan.create.bundle.clone(),
+            pid: standing.phase.init().map_or(0, |init| init.pid),
+            shown,
+            stdio: plan.create.stdio.clone(),
+            exit,
+        }),
         Who::Exec(exec) => {
             let (Some(found), Some(asked)) = (standing.execs.get(exec), task.exec_plans.get(exec))
             else {

@@ -56,6 +56,7 @@ impl Hands {
         let wrong = |error: vigil_host::Error| {
             Refusal::new(Kind::InvalidArgument, vigil_host::chain(&error))
         };
+        same_directory(&place_.bundle, &create.bundle)?;
         let spec = bundle::Spec::load(&place_.bundle).map_err(wrong)?;
         rootfs::check(&create.rootfs).map_err(wrong)?;
         let mut create = create;
@@ -214,5 +215,26 @@ impl Hands {
                 log::warn!("pin not given back: {}", vigil_host::chain(&error));
             }
         });
+    }
+}
+
+/// Refuses a request for another bundle than the one `start` was run in: the
+/// records of this pair lie there.
+fn same_directory(ours: &std::path::Path, asked: &str) -> Result<(), Refusal> {
+    use std::os::unix::fs::MetadataExt;
+    let look = |path: &std::path::Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    match (look(ours), look(asked.as_ref())) {
+        (Ok(a), Ok(b)) if a == b => Ok(()),
+        (_, Err(error)) => Err(Refusal::new(
+            Kind::InvalidArgument,
+            format!("cannot look at bundle {asked:?}: {error}"),
+        )),
+        (_, Ok(_)) => Err(Refusal::new(
+            Kind::InvalidArgument,
+            format!(
+                "this shim was started in bundle {}, not in {asked:?}",
+                ours.display()
+            ),
+        )),
     }
 }

@@ -48,6 +48,16 @@ pub const DIFFERENCES: &[Difference] = &[
         "lone_stdout",
         "a stream that is not set is /dev/null; nobody needs the failure",
     ),
+    differs(
+        "vigil",
+        "delete_twice_not_found",
+        "F04, I10: a repeated Delete answers the same until Shutdown; the first answer may have come too late",
+    ),
+    differs(
+        "vigil",
+        "wait_after_delete_not_found",
+        "the end stays known until Shutdown, and a Wait that comes late hears it",
+    ),
     // Protocols of another time.
     differs(
         "go-1.6.20",

@@ -12,6 +12,8 @@ use super::{Tools, runc, runtime};
 
 /// For every process of the container to stand still, or to run again.
 const FREEZE_WAIT: Duration = Duration::from_secs(10);
+/// Looks at a freezer that does not get there before it is thawed for a moment.
+const STUCK_LOOKS: u32 = 20;
 
 /// `runc start`.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
@@ -95,6 +97,7 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
     };
     let deadline = tokio::time::Instant::now() + FREEZE_WAIT;
     let mut pause = Duration::from_micros(200);
+    let mut looks = 0;
     cgroup
         .request_freeze(frozen)
         .map_err(|error| super::refusal(&error))?;
@@ -116,8 +119,13 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(20));
         if frozen {
-            // v1: a process forked meanwhile may have slipped through; asking
-            // again makes the kernel look again.
+            // v1: a process that forked meanwhile may have slipped through,
+            // and asking again makes the kernel look again; a freezer that is
+            // stuck half way gets going only after a thaw.
+            looks += 1;
+            if looks % STUCK_LOOKS == 0 {
+                let _ = cgroup.request_freeze(false);
+            }
             let _ = cgroup.request_freeze(true);
         }
     }
