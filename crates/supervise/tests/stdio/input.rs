@@ -1,3 +1,6 @@
+//! stdin of a process: copied from the client's fifo, ended by CloseIO and by
+//! nothing else while the process lives.
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::time::Duration;

@@ -1,3 +1,6 @@
+//! `binary://` loggers: started with what the contract lists, waited for until
+//! ready, ended when the container is.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};

@@ -1,3 +1,6 @@
+//! Output: every byte arrives, the end comes when it should and not before,
+//! and a client that reads slowly, late or never holds nobody up.
+
 use std::io::Read;
 use std::time::{Duration, Instant};
 

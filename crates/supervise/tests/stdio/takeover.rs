@@ -1,3 +1,6 @@
+//! What a later shim finds: streams continued from deposited descriptors lose
+//! no byte and end as they would have.
+
 use std::io::Write;
 use std::time::Duration;
 

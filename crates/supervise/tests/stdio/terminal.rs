@@ -1,3 +1,6 @@
+//! Terminals: the console arrives after runc has exited, is copied both ways,
+//! resized, and gone with the process.
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
