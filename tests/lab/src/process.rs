@@ -15,7 +15,7 @@ use crate::poll;
 pub struct Process {
     /// Pid in the test's pid namespace.
     pub pid: i32,
-    /// Arguments joined by blanks; empty for zombies and kernel threads.
+    /// Arguments joined by blanks; the bare name while it is in D; empty for zombies.
     pub cmdline: String,
     /// `/proc/PID/cgroup`, whole; empty once the process is a zombie on some kernels.
     pub cgroup: String,
@@ -29,17 +29,15 @@ impl Process {
     pub fn read(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let state = stat.rsplit_once(") ")?.1.chars().next()?;
-        // A process in D may block whoever reads its cmdline.
+        // Reading the cmdline of a process in D may block the reader, and what the v1 freezer
+        // holds is in D; its name alone does not.
         let cmdline = if state == 'D' {
-            Vec::new()
+            fs::read(format!("/proc/{pid}/comm"))
         } else {
-            fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+            fs::read(format!("/proc/{pid}/cmdline"))
         };
-        let cmdline = cmdline
-            .split(|b| *b == 0)
-            .map(String::from_utf8_lossy)
-            .collect::<Vec<_>>()
-            .join(" ");
+        let cmdline =
+            String::from_utf8_lossy(&cmdline.unwrap_or_default()).replace(['\0', '\n'], " ");
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         Some(Self {
             pid,

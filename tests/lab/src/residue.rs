@@ -37,21 +37,21 @@ impl Residue {
         let mut found = BTreeSet::new();
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         // What shares the tests' own cgroup is the machine's business, not a container's.
-        let home = Process::read(me)
-            .map(|p| container_group(&p.cgroup))
-            .unwrap_or_default();
+        let home = Process::read(me).map(|p| p.cgroup).unwrap_or_default();
         for process in Process::all() {
-            if process.pid == me || process.state == 'Z' || process.cmdline.is_empty() {
+            if process.pid == me || process.state == 'Z' {
                 continue;
             }
-            let group = container_group(&process.cgroup);
+            let group = foreign_group(&process.cgroup, &home);
             let runtime = ["containerd-shim", "runc ", "containerd ", "ctr "]
                 .iter()
                 .any(|n| process.cmdline.contains(n));
-            if runtime || group != home {
+            if runtime || group.is_some() {
                 found.insert(format!(
-                    "process {} [{}] in {group}",
-                    process.pid, process.cmdline
+                    "process {} [{}] in {}",
+                    process.pid,
+                    process.cmdline,
+                    group.unwrap_or("our own cgroup")
                 ));
             }
         }
@@ -128,10 +128,14 @@ impl Residue {
     }
 }
 
-/// The first cgroup that is not a root, of the lines of `/proc/PID/cgroup`.
-fn container_group(lines: &str) -> String {
-    let mut paths = lines.lines().filter_map(|l| l.splitn(3, ':').nth(2));
-    paths.find(|p| *p != "/").unwrap_or("/").to_owned()
+/// The first cgroup a process is in and `home` is not, by the lines of `/proc/PID/cgroup`.
+fn foreign_group<'a>(lines: &'a str, home: &str) -> Option<&'a str> {
+    let foreign = lines
+        .lines()
+        .filter(|line| home.lines().all(|ours| ours != *line));
+    foreign
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find(|path| *path != "/")
 }
 
 /// All cgroup directories below the roots of all hierarchies.
