@@ -20,6 +20,15 @@ pub struct Place {
     runtime: &'static str,
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Sockets that Go's `delete` leaves behind; `c` and `d` are all the ids used here.
+        for id in ["c", "d"] {
+            let _ = std::fs::remove_file(self.containerd.shim_socket(id));
+        }
+    }
+}
+
 type Run = fn(&mut Place) -> Result<()>;
 
 /// Name and function.
