@@ -112,10 +112,11 @@ impl Containerd {
             "io.containerd.snapshotter.v1.erofs",
             "io.containerd.snapshotter.v1.blockfile",
         ];
+        // Not debug: Go's shims would open a second, debugging socket and leave that behind too.
         let config = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
              [grpc]\naddress = \"{dir}/c.sock\"\n[ttrpc]\naddress = \"{dir}/c.sock.ttrpc\"\n\
-             [debug]\nlevel = \"debug\"\n"
+             [debug]\nlevel = \"info\"\n"
         );
         fs::write(self.scratch.path("config.toml"), config).context("writing config.toml")
     }
