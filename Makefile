@@ -24,6 +24,7 @@ build: ## build both programs (debug)
 
 build-release: ## build both programs as they are shipped (static, small)
 	RUSTFLAGS="$(RELEASE_FLAGS)" cargo build --locked --release --target $(TARGET) -p containerd-shim-vigil-v2 -p vigil
+	@scripts/split-symbols $(RELEASE)/containerd-shim-vigil-v2 $(RELEASE)/vigil
 
 demo: ## run a real container under Vigil and show its story
 	@scripts/setup packages && scripts/setup image
