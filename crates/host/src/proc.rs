@@ -274,6 +274,22 @@ pub fn holdout(pid: u32) -> Result<Option<Holdout>> {
     }))
 }
 
+/// Whether a process is a child of `ancestor`, or a child's child and so on.
+/// `false` if there is no such process.
+pub fn descends(pid: u32, ancestor: u32) -> Result<bool> {
+    // Deeper than any chain between a reaper and a container's process.
+    const GENERATIONS: usize = 64;
+    let mut pid = pid;
+    for _ in 0..GENERATIONS {
+        match stat(pid)? {
+            Some(stat) if stat.parent == ancestor => return Ok(true),
+            Some(stat) if stat.parent > 1 => pid = stat.parent,
+            Some(_) | None => break,
+        }
+    }
+    Ok(false)
+}
+
 /// Everything that descends from a process, nearest first; zombies left out.
 /// One pass over `/proc`: a process that forks meanwhile may be missed, so
 /// whoever kills by descent looks again until nothing is found.
@@ -429,10 +445,19 @@ mod tests {
         let grandchild: u32 = line.trim().parse().unwrap();
         let found = descendants(std::process::id()).unwrap();
         let below_shell = descendants(shell.id()).unwrap();
+        let me = std::process::id();
+        let told = [
+            descends(grandchild, me).unwrap(),
+            descends(grandchild, shell.id()).unwrap(),
+            descends(shell.id(), grandchild).unwrap(),
+            descends(me, me).unwrap(),
+        ];
         let fd = pidfd::open(grandchild).unwrap();
         pidfd::send_signal(&fd, 9).unwrap();
         shell.wait().unwrap();
         assert!(found.contains(&shell.id()) && found.contains(&grandchild));
         assert_eq!(below_shell, [grandchild]);
+        assert_eq!(told, [true, true, false, false]);
+        assert!(!descends(grandchild, me).unwrap(), "it is gone");
     }
 }

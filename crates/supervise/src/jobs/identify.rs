@@ -60,6 +60,10 @@ pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Iden
 
 fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> {
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
+    // What lives and is not below our reaper was never started by our runc:
+    // a stranger, and the first Kill would hit it.
+    let below = proc::descends(pid, tools.place.reaper_pid);
+    let below = below.map_err(|error| super::refusal(&error))?;
     if let Some(death) = tools.exits.pinned(pin) {
         let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
         let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
@@ -79,5 +83,11 @@ fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> 
             format!("process {pid} is gone and its end was not recorded"),
         ));
     };
+    if !below {
+        return Err(Refusal::new(
+            Kind::Unknown,
+            format!("process {pid}, named in the runtime's pid file, is none of this container's"),
+        ));
+    }
     Ok(Identified { process, pin })
 }
