@@ -196,6 +196,7 @@ impl<'a> Invocation<'a> {
         let child = command.spawn()?;
         Ok(Running {
             verb: self.call.verb(),
+            program: program.to_owned(),
             child,
             log,
             printed,
@@ -233,6 +234,7 @@ pub(super) fn environment(
 #[must_use = "a call that is not waited for stays a zombie"]
 pub struct Running {
     verb: Verb,
+    program: PathBuf,
     child: spawn::Child,
     log: OwnedFd,
     pub(super) printed: OwnedFd,
@@ -432,22 +434,21 @@ impl Running {
             .log()
             .and_then(last_error)
             .or_else(|| self.last_printed());
+        // A program that said nothing itself is named: it need not be the one
+        // the operator thinks of.
+        let call = format!("{} {}", self.program.display(), self.verb);
         let told = match (self.overdue.get(), exit) {
             (Some(Overdue { after }), _) => {
-                format!(
-                    "{} did not finish within {:.1} s",
-                    self.verb,
-                    after.as_secs_f32()
-                )
+                format!("{call} did not finish within {:.1} s", after.as_secs_f32())
             }
-            (None, Ended::Signal(signal)) => format!("{} ended by signal {signal}", self.verb),
+            (None, Ended::Signal(signal)) => format!("{call} ended by signal {signal}"),
             (None, Ended::Code(code)) => match own {
                 // An exit code adds nothing to words.
                 Some(own) => return own,
-                None => format!("{} exited with {code} and said nothing", self.verb),
+                None => format!("{call} exited with {code} and said nothing"),
             },
             (None, Ended::Unknown | Ended::NotStarted(_)) => {
-                format!("{} ended and nobody knows how", self.verb)
+                format!("{call} ended and nobody knows how")
             }
         };
         match own {

@@ -391,7 +391,10 @@ fn exit_codes_and_words() {
     );
     assert_eq!(
         failure.to_string(),
-        "OCI runtime start failed: start exited with 1 and said nothing"
+        format!(
+            "OCI runtime start failed: {} start exited with 1 and said nothing",
+            Path::new(&silent.program).display()
+        )
     );
     let (_dir, talks) = script("echo no luck today >&2; exit 3");
     assert_eq!(start_of(&talks, LONG).unwrap_err().message, "no luck today");
@@ -466,7 +469,7 @@ fn a_hang_ends_with_its_group() {
         assert!(
             failure
                 .message
-                .starts_with("start did not finish within 0."),
+                .contains("runc start did not finish within 0."),
             "{failure}"
         );
         assert!(failure.message.contains("sleep"), "says where: {failure}");
