@@ -108,14 +108,16 @@ pub enum Error {
         /// Where it broke.
         says: &'static str,
     },
-    /// The text is not TOML.
-    #[error("runtime options of {origin} are not TOML")]
+    /// The text is not TOML. The parser's own display draws a picture of
+    /// several lines; ours is one.
+    #[error("runtime options of {origin} are not TOML: line {line}: {says}")]
     OptionsToml {
         /// `config_body` or the file's path.
         origin: String,
-        /// Where it broke.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// Where it broke, from 1.
+        line: usize,
+        /// What is wrong there.
+        says: String,
     },
     /// A key has a value of another type than it should.
     #[error("runtime option {key} of {origin} must be {wanted}, it is {found}")]

@@ -163,9 +163,14 @@ fn read(path: &Path) -> Result<String, Error> {
 
 /// Decodes the TOML form. The keys are the Go names, exactly.
 fn toml(origin: &str, text: &str) -> Result<Told, Error> {
-    let table: toml::Table = toml::from_str(text).map_err(|source| Error::OptionsToml {
-        origin: shown(origin),
-        source: Box::new(source),
+    let table: toml::Table = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let before = text.get(..at).unwrap_or_default();
+        Error::OptionsToml {
+            origin: shown(origin),
+            line: before.matches('\n').count() + 1,
+            says: shown(&error.message().replace('\n', ", ")),
+        }
     })?;
     let mut options = Options::default();
     let mut unknown = Vec::new();

@@ -189,10 +189,13 @@ fn what_cannot_be_read_is_refused() {
         decode(&packed("runtimeoptions.v1.Options", b"\x1a\x09ab")),
         Err(Error::OptionsDecode { .. })
     ));
-    assert!(matches!(
-        decode(&body("not toml")),
-        Err(Error::OptionsToml { .. })
-    ));
+    let error = decode(&body("Root = \"/r\"\nBinaryName = [")).unwrap_err();
+    assert!(
+        matches!(error, Error::OptionsToml { line: 2, .. }),
+        "{error}"
+    );
+    // `start`'s stderr is one line.
+    assert!(!error.story().contains('\n'), "{error}");
     let not_text = packed("runtimeoptions.v1.Options", b"\x1a\x02\xff\xfe");
     assert!(matches!(
         decode(&not_text),
