@@ -187,9 +187,10 @@ fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
 fn write(path: &Path, content: &[u8], made: &mut Made) -> Result<()> {
     // By a side name, so that nobody ever reads half of it.
     let side = path.with_extension("new");
-    std::fs::write(&side, content)
-        .and_then(|()| std::fs::rename(&side, path))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    if let Err(error) = std::fs::write(&side, content).and_then(|()| std::fs::rename(&side, path)) {
+        let _ = std::fs::remove_file(&side);
+        return Err(error).with_context(|| format!("cannot write {}", path.display()));
+    }
     made.0.push(path.to_owned());
     Ok(())
 }
