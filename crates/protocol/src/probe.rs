@@ -24,17 +24,28 @@ pub enum Probe {
 
 /// Asks the shim that listens at `socket` for the state of `id`.
 pub fn probe(socket: &Path, id: &TaskId, limit: Duration) -> Probe {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let Ok(runtime) = runtime else { return Probe::Silent };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else {
+        return Probe::Silent;
+    };
     runtime.block_on(async {
-        tokio::time::timeout(limit, ask(socket, id)).await.unwrap_or(Probe::Silent)
+        tokio::time::timeout(limit, ask(socket, id))
+            .await
+            .unwrap_or(Probe::Silent)
     })
 }
 
 async fn ask(socket: &Path, id: &TaskId) -> Probe {
-    let Ok(stream) = UnixStream::connect(socket).await else { return Probe::Silent };
+    let Ok(stream) = UnixStream::connect(socket).await else {
+        return Probe::Silent;
+    };
     let client = TaskClient::new(Client::new(Socket::new(stream)));
-    let request = StateRequest { id: id.to_string(), ..StateRequest::default() };
+    let request = StateRequest {
+        id: id.to_string(),
+        ..StateRequest::default()
+    };
     match client.state(Context::default(), &request).await {
         Ok(_) => Probe::Task,
         Err(ttrpc::Error::RpcStatus(status)) if status.code.value() == Code::NOT_FOUND as i32 => {
