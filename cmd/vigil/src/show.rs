@@ -6,7 +6,9 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use vigil_journal::{Tail, names, replay};
-use vigil_model::{Change, KIND_RECORD, KIND_SNAPSHOT, Moment, Record, Task, TaskEvent, Who};
+use vigil_model::{
+    Change, KIND_RECORD, KIND_SNAPSHOT, Milestone, Moment, Record, Task, TaskEvent, Who,
+};
 
 use crate::place::Place;
 
@@ -70,11 +72,20 @@ pub fn run(args: &Args) -> Result<()> {
             }
             KIND_SNAPSHOT => {
                 let task = Task::decode(&record.payload)?;
+                for (at, milestone) in &task.story {
+                    writeln!(
+                        out,
+                        "{:>4}  {}  {}",
+                        record.seq,
+                        clock(*at),
+                        passed(milestone)
+                    )?;
+                }
+                let execs = task.execs_started;
                 writeln!(
                     out,
-                    "{:>4}  (everything before, in one)  {}",
-                    record.seq,
-                    standing(&task)
+                    "{:>4}  (the journal was cut here; {execs} execs so far)",
+                    record.seq
                 )?;
             }
             kind => writeln!(out, "{:>4}  record of unknown type {kind}", record.seq)?,
@@ -164,6 +175,19 @@ fn tell(change: &Change) -> Option<String> {
         Change::EventDropped => "an event was dropped: the outbox is full".to_owned(),
         Change::Ending => "shutdown asked".to_owned(),
     })
+}
+
+fn passed(milestone: &Milestone) -> String {
+    match milestone {
+        Milestone::Asked => "create asked".to_owned(),
+        Milestone::Created(pid) => format!("created: init is {pid}"),
+        Milestone::Started => "started".to_owned(),
+        Milestone::Paused => "paused".to_owned(),
+        Milestone::Resumed => "resumed".to_owned(),
+        Milestone::Signalled(signal) => format!("signal {signal} for init"),
+        Milestone::Oom(count) => format!("out of memory: {count} killed so far"),
+        Milestone::Ended(exit) => format!("init ended: {}", exit.status),
+    }
 }
 
 fn told(event: &TaskEvent) -> String {

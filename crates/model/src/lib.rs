@@ -31,7 +31,9 @@ pub use event::{Event, What};
 pub use exit::{Because, Exit, Moment, Status};
 pub use id::{BootId, ExecId, IdError, Incarnation, Namespace, TaskId, Who};
 pub use options::Options;
-pub use phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Standing, Task, Verb};
+pub use phase::{
+    Exec, ExecPhase, ExecPlan, Milestone, Phase, Plan, Signalling, Standing, Task, Verb,
+};
 pub use published::{Published, TaskEvent};
 pub use record::{Change, CodecError, KIND_RECORD, KIND_SNAPSHOT, Record};
 pub use refusal::{Kind, Refusal};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::request::Create;
-use crate::{Claim, Driver, ExecId, Exit, Incarnation, Published, Stdio, Who};
+use crate::{Claim, Driver, ExecId, Exit, Incarnation, Moment, Published, Stdio, Who};
 
 /// What `Create` set out to make; recorded before anything is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,6 +219,38 @@ pub struct Task {
     pub next_seq: u64,
     /// Events dropped because the outbox was full.
     pub dropped: u64,
+    /// The milestones of init's life, for people: they outlive the cutting of
+    /// the journal. The newest [`STORY_MAX`].
+    #[serde(default)]
+    pub story: VecDeque<(Moment, Milestone)>,
+    /// Execs that were started.
+    #[serde(default)]
+    pub execs_started: u64,
+}
+
+/// Milestones kept.
+pub const STORY_MAX: usize = 32;
+
+/// One step of init's life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Milestone {
+    /// Create was asked.
+    Asked,
+    /// Made; the pid of init, 0 for a restore.
+    Created(u32),
+    /// Started.
+    Started,
+    /// Frozen.
+    Paused,
+    /// Thawed.
+    Resumed,
+    /// A signal was sent to it.
+    Signalled(u32),
+    /// Processes of it were killed for want of memory, so many by now.
+    Oom(u64),
+    /// It ended.
+    Ended(Exit),
 }
 
 impl Default for Task {
@@ -239,6 +271,8 @@ impl Default for Task {
             outbox: VecDeque::new(),
             next_seq: 1,
             dropped: 0,
+            story: VecDeque::new(),
+            execs_started: 0,
         }
     }
 }

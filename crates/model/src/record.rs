@@ -6,7 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Task, Verb};
+use crate::phase::{
+    Exec, ExecPhase, ExecPlan, Milestone, Phase, Plan, STORY_MAX, Signalling, Task, Verb,
+};
 use crate::{Because, Claim, ExecId, Exit, Incarnation, Moment, Published, Status, Who};
 
 /// Journal frame type of a [`Record`].
@@ -194,6 +196,9 @@ impl Task {
                     self.exec_plans.insert(exec.clone(), plan.clone());
                 }
                 Change::ExecStarted { exec, .. } | Change::ExecFailed(exec) => {
+                    if matches!(change, Change::ExecStarted { .. }) {
+                        self.execs_started += 1;
+                    }
                     if let Some(plan) = self.exec_plans.get_mut(exec) {
                         plan.spec = String::new();
                     }
@@ -224,11 +229,58 @@ impl Task {
                 | Change::Ending => {}
             }
             self.standing.apply(change, record.at);
+            if let Some(milestone) = milestone(change) {
+                if self.story.len() >= STORY_MAX {
+                    self.story.pop_front();
+                }
+                self.story.push_back((record.at, milestone));
+            }
         }
         for published in &record.publish {
             self.next_seq = published.seq + 1;
             self.outbox.push_back(published.clone());
         }
+    }
+}
+
+/// What of a change is worth remembering when the journal is cut.
+fn milestone(change: &Change) -> Option<Milestone> {
+    match change {
+        Change::Creating(_) => Some(Milestone::Asked),
+        Change::Created { init, .. } => {
+            Some(Milestone::Created(init.as_ref().map_or(0, |init| init.pid)))
+        }
+        Change::Started { .. } => Some(Milestone::Started),
+        Change::Frozen => Some(Milestone::Paused),
+        Change::Thawed => Some(Milestone::Resumed),
+        Change::Signalling(Signalling {
+            who: Who::Init,
+            signal,
+            ..
+        }) => Some(Milestone::Signalled(*signal)),
+        Change::Oom { count } => Some(Milestone::Oom(*count)),
+        Change::Exited {
+            who: Who::Init,
+            exit,
+        } => Some(Milestone::Ended(*exit)),
+        Change::CreateUndone
+        | Change::Busy(_)
+        | Change::Idle
+        | Change::ExecAdded { .. }
+        | Change::ExecStarting(_)
+        | Change::ExecStarted { .. }
+        | Change::ExecFailed(_)
+        | Change::ExecDeleted(_)
+        | Change::Signalling(_)
+        | Change::Signalled { .. }
+        | Change::Exited { .. }
+        | Change::RestGone
+        | Change::Drained(_)
+        | Change::Told(_)
+        | Change::Deleted
+        | Change::Acked { .. }
+        | Change::EventDropped
+        | Change::Ending => None,
     }
 }
 

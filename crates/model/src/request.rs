@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::options::is_default;
 use crate::{ExecId, Exit, Options, Who, metrics::Metrics};
 
 /// One mount of the rootfs, as containerd describes it.
@@ -9,12 +10,16 @@ use crate::{ExecId, Exit, Options, Who, metrics::Metrics};
 #[serde(default)]
 pub struct Mount {
     /// File system type.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// What to mount.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Below the rootfs; usually empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub target: String,
     /// fstab-style options.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
@@ -23,12 +28,16 @@ pub struct Mount {
 #[serde(default)]
 pub struct Stdio {
     /// Fifo path or empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub stdin: String,
     /// Fifo path, URI or empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub stdout: String,
     /// Fifo path, URI or empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub stderr: String,
     /// Whether the process gets a terminal.
+    #[serde(skip_serializing_if = "is_default")]
     pub terminal: bool,
 }
 
@@ -37,16 +46,22 @@ pub struct Stdio {
 #[serde(default)]
 pub struct Create {
     /// Bundle directory.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub bundle: String,
     /// Mounts, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rootfs: Vec<Mount>,
     /// Streams.
+    #[serde(skip_serializing_if = "is_default")]
     pub stdio: Stdio,
     /// Checkpoint directory to restore from, or empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub checkpoint: String,
     /// Never sent by containerd; kept.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub parent_checkpoint: String,
     /// The options of this task, already decoded.
+    #[serde(skip_serializing_if = "is_default")]
     pub options: Options,
 }
 
