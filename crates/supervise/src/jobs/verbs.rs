@@ -13,7 +13,9 @@ use super::{Tools, runc, runtime};
 /// For every process of the container to stand still, or to run again.
 const FREEZE_WAIT: Duration = Duration::from_secs(10);
 /// Looks at a freezer that does not get there before it is thawed for a moment.
-const STUCK_LOOKS: u32 = 20;
+const STUCK_LOOKS: u32 = 8;
+/// For that moment: long enough for what holds it up to run on.
+const STUCK_THAW: Duration = Duration::from_millis(2);
 
 /// `runc start`.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
@@ -117,7 +119,7 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
             break;
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(20));
+        pause = (pause * 2).min(Duration::from_millis(10));
         if frozen {
             // v1: a process that forked meanwhile may have slipped through,
             // and asking again makes the kernel look again; a freezer that is
@@ -125,6 +127,8 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
             looks += 1;
             if looks % STUCK_LOOKS == 0 {
                 let _ = cgroup.request_freeze(false);
+                tokio::time::sleep(STUCK_THAW).await;
+                pause = Duration::from_micros(200);
             }
             let _ = cgroup.request_freeze(true);
         }
