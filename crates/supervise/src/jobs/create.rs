@@ -111,9 +111,9 @@ pub(crate) async fn begin(
             .spawn()
     };
     drop(child);
-    let outcome = match running {
-        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
-        Err(failure) => Err(failure),
+    let (outcome, copying) = match running {
+        Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
+        Err(failure) => (Err(failure), Ok(())),
     };
     let identified = match outcome {
         Ok(()) => match identify::pid_in(&pid_file) {
@@ -131,7 +131,7 @@ pub(crate) async fn begin(
     };
     let taken = Cgroup::take(&tools.hierarchies, claims, identified.process.pid);
     let outcome = match taken {
-        Ok(cgroup) => match streams.started().await {
+        Ok(cgroup) => match copying {
             Ok(()) => Ok(cgroup),
             Err(error) => Err(super::refusal(&error)),
         },

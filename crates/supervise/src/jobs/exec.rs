@@ -57,9 +57,9 @@ pub(crate) async fn start(
             .spawn()
     };
     drop(child);
-    let outcome = match running {
-        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
-        Err(failure) => Err(failure),
+    let (outcome, copying) = match running {
+        Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
+        Err(failure) => (Err(failure), Ok(())),
     };
     let pid = identify::pid_in(&pid_file);
     let _ = std::fs::remove_file(&pid_file);
@@ -85,7 +85,7 @@ pub(crate) async fn start(
             return Err(refusal);
         }
     };
-    if let Err(error) = streams.started().await {
+    if let Err(error) = copying {
         let refusal = super::refusal(&error);
         discard(&tools, &found.process, Some(found.pin)).await;
         streams.close_all(Duration::ZERO).await;

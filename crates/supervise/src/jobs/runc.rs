@@ -7,6 +7,8 @@ use tokio::io::Interest;
 use vigil_host::runc::{Class, Deadlines, Failure, Running};
 use vigil_model::{Kind, Refusal};
 
+use crate::kept::Kept;
+use crate::stdio::{self, Streams};
 use crate::watched::watch;
 
 /// How long a killed runc is waited for; one in D state is left behind.
@@ -52,6 +54,26 @@ pub(crate) async fn finish(
         failure
     });
     (outcome, running)
+}
+
+/// The same for a call whose streams become the container's. They are copied
+/// from the start: runc writes into them too, and would wait for ever for room
+/// in a pipe nobody empties. A terminal is there only when runc has ended well.
+pub(crate) async fn finish_copying(
+    running: Running,
+    deadlines: &Deadlines,
+    streams: &mut Streams<Kept>,
+) -> (Result<(), Failure>, Result<(), stdio::Error>) {
+    if streams.console_socket().is_none() {
+        let ((outcome, _), copying) = tokio::join!(finish(running, deadlines), streams.started());
+        return (outcome, copying);
+    }
+    let outcome = finish(running, deadlines).await.0;
+    let copying = match &outcome {
+        Ok(()) => streams.started().await,
+        Err(_) => Ok(()),
+    };
+    (outcome, copying)
 }
 
 /// A failed call, for a client. The class decides the code; the text is for
