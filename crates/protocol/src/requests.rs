@@ -149,10 +149,11 @@ pub(crate) fn exec(bytes: &[u8]) -> Asked {
     let wire: api::ExecProcessRequest = parse(bytes)?;
     let exec = ExecId::new(wire.exec_id)
         .map_err(|error| invalid(format!("the id of the exec: {error}")))?;
+    let spec = carried(&format!("the spec of exec {exec}"), wire.spec, PROCESS)?;
     let request = Request::Exec {
         exec,
         stdio: stdio(wire.stdin, wire.stdout, wire.stderr, wire.terminal)?,
-        spec: carried("spec", wire.spec, PROCESS)?,
+        spec,
     };
     Ok((known(wire.id)?, request))
 }

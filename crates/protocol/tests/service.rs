@@ -528,7 +528,7 @@ fn wrong_requests_do_not_get_past_the_edge() {
                 "Exec",
                 message(&[(1, b"c1"), (2, b"e1")]),
                 Code::INVALID_ARGUMENT,
-                "spec is missing",
+                "spec of exec e1 is missing",
             ),
             (
                 "Exec",
