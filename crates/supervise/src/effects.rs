@@ -47,10 +47,7 @@ impl Owner {
                     .plan
                     .as_ref()
                     .is_some_and(|plan| plan.private_pid_ns);
-                let phase = &self.task.standing.phase;
-                let outcome = self
-                    .hands
-                    .signal(phase, &who, &process, signal, all, private);
+                let outcome = self.hands.signal(&who, &process, signal, all, private);
                 self.signal_outcome = Some(outcome);
             }
             Effect::Discard { exec: _, process } => {
@@ -316,6 +313,9 @@ impl Owner {
     }
 
     pub(crate) fn verb_over(&mut self, verb: Verb, over: VerbOver) {
+        if verb == Verb::Pause {
+            self.hands.let_die();
+        }
         match over {
             Ok(begun) => {
                 let init = begun.as_ref().map(|begun| begun.init.clone());

@@ -10,7 +10,7 @@ use vigil_host::proc::{self, Checked};
 use vigil_host::{bundle, rootfs, runc};
 use vigil_model::metrics::Metrics;
 use vigil_model::request::Create;
-use vigil_model::{Answer, Incarnation, Kind, Options, Phase, Plan, Refusal, Request, Who};
+use vigil_model::{Answer, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
 use crate::jobs;
@@ -35,6 +35,8 @@ pub(crate) struct Hands {
     /// What the verb under way was asked with.
     wish: Option<Request>,
     last_stats: Option<Metrics>,
+    /// Init was sent SIGKILL: nothing may keep it from dying.
+    killed: bool,
 }
 
 impl Hands {
@@ -47,6 +49,7 @@ impl Hands {
             oom: None,
             wish: None,
             last_stats: None,
+            killed: false,
         }
     }
 
@@ -136,10 +139,20 @@ impl Hands {
         }
     }
 
+    /// v1 delivers nothing to what stands still, not even SIGKILL; and a
+    /// freeze that was under way may complete after the signal was sent.
+    pub(crate) fn let_die(&self) {
+        if self.killed
+            && let Some(cgroup) = &self.cgroup
+            && let Err(error) = cgroup.thaw_all()
+        {
+            log::warn!("not thawed after SIGKILL: {}", vigil_host::chain(&error));
+        }
+    }
+
     /// Sends a signal to one process, or to all of the container.
     pub(crate) fn signal(
-        &self,
-        phase: &Phase,
+        &mut self,
         who: &Who,
         process: &Incarnation,
         signal: u32,
@@ -155,11 +168,6 @@ impl Hands {
         // SIGKILL of an init that shares its pid namespace would leave the
         // rest alive: the whole cgroup is meant, as runc has it.
         let whole = *who == Who::Init && (all || signal == 9 && !private_pid_ns);
-        if whole && let Some(cgroup) = &self.cgroup {
-            cgroup
-                .signal_all(number)
-                .map_err(|error| jobs::refusal(&error))?;
-        }
         match pidfd::send_signal(&fd, number) {
             Err(vigil_sys::Errno::ESRCH) if !whole => return Err(finished()),
             Ok(()) | Err(vigil_sys::Errno::ESRCH) => {}
@@ -173,13 +181,15 @@ impl Hands {
                 ));
             }
         }
-        // v1 delivers nothing to what stands still, not even SIGKILL.
-        if signal == 9
-            && matches!(phase, Phase::Paused { .. })
-            && let Some(cgroup) = &self.cgroup
-            && let Err(error) = cgroup.thaw_all()
-        {
-            log::warn!("not thawed after SIGKILL: {}", vigil_host::chain(&error));
+        if whole && let Some(cgroup) = &self.cgroup {
+            cgroup
+                .signal_others(number, process.pid)
+                .map_err(|error| jobs::refusal(&error))?;
+        }
+        // Not for an exec: the container would run on as a paused one.
+        if signal == 9 && *who == Who::Init {
+            self.killed = true;
+            self.let_die();
         }
         Ok(Answer::Done)
     }

@@ -14,10 +14,12 @@ crate::behaviours! {
     "§3.2 Kill in the deleted state: NotFound." kill_of_deleted_not_found;
     "§3.4 Kill without `all`: only init." kill_spares_children;
     "§3.4 Kill --all: every pid of the cgroup." kill_all_reaches_everyone;
+    "§3.4 Kill --all: each pid once, init too." kill_all_reaches_init_once;
     "§3.5 A shared pid namespace: what init leaves behind is killed at its exit." leftovers_die_with_init;
     "§3.3 running → paused → running; nothing runs in between." pause_and_resume;
     "§3.3 paused: Pause ✗; running: Resume ✗; created: both ✗." pause_in_the_wrong_state;
     "§3.3 paused: Kill ✓; dead at the latest after Resume." kill_of_paused;
+    "§3.3 paused: Kill of an exec leaves the others as they are." kill_of_exec_keeps_paused;
     "§3.3 paused: Delete ✗, Start ✗." delete_of_paused_refused;
     "§3.3 Execs report PAUSED while the container does." exec_reports_paused;
 }
@@ -112,6 +114,24 @@ fn kill_all_reaches_everyone(kit: &Kit) -> Result<()> {
     })
 }
 
+fn kill_all_reaches_init_once(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sh(
+        "n=0; trap 'n=$((n+1)); echo usr1 $n' USR1; echo ready; while :; do sleep 0.02; done",
+    ))?;
+    c.out()?.expect("ready\n", by(5.0))?;
+    for round in 1..=8 {
+        c.task().kill(&c.id, "", 10, true)?;
+        c.out()?.expect(&format!("usr1 {round}\n"), by(5.0))?;
+    }
+    // A second delivery would have been answered within init's 20 ms.
+    kit.exec(&c, "e1", &Spec::sh("sleep 0.2"))?;
+    c.task().start(&c.id, "e1")?;
+    c.task().wait(&c.id, "e1")?;
+    let out = String::from_utf8(c.out()?.so_far())?;
+    ensure!(out.matches("usr1").count() == 8, "{out}");
+    Ok(())
+}
+
 fn leftovers_die_with_init(kit: &Kit) -> Result<()> {
     let spec = Spec {
         own_pids: false,
@@ -171,6 +191,29 @@ fn kill_of_paused(kit: &Kit) -> Result<()> {
     ensure!(status == 137, "exit status {status}");
     ensure!(!process::alive(i32::try_from(c.pid)?));
     in_status(&c, "", Status::STOPPED).map(drop)
+}
+
+fn kill_of_exec_keeps_paused(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sh("while :; do echo tick; sleep 0.01; done"))?;
+    kit.exec(&c, "e1", &Spec::args(&["sleep", "1000"]))?;
+    c.task().start(&c.id, "e1")?;
+    c.out()?.expect("tick\ntick\n", by(5.0))?;
+    c.task().pause(&c.id)?;
+    c.task().kill(&c.id, "e1", 9, false)?;
+    let mut last = c.out()?.so_far().len();
+    // What was in the pipe may still come; then silence.
+    until("silence", by(3.0), || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let now = c.stdout.as_ref().map_or(0, |o| o.so_far().len());
+        let still = now == last;
+        last = now;
+        still.then_some(())
+    })?;
+    in_status(&c, "", Status::PAUSED)?;
+    c.task().resume(&c.id)?;
+    let exit = c.task().wait(&c.id, "e1")?;
+    ensure!(exit.exit_status == 137, "{exit:?}");
+    in_status(&c, "", Status::RUNNING).map(drop)
 }
 
 fn delete_of_paused_refused(kit: &Kit) -> Result<()> {

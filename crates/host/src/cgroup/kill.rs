@@ -173,7 +173,16 @@ impl Cgroup {
     /// Sends a signal to every process of the container, passing over the list
     /// until it holds nobody new. A frozen one gets it when it is thawed.
     pub fn signal_all(&self, signal: i32) -> Result<Sent> {
-        let mut done = BTreeSet::new();
+        self.signal_but(signal, BTreeSet::new())
+    }
+
+    /// The same for all but one, who was sent it already: a second SIGTERM
+    /// means something else to many programs than the first.
+    pub fn signal_others(&self, signal: i32, told: u32) -> Result<Sent> {
+        self.signal_but(signal, BTreeSet::from([told]))
+    }
+
+    fn signal_but(&self, signal: i32, mut done: BTreeSet<u32>) -> Result<Sent> {
         let mut all = Sent::default();
         for _ in 0..PASSES {
             let sent = self.signal_each(signal, &mut done)?;

@@ -354,6 +354,19 @@ fn a_signal_reaches_everyone_nested_ones_too() {
 }
 
 #[test]
+fn who_was_told_already_is_not_told_again() {
+    for host in hosts() {
+        let mut place = Place::new(&host);
+        place.make("");
+        let init = place.run("", "exec sleep 100");
+        place.run("", "exec sleep 100");
+        let cgroup = place.take(init);
+        cgroup.signal_others(15, init).unwrap();
+        until("only init is left", || cgroup.pids().unwrap() == [init]);
+    }
+}
+
+#[test]
 fn a_freeze_is_asked_for_and_read_back() {
     for host in hosts() {
         let mut place = Place::new(&host);
