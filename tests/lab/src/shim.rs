@@ -165,7 +165,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    fn command(&self, id: &str, bundle: &Path) -> Command {
+    /// The flags and the environment every action gets, without the action; for who runs it himself.
+    #[must_use]
+    pub fn command(&self, id: &str, bundle: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .arg("-namespace")
