@@ -1,0 +1,15 @@
+//! What the hostile tests share: a bounded trial, programs that misbehave, and the
+//! comparison of a host before and after something failed.
+//!
+//! The laboratory drives the shim; this only makes the world around it unfriendly. It
+//! must never make the world unfriendly for anybody else.
+
+mod pair;
+mod programs;
+mod trace;
+mod trial;
+
+pub use pair::{Pair, fds, private_kib};
+pub use programs::{FaultyRunc, crowd, runc_options, toml_options};
+pub use trace::Trace;
+pub use trial::{as_ever, exit_in_time, refused, shim, trial, trial_under};

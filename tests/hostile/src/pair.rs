@@ -1,0 +1,69 @@
+//! The two processes behind one container: which is which, and what they hold.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use vigil_lab::process::{Process, alive, signal_if};
+use vigil_lab::{Shim, by, until};
+
+/// Reaper and shim of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The parent of everything.
+    pub reaper: i32,
+    /// Its child, which serves.
+    pub shim: i32,
+}
+
+impl Pair {
+    /// Finds out by Connect, which names the reaper.
+    pub fn of(shim: &Shim) -> Result<Self> {
+        let reaper = shim.task.connect_task(&shim.id)?.shim_pid;
+        let reaper = i32::try_from(reaper).context("a pid")?;
+        let mut others = shim.processes();
+        others.retain(|p| p.pid != reaper);
+        ensure!(others.len() == 1, "beside reaper {reaper}: {others:?}");
+        Ok(Self {
+            reaper,
+            shim: others[0].pid,
+        })
+    }
+
+    /// Sends a signal to one of the two.
+    pub fn signal(&self, pid: i32, number: i32) -> Result<()> {
+        ensure!(
+            pid == self.reaper || pid == self.shim,
+            "not one of the pair"
+        );
+        let sent = signal_if(pid, number, |p| p.cmdline.contains("containerd-shim"));
+        ensure!(sent, "no process {pid} to send signal {number} to");
+        Ok(())
+    }
+
+    /// Waits until both are gone.
+    pub fn gone(&self, seconds: f64) -> Result<()> {
+        until(&format!("{self:?} to leave"), by(seconds), || {
+            (!alive(self.reaper) && !alive(self.shim)).then_some(())
+        })
+    }
+
+    /// Whether both live and take signals.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        alive(self.reaper) && alive(self.shim)
+    }
+}
+
+/// Open descriptors of a process.
+pub fn fds(pid: i32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// Memory that is its own, in KiB.
+pub fn private_kib(pid: i32) -> Result<u64> {
+    let process = Process::read(pid).context("gone")?;
+    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))?;
+    let lines = text.lines().filter(|l| l.starts_with("Private_"));
+    let kib = lines.filter_map(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
+    Ok(kib.sum())
+}

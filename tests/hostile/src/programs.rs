@@ -1,0 +1,97 @@
+//! The programs of `tests/programs`, and options that name them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use protobuf::well_known_types::any::Any;
+use vigil_lab::kit::repository;
+use vigil_lab::task::any;
+
+/// A runc that fails in one way.
+#[derive(Debug)]
+pub struct FaultyRunc(PathBuf);
+
+impl FaultyRunc {
+    /// Puts one into `dir`: at `verb` it commits `fault` (see the program), else it is runc.
+    pub fn new(dir: &Path, verb: &str, fault: &str) -> Result<Self> {
+        let path = dir.join("faulty-runc");
+        fs::copy(repository().join("tests/programs/faulty-runc"), &path)
+            .context("copying faulty-runc")?;
+        let program = Self(path);
+        program.commit(verb, fault)?;
+        Ok(program)
+    }
+
+    /// Changes what it does.
+    pub fn commit(&self, verb: &str, fault: &str) -> Result<()> {
+        fs::write(
+            self.0.with_file_name("faulty-runc.fault"),
+            format!("{verb} {fault}\n"),
+        )?;
+        Ok(())
+    }
+
+    /// The process the fault `stranger` names.
+    pub fn stranger(&self, pid: u32) -> Result<()> {
+        fs::write(
+            self.0.with_file_name("faulty-runc.stranger"),
+            pid.to_string(),
+        )?;
+        Ok(())
+    }
+
+    /// Options that make it the runtime.
+    #[must_use]
+    pub fn options(&self) -> Any {
+        runc_options(&self.0.to_string_lossy())
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// A field of length and bytes, as protobuf writes it.
+fn field(number: u8, text: &str) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2];
+    let mut length = text.len();
+    while length >= 0x80 {
+        bytes.push(u8::try_from(length & 0x7f).unwrap_or(0) | 0x80);
+        length >>= 7;
+    }
+    bytes.push(u8::try_from(length).unwrap_or(0));
+    bytes.extend_from_slice(text.as_bytes());
+    bytes
+}
+
+/// containerd's options for runc with this `BinaryName`.
+#[must_use]
+pub fn runc_options(binary: &str) -> Any {
+    any("containerd.runc.v1.Options", field(6, binary))
+}
+
+/// The generic options with this TOML.
+#[must_use]
+pub fn toml_options(body: &str) -> Any {
+    any("runtimeoptions.v1.Options", field(3, body))
+}
+
+/// Builds the program that forks as many children as it is told, below `root`; its path there.
+pub fn crowd(root: &Path) -> Result<String> {
+    let built = Command::new("cc")
+        .args(["-O1", "-static", "-s", "-o"])
+        .arg(root.join("bin/crowd"))
+        .arg(repository().join("tests/programs/crowd.c"))
+        .output()
+        .context("running cc")?;
+    ensure!(
+        built.status.success(),
+        "cc: {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    Ok("/bin/crowd".to_owned())
+}
