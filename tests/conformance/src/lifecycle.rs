@@ -39,6 +39,7 @@ crate::behaviours! {
     "§3.3 stopped: Start ✗." start_of_stopped_refused;
     "§3.3 created: Kill ✓ → stopped." kill_of_created;
     "§3.4 Create: a second one with the same id harms nothing." create_again_refused_and_harmless;
+    "§3.4 Create: failed, it harms nobody who has that id with runc." failed_create_spares_a_stranger;
     "§3.5 An exit during start counts as early and is handled." early_exits_are_seen;
     "§3.2 Container id unknown (all RPCs but Connect, Shutdown, Create): NotFound." unknown_id_not_found_everywhere;
     "§3.4 Connect never fails; unknown id → task_pid 0." connect_unknown_id;
@@ -497,5 +498,33 @@ fn half_a_frame_harms_nobody(kit: &Kit) -> Result<()> {
     let garbage = vigil_lab::wire::Client::connect(&c.shim.reply.socket)?;
     let _ = garbage.send_raw(&fs::read("/proc/self/exe")?[..4096]);
     ensure!(c.task().patient(3.0).state(&c.id, "")?.pid == c.pid);
+    Ok(())
+}
+
+fn failed_create_spares_a_stranger(kit: &Kit) -> Result<()> {
+    let c = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+    let theirs = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
+    let config = theirs.dir.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config)?)?;
+    spec["root"]["path"] = kit.scratch.path("base").to_string_lossy().into();
+    fs::write(&config, serde_json::to_vec(&spec)?)?;
+    let runc = |arguments: &[&str]| -> Result<bool> {
+        let mut command = std::process::Command::new("runc");
+        command
+            .arg("--root")
+            .arg(format!("/run/containerd/runc/{}", kit.scratch.mark()))
+            .args(arguments)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        Ok(command.status()?.success())
+    };
+    let dir = theirs.dir.to_string_lossy().into_owned();
+    ensure!(runc(&["run", "-d", "-b", &dir, &c.id])?, "no stranger");
+    let refused = not_done(c.task().create(&c.bundle.create_request()), "Create");
+    let spared = runc(&["kill", &c.id, "0"])?;
+    runc(&["delete", "--force", &c.id])?;
+    refused?;
+    ensure!(spared, "the stranger is gone");
     Ok(())
 }

@@ -34,9 +34,11 @@ pub(crate) struct Begun {
 
 /// Makes the container, or leaves nothing of it.
 pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, Refusal> {
+    // Before runc runs: afterwards nobody can tell whose it is.
+    let strangers = gone::strangers(&tools, &plan);
     let outcome = attempt(&tools, &plan).await;
     if outcome.is_err() {
-        gone::undo(&tools, &plan).await;
+        gone::undo(&tools, &plan, strangers).await;
     }
     outcome
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use vigil_host::cgroup::{Cgroup, Hierarchies, Killing, Progress};
+use vigil_host::observe::RuncState;
 use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Invocation};
 use vigil_host::worker::{Outcome, Worker};
@@ -76,8 +77,20 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
     }
 }
 
+/// Whether runc has a container of this id that is not known to be of this
+/// bundle: made by somebody else below the same root. Creating ours will fail,
+/// and undoing that must not take theirs away.
+pub(crate) fn strangers(tools: &Tools, plan: &Plan) -> bool {
+    let state = runtime(plan).root.join(tools.place.id.as_str());
+    exists(&state)
+        && !RuncState::load(&state)
+            .ok()
+            .flatten()
+            .is_some_and(|known| known.bundle.is_some() && known.may_be_of(&tools.place.bundle))
+}
+
 /// Undoes a Create that failed somewhere on its way.
-pub(crate) async fn undo(tools: &Tools, plan: &Plan) {
+pub(crate) async fn undo(tools: &Tools, plan: &Plan, strangers: bool) {
     let mut claims = plan.claims.clone();
     match Cgroup::open(&tools.hierarchies, &claims) {
         Ok(cgroup) => {
@@ -88,7 +101,9 @@ pub(crate) async fn undo(tools: &Tools, plan: &Plan) {
         Err(error) => log::warn!("cgroup not opened: {}", vigil_host::chain(&error)),
     }
     note_inodes(&mut claims);
-    if let Err(refusal) = runc_delete(tools, plan, true).await {
+    if strangers {
+        log::warn!("what runc has under this id is not ours and is left alone");
+    } else if let Err(refusal) = runc_delete(tools, plan, true).await {
         log::warn!("{refusal}");
     }
     if let Err(refusal) = clean(tools, plan, claims).await {
