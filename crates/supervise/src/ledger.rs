@@ -7,8 +7,8 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use vigil_journal::{BootId, Journal, Opened, Settings, Tail};
-use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Task};
+use vigil_journal::{BootId, Journal, Opened, PAYLOAD_BYTES_MAX, Settings, Tail};
+use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Step, Task};
 
 use crate::Error;
 
@@ -84,6 +84,24 @@ impl JournalLedger {
                 ),
             )),
         }
+    }
+
+    /// Refuses a step whose record is longer than the journal takes: what is
+    /// asked is too much, the journal is as good as before.
+    pub(crate) fn takes(step: &Step) -> Result<(), Refusal> {
+        let Some(Ok(bytes)) = step.record().map(Record::encode) else {
+            return Ok(());
+        };
+        if bytes.len() <= PAYLOAD_BYTES_MAX {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Kind::ResourceExhausted,
+            format!(
+                "the request takes {} bytes in the journal, {PAYLOAD_BYTES_MAX} are allowed",
+                bytes.len()
+            ),
+        ))
     }
 
     fn fail(&mut self, why: String) {

@@ -287,6 +287,7 @@ impl Owner {
     /// A request that is answered as soon as its step is taken.
     fn immediate(&mut self, what: What) -> Outcome {
         let step = self.decide(what)?;
+        JournalLedger::takes(&step)?;
         self.carry(step);
         Ok(Answer::Done)
     }
@@ -297,6 +298,7 @@ impl Owner {
         }
         let outcome = self.hands.plan(&self.place, create).and_then(|plan| {
             let step = self.decide(What::CreateAsked(Box::new(plan)))?;
+            JournalLedger::takes(&step)?;
             Ok(step)
         });
         match outcome {

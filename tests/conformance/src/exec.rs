@@ -33,6 +33,7 @@ crate::behaviours! {
     "§4 stdin of an exec, and its end after CloseIO." exec_stdin_and_close;
     "§4 Terminal of an exec: it is one, and its size is what ResizePty says." exec_terminal_and_resize;
     "§3.5 Execs die with init, and are accounted for." execs_die_with_init;
+    "§3.4 Exec: one that is too large harms no other." exec_too_large_harms_nobody;
     "§3.4 Two execs at a time have their own statuses." execs_do_not_mix;
 }
 
@@ -372,5 +373,27 @@ fn execs_do_not_mix(kit: &Kit) -> Result<()> {
         ensure!(c.task().wait(&c.id, &e.id)?.exit_status == n);
         e.stdout.expect(&format!("I am {n}\n"), by(3.0))?;
     }
+    Ok(())
+}
+
+fn exec_too_large_harms_nobody(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    let mut process = Spec::args(&["true"]).process();
+    process["env"] = (0..2500)
+        .map(|_| format!("A={}", "x".repeat(1000)))
+        .collect();
+    let mut spec = exec_spec(&Spec::args(&["true"]));
+    spec.value = serde_json::to_vec(&process)?;
+    // Whether it is taken is the shim's affair; what it does to the next is not.
+    let _ = c.task().exec(&ExecProcessRequest {
+        id: c.id.clone(),
+        exec_id: "large".into(),
+        spec: Some(spec).into(),
+        ..ExecProcessRequest::default()
+    });
+    kit.exec(&c, "e1", &Spec::sh("exit 4"))?;
+    c.task().start(&c.id, "e1")?;
+    let exit = c.task().wait(&c.id, "e1")?;
+    ensure!(exit.exit_status == 4, "{exit:?}");
     Ok(())
 }
