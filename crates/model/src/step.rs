@@ -12,8 +12,10 @@ use crate::{
     Because, Effect, ExecId, Exit, Incarnation, Kind, Moment, Refusal, Status, TaskEvent, Who,
 };
 
-/// Execs a task may hold that were not deleted.
-pub const EXECS_MAX: usize = 4096;
+/// Execs a task may hold that were not deleted. Each needs an exit record of
+/// its own, of which a journal has 1022: one that could not be had would be
+/// noticed only when the process runs.
+pub const EXECS_MAX: usize = 1000;
 /// Signals on their way at one time.
 pub const SIGNALLING_MAX: usize = 64;
 
