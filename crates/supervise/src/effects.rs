@@ -216,12 +216,19 @@ impl Owner {
                     seen(&tools, pin).await;
                 }
             }
-            for (_, streams) in streams {
-                // A logger may take its time to end; Delete does not.
-                let closing = streams.close_all(Duration::from_millis(100));
-                let closing = tokio::spawn(closing);
-                let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
-            }
+            // All at once, whatever their number. A logger may take its time
+            // to end; Delete does not.
+            let closing: Vec<_> = streams
+                .into_values()
+                .map(|streams| tokio::spawn(streams.close_all(Duration::from_millis(100))))
+                .collect();
+            let closed = async {
+                for one in closing {
+                    // An error is a panic; its ends are closed then.
+                    let _ = one.await;
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
             let over = gone::delete(tools, plan).await;
             Message::VerbOver {
                 verb: Verb::Delete,
