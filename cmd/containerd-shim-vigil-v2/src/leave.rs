@@ -101,6 +101,33 @@ fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
     })
 }
 
+/// The reaper of the pair that holds this bundle, if it is known and alive.
+pub fn reaper_of(bundle: &Path) -> Option<u32> {
+    let pair = Pair::read(&bundle.join(names::PAIR)).ok()?;
+    let alive = open(&pair.reaper).ok()?.is_some();
+    alive.then_some(pair.reaper.pid)
+}
+
+/// The process that listens at the other end of a connection.
+pub fn listener_of(connection: &OwnedFd) -> Option<u32> {
+    use std::os::fd::AsFd;
+    listen::peer(connection.as_fd()).ok().map(|peer| peer.pid)
+}
+
+/// Whether more than the pair itself and its workers descends from a reaper: a
+/// container, or a runc that is about to make one.
+pub fn anyone_below(reaper: u32) -> Result<bool> {
+    for pid in proc::descendants(reaper)? {
+        let ours = proc::stat(pid)?.is_none_or(|stat| {
+            stat.comm == "containerd-shim" || stat.comm.starts_with("vigil-") || stat.ended()
+        });
+        if !ours {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so
 /// the kernel names it as the peer; its bundle may be gone.
 pub fn dismiss_listener(connection: &OwnedFd) -> Result<()> {

@@ -119,7 +119,13 @@ pub fn run(flags: &Flags) -> Result<()> {
     }
     drop(ready);
     drop(config);
-    await_ready(heard)?;
+    if let Err(error) = await_ready(heard) {
+        // One that hangs is not left behind either; one that failed is gone.
+        if let Err(stays) = leave::take_lock(&bundle) {
+            return Err(error.context(format!("its pair stays: {stays:#}")));
+        }
+        return Err(error);
+    }
     made.keep();
     let mut out = std::io::stdout();
     out.write_all(&reply)
@@ -137,7 +143,7 @@ fn hold(flags: &Flags, bundle: &Path, socket: &Path, made: &mut Made) -> Result<
             Ok(file.into())
         }
         Err(lock::LockError::Held { .. }) => {
-            refuse_if_busy(flags, socket)?;
+            refuse_if_busy(flags, socket, leave::reaper_of(bundle))?;
             let file = leave::take_lock(bundle)?;
             made.0.push(path);
             Ok(file.into())
@@ -146,17 +152,22 @@ fn hold(flags: &Flags, bundle: &Path, socket: &Path, made: &mut Made) -> Result<
     }
 }
 
-/// Fails if whoever listens there has a task that was not deleted.
-fn refuse_if_busy(flags: &Flags, socket: &Path) -> Result<()> {
-    if probe(socket, &flags.id, PROBE_WAIT) == Probe::Task {
-        bail!(
-            "container {} in namespace {} already has a running shim with a task that was not deleted (socket {})",
-            flags.id,
-            flags.namespace,
-            socket.display()
-        );
-    }
-    Ok(())
+/// Fails if whoever listens there has a task that was not deleted, or does not
+/// say and has processes.
+fn refuse_if_busy(flags: &Flags, socket: &Path, reaper: Option<u32>) -> Result<()> {
+    let has = match probe(socket, &flags.id, PROBE_WAIT) {
+        Probe::Task => "with a task that was not deleted",
+        Probe::Silent if reaper.map(leave::anyone_below).transpose()? == Some(true) => {
+            "that does not answer and has processes"
+        }
+        Probe::NoTask | Probe::Silent => return Ok(()),
+    };
+    bail!(
+        "container {} in namespace {} already has a running shim {has} (socket {})",
+        flags.id,
+        flags.namespace,
+        socket.display()
+    );
 }
 
 fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
@@ -169,7 +180,7 @@ fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
     let bound = match listen::bind(path) {
         Err(Errno::EADDRINUSE) => {
             if let Ok(connection) = listen::connect(path, CONNECT_WAIT) {
-                refuse_if_busy(flags, path)?;
+                refuse_if_busy(flags, path, leave::listener_of(&connection))?;
                 leave::dismiss_listener(&connection)?;
             }
             // Nobody listens there any more.
