@@ -13,7 +13,7 @@ use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{Delivery, Desk, Inherited, Limits, Place, Publish, Shim, chain};
-use vigil_sys::{fd, fork, process, signal};
+use vigil_sys::{fd, fork, map, process, signal};
 
 use crate::RUNTIME;
 
@@ -42,6 +42,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 }
 
 fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Result<()> {
+    map::thrifty_heap();
     for number in [signal::HUP, signal::PIPE, signal::USR1] {
         signal::ignore(number).context("cannot ignore a signal")?;
     }

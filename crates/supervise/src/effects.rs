@@ -20,6 +20,9 @@ const OVERDUE: Duration = Duration::from_secs(3);
 /// How long the events get at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// Work ends with a pause of this length.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// How Create ended.
 pub(crate) type CreateOver = Result<Made, Refusal>;
 /// How a verb ended; a restore brings what it made.
@@ -129,6 +132,18 @@ impl Owner {
             tokio::time::sleep(idle).await;
             Message::Idle
         });
+    }
+
+    /// There are many shims and each mostly waits: what work needed of memory
+    /// is given back a moment after the last of it. One timer, and none while
+    /// nothing happens.
+    pub(crate) fn arm_quiet(&mut self) {
+        if std::mem::take(&mut self.resting) {
+            self.job(async {
+                tokio::time::sleep(QUIET).await;
+                Message::Quiet
+            });
+        }
     }
 
     fn run_verb(&mut self, verb: Verb) {

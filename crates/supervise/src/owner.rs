@@ -20,6 +20,7 @@ use crate::ledger::JournalLedger;
 use crate::limits::Limits;
 use crate::replies::{Outcome, Replies, answer};
 use crate::{clock, outbox};
+use vigil_sys::map;
 
 /// Where and for whom this shim works.
 #[derive(Debug, Clone)]
@@ -67,6 +68,8 @@ pub(crate) enum Message {
     Idle,
     /// Events are flushed, or their time is up.
     Flushed,
+    /// Nothing was asked for a while: memory used for work can be given back.
+    Quiet,
 }
 
 /// Why the owner stopped.
@@ -92,6 +95,8 @@ pub(crate) struct Owner {
     pub(crate) leaving: Option<Ending>,
     pub(crate) shutdown_replies: Vec<Reply>,
     pub(crate) signal_outcome: Option<Outcome>,
+    /// Memory was given back and nothing happened since.
+    pub(crate) resting: bool,
 }
 
 impl Owner {
@@ -100,6 +105,13 @@ impl Owner {
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> (Ending, Vec<Reply>) {
         while let Some(message) = inbox.recv().await {
             let flushed = matches!(message, Message::Flushed);
+            if let Message::Quiet = message {
+                self.resting = true;
+                map::release_heap();
+                map::release_stack();
+                continue;
+            }
+            self.arm_quiet();
             self.receive(message);
             self.present_deferred();
             if self.leaving.is_some() && (flushed || self.task.outbox.is_empty()) {
@@ -133,7 +145,9 @@ impl Owner {
                 self.leave(Ending::ReaperLeaves);
             }
             // Connections are served beside the owner; see `serve`.
-            Message::FromReaper(FromReaper::Connection { .. }) | Message::Flushed => {}
+            Message::FromReaper(FromReaper::Connection { .. })
+            | Message::Flushed
+            | Message::Quiet => {}
             Message::Idle => {
                 self.drop_ended_connections();
                 if self.task.standing.phase == Phase::Empty {

@@ -89,6 +89,7 @@ impl Shim {
             leaving: None,
             shutdown_replies: Vec::new(),
             signal_outcome: None,
+            resting: true,
         };
         owner.arm_idle();
         let doorbell =

@@ -101,6 +101,33 @@ pub fn release_heap() {
     }
 }
 
+/// Gives back the pages of this thread's stack that lie below what is in use:
+/// a deep call dirties them once and the kernel keeps them for ever. For after
+/// a burst, on the main thread.
+pub fn release_stack() {
+    /// Left alone below the present frame: this function's and the kernel's own.
+    const KEPT: usize = 8 << 10;
+    /// How far down is looked; less than the gap the kernel keeps below every
+    /// stack (`stack_guard_gap`, 1 MiB), so that nothing else can lie there.
+    const DEPTH: usize = 512 << 10;
+    const PAGE: usize = 4 << 10;
+    let here = 0u8;
+    let top = (std::ptr::from_ref(&here).addr().saturating_sub(KEPT)) & !(PAGE - 1);
+    let bottom = top.saturating_sub(DEPTH);
+    // SAFETY: everything below the stack pointer (less the ABI's red zone, far
+    // smaller than KEPT) is dead: no frame lives there and no signal handler
+    // runs in these processes. Parts that are not mapped are refused, and
+    // nothing but this stack can be mapped so close below it. The pages read
+    // as zeros when the stack next reaches them, which no frame relies on.
+    unsafe {
+        libc::madvise(
+            std::ptr::without_provenance_mut::<libc::c_void>(bottom),
+            top - bottom,
+            libc::MADV_DONTNEED,
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -34,6 +34,33 @@ pub fn new_session() -> Result<()> {
     nix::unistd::setsid().map(drop)
 }
 
+/// Our children that are in our session: what we, or one of them, started and
+/// what made no session of its own. Not reaped yet, so the numbers are theirs.
+pub fn children_in_session() -> Result<Vec<u32>> {
+    let own = nix::unistd::getsid(None)?;
+    let children = told(std::fs::read_to_string("/proc/thread-self/children"))?;
+    let is_in = |pid: &u32| {
+        let pid = i32::try_from(*pid).map(nix::unistd::Pid::from_raw);
+        pid.is_ok_and(|pid| nix::unistd::getsid(Some(pid)) == Ok(own))
+    };
+    let pids = children.split_ascii_whitespace();
+    Ok(pids
+        .filter_map(|pid| pid.parse().ok())
+        .filter(is_in)
+        .collect())
+}
+
+/// SIGKILL to a child that was not reaped, and to the group it leads, if any.
+pub fn kill_child_group(child: u32) {
+    let Ok(child) = i32::try_from(child).map(nix::unistd::Pid::from_raw) else {
+        return;
+    };
+    for target in [nix::unistd::Pid::from_raw(-child.as_raw()), child] {
+        // ESRCH: it leads none, or has ended.
+        let _ = nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
 /// A new core scheduling cookie for our process group; inherited by children.
 /// `EINVAL`, `ENODEV`: kernel or processor does not offer it.
 pub fn new_core_scheduling_group() -> Result<()> {

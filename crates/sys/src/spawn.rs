@@ -54,6 +54,7 @@ pub struct Command<'fd> {
     cwd: Option<CString>,
     fds: Vec<(i32, BorrowedFd<'fd>)>,
     own_group: bool,
+    own_session: bool,
     huge_pages: bool,
     bad: bool,
 }
@@ -68,6 +69,7 @@ impl<'fd> Command<'fd> {
             cwd: None,
             fds: Vec::new(),
             own_group: false,
+            own_session: false,
             huge_pages: false,
             bad: false,
         };
@@ -167,6 +169,13 @@ impl<'fd> Command<'fd> {
         self
     }
 
+    /// It leads a session of its own, and so a process group too.
+    #[must_use]
+    pub fn own_session(mut self) -> Self {
+        self.own_session = true;
+        self
+    }
+
     /// It may have huge pages although we gave them up
     /// ([`process::disable_huge_pages`]).
     #[must_use]
@@ -225,7 +234,7 @@ impl<'fd> Command<'fd> {
             }
         }
         actions.close_from(highest + 1)?;
-        let attributes = Attributes::new(self.own_group)?;
+        let attributes = Attributes::new(self.own_group, self.own_session)?;
 
         let argv = pointers(&self.argv);
         let env = pointers(&self.env);
@@ -343,13 +352,15 @@ struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
 impl Attributes {
     /// No signal blocked, every disposition the default one.
-    fn new(own_group: bool) -> Result<Self> {
+    fn new(own_group: bool, own_session: bool) -> Result<Self> {
         let mut attributes = MaybeUninit::uninit();
         // SAFETY: initialises what it is given.
         check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
         let mut attributes = Attributes(attributes);
         let mut flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-        if own_group {
+        if own_session {
+            flags |= libc::c_int::from(libc::POSIX_SPAWN_SETSID);
+        } else if own_group {
             // Group 0, the default, means one of its own.
             flags |= libc::POSIX_SPAWN_SETPGROUP;
         }
