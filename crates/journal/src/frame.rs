@@ -62,7 +62,7 @@ impl Header {
         bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.start_seq.to_le_bytes());
         bytes[32..32 + BOOT_ID_BYTES].copy_from_slice(self.boot.as_bytes());
-        let sum = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
+        let sum = crate::crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
         bytes[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -88,7 +88,7 @@ impl Header {
             return Err(HeaderFault::Newer { version });
         }
         let (covered, sum) = head.split_at(HEADER_BYTES - 4);
-        if version == 0 || crc32c::crc32c(covered).to_le_bytes() != *sum {
+        if version == 0 || crate::crc32c::crc32c(covered).to_le_bytes() != *sum {
             return Err(HeaderFault::Damaged);
         }
         let _header_len: [u8; 2] = cursor.take();
@@ -123,7 +123,7 @@ const HEADER_LEN_FIELD: u16 = HEADER_BYTES as u16;
 
 /// The seed keeps records of an older generation from passing as this one's.
 pub(crate) fn seed(generation: u64) -> u32 {
-    crc32c::crc32c(&generation.to_le_bytes())
+    crate::crc32c::crc32c(&generation.to_le_bytes())
 }
 
 /// Takes fixed-size fields off the front of bytes known to be long enough.
@@ -171,7 +171,7 @@ impl<'a> Frame<'a> {
 
     /// Whether the checksum holds under this seed.
     pub(crate) fn holds(&self, seed: u32) -> bool {
-        crc32c::crc32c_append(seed, self.covered) == self.sum
+        crate::crc32c::crc32c_append(seed, self.covered) == self.sum
     }
 
     /// Bytes the whole record takes.
@@ -190,7 +190,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, seed: u32, seq: u64, kind: u16, payload:
     out.extend_from_slice(&0_u16.to_le_bytes());
     out.extend_from_slice(&seq.to_le_bytes());
     out.extend_from_slice(payload);
-    let sum = crc32c::crc32c_append(seed, &out[start..]);
+    let sum = crate::crc32c::crc32c_append(seed, &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
 }
 

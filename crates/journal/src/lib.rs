@@ -11,6 +11,7 @@ mod boot;
 mod compact;
 #[doc(hidden)]
 pub mod crash;
+mod crc32c;
 mod error;
 pub mod exits;
 mod file;

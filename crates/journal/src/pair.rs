@@ -169,7 +169,7 @@ impl Pair {
         if let Some(shim) = &self.shim {
             let _ = writeln!(text, "shim {shim}");
         }
-        let sum = crc32c::crc32c(text.as_bytes());
+        let sum = crate::crc32c::crc32c(text.as_bytes());
         let _ = writeln!(text, "sum {sum:08x}");
         let mut bytes = [b'\n'; PAIR_BYTES];
         for (to, from) in bytes.iter_mut().zip(text.bytes()) {
@@ -205,7 +205,7 @@ impl Pair {
             .ok_or(ParseError::Sum)?;
         // The sum covers the newline that the split took away.
         let covered = &bytes[..=body.len()];
-        if sum != format!("{:08x}", crc32c::crc32c(covered)) {
+        if sum != format!("{:08x}", crate::crc32c::crc32c(covered)) {
             return Err(ParseError::Sum);
         }
         let lines: Vec<&str> = body.split('\n').skip(1).collect();
