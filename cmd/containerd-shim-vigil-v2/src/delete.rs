@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use vigil_host::enact::{Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
 use vigil_host::runc::Runtime;
+use vigil_host::strays;
 use vigil_journal::{exits, names};
 use vigil_model::{
     BootId, Change, Driver, Exit, Incarnation, KIND_RECORD, Phase, Record, Task, Verb, Who,
@@ -26,6 +27,8 @@ use crate::leave;
 
 /// All of it; containerd kills `delete` after 5 s.
 const BUDGET: Duration = Duration::from_millis(3500);
+/// For calls of runc that outlived the pair.
+const CALLS: Duration = Duration::from_millis(500);
 /// Where runc keeps its state unless the options say otherwise.
 const RUNC_ROOT: &str = "/run/containerd/runc";
 
@@ -104,9 +107,17 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
         socket,
         below: None,
     };
+    // A call of runc may have outlived the pair in the middle of it.
+    let mut midway = true;
     match remembered(bundle) {
-        Ok((task, boot)) => recall(&mut subject, &task, boot),
+        Ok((task, boot)) => {
+            midway = task.standing.midway();
+            recall(&mut subject, &task, boot);
+        }
         Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
+    }
+    if midway {
+        end_calls(&subject);
     }
     if subject.exit.is_none()
         && let Some(init) = &subject.init
@@ -114,6 +125,19 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
         subject.exit = recorded_exit(bundle, init);
     }
     subject
+}
+
+/// Before anything is judged: a runc still at work would undo the clean-up.
+fn end_calls(subject: &Subject) {
+    let deadline = Instant::now() + CALLS;
+    match strays::end(&subject.runtime.root, subject.id.as_str(), deadline) {
+        Ok(left) => {
+            for pid in left {
+                eprintln!("left over: process {pid}, a call of the runtime that does not die");
+            }
+        }
+        Err(error) => eprintln!("warning: {}", vigil_host::chain(&error)),
+    }
 }
 
 fn remembered(bundle: &Path) -> Result<(Task, BootId)> {

@@ -12,6 +12,7 @@ pub mod proc;
 pub mod rootfs;
 pub mod runc;
 pub mod stdio;
+pub mod strays;
 pub mod worker;
 
 pub use error::{Error, chain};

@@ -228,6 +228,15 @@ pub struct Task {
     pub execs_started: u64,
 }
 
+impl Standing {
+    /// Whether something was begun whose end is not recorded: after a crash a
+    /// call of the runtime may still be at it.
+    pub fn midway(&self) -> bool {
+        let starting = |exec: &Exec| exec.phase == ExecPhase::Starting;
+        self.phase == Phase::Creating || self.busy.is_some() || self.execs.values().any(starting)
+    }
+}
+
 /// Milestones kept.
 pub const STORY_MAX: usize = 32;
 

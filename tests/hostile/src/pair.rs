@@ -59,11 +59,12 @@ pub fn fds(pid: i32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-/// Memory that is its own, in KiB.
+/// Memory it has written to and shares with nobody, in KiB. Pages of its program do not
+/// count: whether those are shared depends on who else runs.
 pub fn private_kib(pid: i32) -> Result<u64> {
     let process = Process::read(pid).context("gone")?;
     let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))?;
-    let lines = text.lines().filter(|l| l.starts_with("Private_"));
+    let lines = text.lines().filter(|l| l.starts_with("Private_Dirty:"));
     let kib = lines.filter_map(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
     Ok(kib.sum())
 }

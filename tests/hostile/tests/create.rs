@@ -250,6 +250,7 @@ fn runc_that_fails_in_each_of_its_ways() {
             ("no-pid", &[pid_file]),
             ("empty-pid", &[pid_file]),
             ("torn-pid", &[pid_file]),
+            ("done-then-torn", &[pid_file]),
             // It has made the container, and then says that it has not.
             ("done-then-fails", &["create"]),
         ] {
@@ -298,6 +299,9 @@ fn a_stranger_in_runcs_pid_file_lives_on() {
             let mut request = container.bundle.create_request();
             request.options = Some(runc.options()).into();
             let number = stranger.id().to_string();
+            fails(kit, &container, &request, UNKNOWN, &[&number])?;
+            // The same with a container beside it, which has to go.
+            runc.commit("create", "done-then-stranger")?;
             fails(kit, &container, &request, UNKNOWN, &[&number])?;
             let ended = stranger.try_wait()?;
             ensure!(ended.is_none(), "the stranger was killed: {ended:?}");
@@ -386,6 +390,40 @@ fn runc_that_hangs_in_start_and_delete() {
 }
 
 #[test]
+fn a_terminal_only_one_of_them_knows_of() {
+    trial(40, |kit| {
+        // runc brings no console; it is waited for, and then no longer.
+        fails_once(kit, |r| r.terminal = true, UNKNOWN, &["console"])?;
+        let container = kit.prepared(&Spec::sh("exit 3").on_terminal(), Stdio::Output)?;
+        let mut request = container.bundle.create_request();
+        request.terminal = false;
+        fails(
+            kit,
+            &container,
+            &request,
+            UNKNOWN,
+            &["OCI runtime create failed"],
+        )
+    });
+}
+
+#[test]
+fn strings_longer_than_any_path() {
+    trial(40, |kit| {
+        let long = "/x".repeat(3000);
+        fails_once(kit, |r| r.bundle.clone_from(&long), INVALID, &["bundle"])?;
+        fails_once(
+            kit,
+            |r| r.stdout = "/x".repeat(100_000),
+            INVALID,
+            &["stdout"],
+        )?;
+        fails_once(kit, |r| r.checkpoint = long, INVALID, &["checkpoint"])?;
+        fails_once(kit, |r| r.stdin = "/tmp/\0/x".into(), INVALID, &["stdin"])
+    });
+}
+
+#[test]
 fn a_mount_that_fails() {
     trial(40, |kit| {
         let extra = |kind: &str, source: &str, options: &[&str]| Mount {
@@ -411,7 +449,7 @@ fn a_mount_that_fails() {
             kit,
             |r| {
                 r.rootfs
-                    .push(extra("overlay", "overlay", &["lowerdir=/no/such/lower"]))
+                    .push(extra("overlay", "overlay", &["lowerdir=/no/such/lower"]));
             },
             UNKNOWN,
             &["overlay"],

@@ -15,7 +15,7 @@ use vigil_hostile::{Pair, exit_in_time, private_kib, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::events::{Event, EventSink, Fact};
 use vigil_lab::kit::{Container, exec_spec};
-use vigil_lab::{Kit, Spec, by};
+use vigil_lab::{Spec, by};
 
 fn stories(sink: &EventSink) -> Vec<String> {
     sink.story()
@@ -144,7 +144,7 @@ impl Drop for Mute {
 }
 
 /// A whole life with many questions in it; no answer may take long.
-fn brisk(kit: &Kit, container: &Container) -> Result<()> {
+fn brisk(container: &Container) -> Result<()> {
     let (task, id) = (container.task().patient(5.0), &container.id);
     let bounded = |what: &str, limit: u64, call: &dyn Fn() -> Result<()>| -> Result<()> {
         let began = Instant::now();
@@ -170,7 +170,6 @@ fn brisk(kit: &Kit, container: &Container) -> Result<()> {
     bounded("Delete", 2000, &|| Ok(task.delete(id, "").map(drop)?))?;
     // The flush has its second; then it is given up.
     bounded("Shutdown", 2500, &|| Ok(task.shutdown(id)?))?;
-    let _ = kit;
     Ok(())
 }
 
@@ -182,7 +181,7 @@ fn a_sink_that_never_answers_delays_nobody() {
         kit.caller.ttrpc.clone_from(&path);
         let container = kit.prepared(&Spec::args(&["sleep", "1000"]), Stdio::Output)?;
         let pair = Pair::of(&container.shim)?;
-        brisk(kit, &container)?;
+        brisk(&container)?;
         pair.gone(3.0)?;
         drop(sink);
         let deleted = container.shim.delete()?.ok()?;
@@ -200,11 +199,11 @@ fn no_sink_at_all_delays_nobody() {
     trial(60, |kit| {
         kit.caller.ttrpc = kit.scratch.path("no-such.sock");
         let container = kit.prepared(&Spec::args(&["sleep", "1000"]), Stdio::Output)?;
-        brisk(kit, &container)?;
+        brisk(&container)?;
         // Nor does an address that is none.
         kit.caller.ttrpc = "".into();
         let container = kit.prepared(&Spec::args(&["sleep", "1000"]), Stdio::Output)?;
-        brisk(kit, &container)
+        brisk(&container)
     });
 }
 

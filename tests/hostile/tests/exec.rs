@@ -7,13 +7,14 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use containerd_shim_protos::api::ExecProcessRequest;
+use containerd_shim_protos::api::{ExecProcessRequest, UpdateTaskRequest};
+use protobuf::Message;
 use serde_json::{Value, json};
 use vigil_hostile::{FaultyRunc, Trace, refused, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::{Container, exec_spec};
 use vigil_lab::process::Process;
-use vigil_lab::task::any;
+use vigil_lab::task::{V2, any};
 use vigil_lab::{Kit, Spec, by, until};
 
 const UNKNOWN: i32 = 2;
@@ -22,6 +23,7 @@ const LATE: i32 = 4;
 const MISSING: i32 = 5;
 const EXISTS: i32 = 6;
 
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// One process and no more, so that whatever else is there came from an exec.
@@ -289,6 +291,26 @@ fn resources_that_are_none() {
             );
             ensure!(text.contains(says), "{says} is not named in: {text}");
         }
+        // Bytes that are no JSON at all, and none.
+        for bytes in [&b"{\"memory\": "[..], b"\xff\xfe", b""] {
+            let request = UpdateTaskRequest {
+                id: container.id.clone(),
+                resources: Some(any(RESOURCES, bytes)).into(),
+                ..Default::default()
+            };
+            let told = task
+                .client()
+                .call(V2, "Update", request.write_to_bytes()?, by(10.0));
+            ensure!(told.is_err(), "Update with {bytes:?} was taken");
+        }
+        let none = UpdateTaskRequest {
+            id: container.id.clone(),
+            ..Default::default()
+        };
+        let told = task
+            .client()
+            .call(V2, "Update", none.write_to_bytes()?, by(10.0));
+        refused(told, INVALID, &["resources"])?;
         // A limit below what is in use: the kernel's no, not ours.
         let small = task.update(&container.id, &json!({"memory": {"limit": 4096}}));
         if let Err(error) = small {

@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use protobuf::Message;
 use vigil_hostile::{Pair, Trace, toml_options, trial};
 use vigil_lab::bundle::Stdio;
-use vigil_lab::shim::Ran;
+use vigil_lab::shim::{Caller, Ran};
 use vigil_lab::task::any;
 use vigil_lab::{Bundle, Kit, Shim, Spec};
 
@@ -174,6 +175,32 @@ fn a_bundle_without_room() {
 }
 
 #[test]
+fn a_bundle_that_is_gone() {
+    trial(20, |kit| {
+        let bundle = no_stdio(kit)?;
+        let gone = kit.scratch.path("state/gone");
+        fs::create_dir(&gone)?;
+        let before = Trace::of(kit.scratch.mark(), &bundle.dir);
+        // Its directory is removed between containerd's fork and our first look.
+        let wrapper = kit.scratch.path("containerd-shim-in-nowhere");
+        let script = format!(
+            "#!/bin/sh\nrmdir {}\nexec {} \"$@\"\n",
+            gone.display(),
+            kit.caller.binary.display()
+        );
+        fs::write(&wrapper, script)?;
+        fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755))?;
+        let caller = Caller {
+            binary: wrapper,
+            ..kit.caller.clone()
+        };
+        let ran = caller.run_start("gone", &gone)?;
+        failed(&ran, &["bundle"])?;
+        before.expect_back()
+    });
+}
+
+#[test]
 fn a_directory_where_a_file_should_be() {
     trial(20, |kit| {
         for name in ["lock", "exits", "address", "pair", "journal"] {
@@ -207,10 +234,7 @@ fn nothing_of_its_output_is_inherited() {
             caller.binary.display()
         );
         fs::write(&wrapper, script)?;
-        fs::set_permissions(
-            &wrapper,
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )?;
+        fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755))?;
         caller.binary = wrapper;
         // `run_start` reads to the end of the output: that it returns is what is tested.
         let ran = caller.run_start(&bundle.id, &bundle.dir)?;

@@ -182,6 +182,20 @@ impl Call<'_> {
         }
     }
 
+    /// The container it is about.
+    pub fn id(&self) -> Option<&str> {
+        match *self {
+            Call::Create { id, .. }
+            | Call::Start { id }
+            | Call::Exec { id, .. }
+            | Call::Delete { id, .. }
+            | Call::Update { id, .. }
+            | Call::Checkpoint { id, .. }
+            | Call::Restore { id, .. } => Some(id),
+            Call::Features | Call::Version => None,
+        }
+    }
+
     /// Whether the container inherits the streams this call is given.
     pub fn hands_on_streams(&self) -> bool {
         match self {

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use vigil_sys::{Errno, fd, pidfd, spawn};
 
+use crate::strays;
+
 use super::argv::{Call, DOCUMENT_FD, LOG_FD, Runtime, Verb};
 use super::failure::{Class, Ended, Failure};
 use super::log::{last_error, shorten};
@@ -166,10 +168,14 @@ impl<'a> Invocation<'a> {
             Some(text) => Some(fd::memfd_with(c"runc-document", text)?),
             None => None,
         };
+        let call_for = self.call.id().map(|id| {
+            let mark = strays::mark(&self.runtime.root, id);
+            (OsString::from(strays::VARIABLE), mark)
+        });
         let mut command = spawn::Command::new(program)
             .arg0(&self.runtime.program)
             .args(self.call.arguments(self.runtime))
-            .envs(environment(std::env::vars_os()))
+            .envs(environment(std::env::vars_os()).chain(call_for))
             .fd(LOG_FD, log.as_fd())
             .own_group()
             .huge_pages();

@@ -1,0 +1,136 @@
+//! Runtime calls that outlived the pair that made them: a runc that hung while
+//! its shim and reaper were killed belongs to nobody, and no record names it.
+//! Each call carries its container in its environment, and is known by that.
+//! Read-only but for [`end`], which kills through pidfds and nothing else.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vigil_sys::{fd, pidfd, signal};
+
+use crate::proc::{self, Checked};
+use crate::{Error, Result};
+
+/// The variable; its value is the container's directory below runc's root,
+/// which names root, namespace and id.
+pub(crate) const VARIABLE: &str = "VIGIL_CALL_FOR";
+
+/// What a call for container `id` carries.
+pub(crate) fn mark(root: &Path, id: &str) -> OsString {
+    root.join(id).into_os_string()
+}
+
+/// Ends every call for this container that is still under way. Gives back the
+/// pids of those that did not die by `deadline`.
+///
+/// Only for when both of the pair are gone: a living shim's calls are its own.
+pub fn end(root: &Path, id: &str, deadline: Instant) -> Result<Vec<u32>> {
+    let mut wanted = format!("{VARIABLE}=").into_bytes();
+    wanted.extend(mark(root, id).into_vec());
+    let mut left = Vec::new();
+    // Again until none is found: one may fork while it is looked for.
+    loop {
+        let found = find(&wanted)?;
+        if found.is_empty() || Instant::now() >= deadline {
+            left.extend(found.into_iter().map(|(pid, _)| pid));
+            return Ok(left);
+        }
+        for (_, call) in &found {
+            // ESRCH: it has just ended by itself.
+            let _ = pidfd::send_signal(call, signal::KILL);
+        }
+        for (_, call) in &found {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let patience = patience.min(Duration::from_millis(200));
+            // What is not dead then is found again.
+            let _ = fd::wait_readable(call, patience);
+        }
+    }
+}
+
+/// Living processes with this line in their environment, each pinned first and
+/// read afterwards, so that the pidfd is of the process that was read.
+fn find(wanted: &[u8]) -> Result<Vec<(u32, OwnedFd)>> {
+    let dir = Path::new("/proc");
+    let failed = |source| Error::File {
+        op: "list",
+        path: dir.to_owned(),
+        source,
+    };
+    let us = std::process::id();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == us || !carries(pid, wanted) {
+            continue;
+        }
+        let Some((process, _)) = proc::open_now(pid)? else {
+            continue;
+        };
+        if let Checked::Same(call) = proc::open_checked(&process)?
+            && carries(pid, wanted)
+            && !pidfd::is_dead(&call).unwrap_or(true)
+        {
+            found.push((pid, call));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether this process has the line in its environment. One that sleeps
+/// uninterruptibly is not asked: the answer may never come.
+fn carries(pid: u32, wanted: &[u8]) -> bool {
+    match proc::stat(pid) {
+        Ok(Some(stat)) if stat.state != 'D' && !stat.ended() => {}
+        Ok(_) | Err(_) => return false,
+    }
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|line| line == wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+
+    fn call(root: &Path, id: &str) -> Child {
+        Command::new("sh")
+            // Deaf, and with a child as deaf.
+            .args(["-c", "trap '' TERM; sleep 60 & wait"])
+            .env(VARIABLE, mark(root, id))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn calls_for_this_container_end_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, other) = (dir.path().join("ns"), dir.path().join("other"));
+        let mut ours = [call(&root, "c1"), call(&root, "c1")];
+        let mut others = [call(&root, "c11"), call(&other, "c1"), call(&root, "c")];
+        // `end` waits for deaths; a zombie of this test is one.
+        let left = end(&root, "c1", Instant::now() + Duration::from_secs(5)).unwrap();
+        assert!(left.is_empty(), "{left:?}");
+        for child in &mut ours {
+            assert!(!child.wait().unwrap().success());
+        }
+        let alive = others.iter_mut().all(|o| o.try_wait().unwrap().is_none());
+        for (child, (root, id)) in
+            others
+                .iter_mut()
+                .zip([(&root, "c11"), (&other, "c1"), (&root, "c")])
+        {
+            end(root, id, Instant::now() + Duration::from_secs(5)).unwrap();
+            child.wait().unwrap();
+        }
+        assert!(alive, "a stranger's call was killed");
+    }
+}
