@@ -115,7 +115,11 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         if shim.end().await {
             server.flushed(LAST_ANSWERS).await;
         }
-        // Whatever still runs (a pending Wait, a closing logger) ends here.
+        // Whatever still runs (a pending Wait, a closing logger) ends here; so
+        // does what would go on making things that nobody could undo.
+        for errand in process::children_in_session().unwrap_or_default() {
+            process::kill_child_group(errand);
+        }
         process::exit_now(0)
     })
 }

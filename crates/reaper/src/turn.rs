@@ -14,7 +14,7 @@ use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::Child;
-use vigil_sys::{Result, listen, pidfd, process, scm, wait};
+use vigil_sys::{Result, fd, listen, pidfd, process, scm, wait};
 
 use crate::conn::{Conn, owner_of};
 use crate::{Error, fail};
@@ -169,9 +169,17 @@ impl Reaper<'_> {
         self.go_within(END);
     }
 
-    /// Now: the shim goes with us. Deaths that can be recorded still are.
+    /// Now: the shim goes with us, and what it had under way: nobody would be
+    /// left to undo what a runc or a mount still makes. Containers and loggers
+    /// have sessions of their own. Deaths that can be recorded still are.
     fn leave(&mut self) -> i32 {
         self.kill_shim();
+        if self.shim_lives {
+            let _ = fd::wait_readable(&self.shim.pidfd, DYING);
+        }
+        for errand in process::children_in_session().unwrap_or_default() {
+            process::kill_child_group(errand);
+        }
         for _ in 0..16 {
             self.deaths_due = true;
             self.bury();

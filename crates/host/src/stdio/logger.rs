@@ -21,7 +21,8 @@ pub struct LoggerStart {
 }
 
 impl LoggerStart {
-    /// Starts it in a process group of its own, with exactly `CONTAINER_ID`
+    /// Starts it in a session of its own, as it is to outlive a shim and read
+    /// what is left in its pipes, with exactly `CONTAINER_ID`
     /// and `CONTAINER_NAMESPACE` as environment. Our copy of its ready end is
     /// closed, so that its death is an end of file there.
     pub fn start(
@@ -38,7 +39,7 @@ impl LoggerStart {
             .fd(3, stdout)
             .fd(4, stderr)
             .fd(5, self.ready.as_fd())
-            .own_group()
+            .own_session()
             .spawn()
             .map_err(|e| Error::File {
                 op: "start logger",
