@@ -319,3 +319,29 @@ fn resources_that_are_none() {
         as_ever(kit, &container, "e")
     });
 }
+
+#[test]
+fn nothing_of_our_environment_reaches_the_container() {
+    trial(40, |kit| {
+        kit.caller
+            .env
+            .push(("VIGIL_IDLE_MS".into(), "60000".into()));
+        kit.caller
+            .env
+            .push(("NOTIFY_SOCKET".into(), "/no/such".into()));
+        let container = kit.running(&Spec::sh("env; sleep 1000"))?;
+        let exec = kit.exec(&container, "e", &Spec::args(&["env"]))?;
+        container.task().start(&container.id, "e")?;
+        ensure!(container.task().wait(&container.id, "e")?.exit_status == 0);
+        let (bytes, _) = exec.stdout.to_end(by(5.0))?;
+        container.out()?.expect("TERM=xterm", by(5.0))?;
+        for bytes in [bytes, container.out()?.so_far()] {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            ensure!(text.contains("TERM=xterm"), "{text}");
+            for name in ["VIGIL_", "NOTIFY_SOCKET", "TTRPC_ADDRESS", "GOMAXPROCS"] {
+                ensure!(!text.contains(name), "{name} is in:\n{text}");
+            }
+        }
+        Ok(())
+    });
+}

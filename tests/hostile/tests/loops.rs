@@ -165,7 +165,7 @@ fn many(version: Version) {
         eprintln!("{version:?} is not installed: not tried (scripts/setup)");
         return;
     }
-    let count = times(24, 200);
+    let count = times(200, 400);
     let outcome = shim().and_then(|shim| {
         let containerd = Containerd::start(version, Some(&shim))?;
         let mark = containerd.scratch.mark().to_owned();
