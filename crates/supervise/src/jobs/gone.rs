@@ -12,6 +12,8 @@ use vigil_host::runc::{Call, Invocation};
 use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Claim, Kind, Plan, Refusal};
 
+use vigil_sys::pidfd;
+
 use super::{Tools, runc, runtime};
 use crate::watched::watch;
 
@@ -23,6 +25,8 @@ const CLEAN_WAIT: Duration = Duration::from_secs(3);
 const BUSY_WAIT: Duration = Duration::from_millis(500);
 /// For a cgroup whose last processes are dying.
 const REMOVE_WAIT: Duration = Duration::from_secs(1);
+/// Between two looks at a worker nobody tells us the end of.
+const LOOK: Duration = Duration::from_millis(20);
 /// For everything in the cgroup to die.
 pub(crate) const KILL_WAIT: Duration = Duration::from_secs(2);
 
@@ -37,17 +41,23 @@ async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, Vec<String>)
         .pidfd_owned()
         .ok()
         .and_then(|fd| watch(fd, Interest::READABLE).ok());
-    if let Some(pidfd) = watched {
-        if tokio::time::timeout(wait, pidfd.readable()).await.is_err() {
-            let _ = worker.kill();
-            let _ = tokio::time::timeout(Duration::from_millis(100), pidfd.readable()).await;
+    let ended = async {
+        match &watched {
+            Some(pidfd) => drop(pidfd.readable().await),
+            // Out of descriptors: the shim has others to answer meanwhile.
+            None => {
+                while pidfd::is_dead(worker.pidfd()) == Ok(false) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
         }
-        let outcome = worker.finish();
-        return (outcome, worker.notes());
+    };
+    tokio::pin!(ended);
+    if tokio::time::timeout(wait, &mut ended).await.is_err() {
+        let _ = worker.kill();
+        let _ = tokio::time::timeout(Duration::from_millis(100), ended).await;
     }
-    let outcome = worker
-        .wait(wait)
-        .unwrap_or_else(|error| Outcome::Failed(vigil_host::chain(&error)));
+    let outcome = worker.finish();
     (outcome, worker.notes())
 }
 

@@ -1,6 +1,7 @@
 //! Waiting for runc without blocking: its deadline, then SIGTERM to its
 //! group, then SIGKILL, and always an outcome.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -9,10 +10,14 @@ use vigil_model::{Kind, Refusal};
 
 use crate::kept::Kept;
 use crate::stdio::{self, Streams};
-use crate::watched::watch;
+use vigil_sys::pidfd;
+
+use crate::watched::{Watched, watch};
 
 /// How long a killed runc is waited for; one in D state is left behind.
 const DYING: Duration = Duration::from_millis(500);
+/// Between two looks at a call nobody tells us the end of.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Waits for a call to end; gives back how it went and the call, for what it
 /// printed.
@@ -21,28 +26,18 @@ pub(crate) async fn finish(
     deadlines: &Deadlines,
 ) -> (Result<(), Failure>, Running) {
     let deadline = deadlines.of(running.verb());
-    let Ok(copy) = running.pidfd().try_clone_to_owned() else {
-        // Out of descriptors: wait the way a blocking caller does.
-        let outcome = running.wait(deadline, deadlines.grace);
-        return (outcome, running);
-    };
-    let Ok(pidfd) = watch(copy, Interest::READABLE) else {
-        let outcome = running.wait(deadline, deadlines.grace);
-        return (outcome, running);
-    };
+    let pidfd = running
+        .pidfd()
+        .try_clone_to_owned()
+        .and_then(|copy| watch(copy, Interest::READABLE))
+        .ok();
     let mut stuck = String::new();
-    if tokio::time::timeout(deadline, pidfd.readable())
-        .await
-        .is_err()
-    {
+    if !ended_within(running.pidfd(), pidfd.as_ref(), deadline).await {
         stuck = running.stuck_in();
         let _ = running.ask_group_to_end();
-        if tokio::time::timeout(deadlines.grace, pidfd.readable())
-            .await
-            .is_err()
-        {
+        if !ended_within(running.pidfd(), pidfd.as_ref(), deadlines.grace).await {
             let _ = running.kill_group();
-            let _ = tokio::time::timeout(DYING, pidfd.readable()).await;
+            ended_within(running.pidfd(), pidfd.as_ref(), DYING).await;
         }
     }
     // Still running means that it cannot die; the reaper gets it in the end.
@@ -74,6 +69,22 @@ pub(crate) async fn finish_copying(
         Err(_) => Ok(()),
     };
     (outcome, copying)
+}
+
+/// Whether it ends in that time. Without a descriptor to be woken by (there are
+/// none left) it is looked at now and then: the shim has others to answer.
+async fn ended_within(call: BorrowedFd<'_>, pidfd: Option<&Watched>, wait: Duration) -> bool {
+    let ended = async {
+        match pidfd {
+            Some(pidfd) => drop(pidfd.readable().await),
+            None => {
+                while pidfd::is_dead(call) == Ok(false) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(wait, ended).await.is_ok()
 }
 
 /// A failed call, for a client. The class decides the code; the text is for
