@@ -34,7 +34,7 @@ demo: ## run a real container under Vigil and show its story
 test: ## all tests, then the conformance suite on real containers
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build
-	scripts/unit-tests
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) scripts/unit-tests
 	@$(MAKE) --no-print-directory conformance
 
 conformance: build ## behaviours of the Task API: Go's shims first, then ours
