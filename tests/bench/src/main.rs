@@ -28,6 +28,9 @@ usage: vigil-bench [--quick] [--markdown] [--containers N] [--only PART]…
   --only PART     starts, memory, calls, idle or ctr; may be given more than once
 VIGIL_SHIM names our binary.";
 
+/// A load above which others are at work too.
+const QUIET: f64 = 0.5;
+
 struct Wanted {
     effort: Effort,
     markdown: bool,
@@ -75,6 +78,12 @@ fn main() -> Result<()> {
     let wanted = wanted()?;
     let effort = wanted.effort;
     let does = |part: &str| wanted.only.is_empty() || wanted.only.iter().any(|p| p == part);
+    if let Some(load) = memory::load().filter(|load| *load > QUIET) {
+        eprintln!(
+            "note: the machine is busy (load {load:.1}): times are those of waiting for a processor, \
+             memory moves for others; only ratios of one run mean anything"
+        );
+    }
     scratch::sweep();
     contender::sweep();
     let ours = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;

@@ -20,6 +20,12 @@ pub fn available() -> Result<i64> {
     Ok(i64::try_from(kib)?)
 }
 
+/// Programs that ran or wanted to in the last minute, as `uptime` shows them.
+pub fn load() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
 /// Threads of one process.
 pub fn threads(process: &Process) -> Option<u64> {
     process.field("Threads")?.parse().ok()
