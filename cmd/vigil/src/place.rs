@@ -1,45 +1,247 @@
-//! Where a container's files are: its bundle below containerd's state
-//! directory, or wherever the operator says.
+//! Where things are on a node, each of which the operator may move: bundles
+//! below containerd's state directory, runc's state, Vigil's keepsakes. Finds
+//! bundles; decides nothing about them.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use vigil_host::enact::RUN;
+use vigil_journal::names;
+use vigil_model::{Namespace, TaskId};
 
-/// Which container.
+use crate::{Code, Exit};
+
+/// The places of a node.
 #[derive(Debug, Args)]
-pub struct Place {
-    /// Id of the container, or path of its bundle.
-    pub container: String,
-    /// containerd namespace.
-    #[arg(short, long, default_value = "default", env = "CONTAINERD_NAMESPACE")]
-    pub namespace: String,
+pub struct Node {
     /// containerd's state directory.
     #[arg(
         long,
+        value_name = "DIR",
         default_value = "/run/containerd",
         env = "VIGIL_CONTAINERD_STATE"
     )]
     pub state: PathBuf,
+    /// Where what outlives a container is kept.
+    #[command(flatten)]
+    pub kept: Kept,
+    /// runc's state, for a task whose journal cannot be read.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/run/containerd/runc",
+        env = "VIGIL_RUNC_ROOT"
+    )]
+    pub runc_root: PathBuf,
 }
 
-impl Place {
-    /// The bundle directory.
-    pub fn bundle(&self) -> PathBuf {
-        if self.container.contains('/') {
-            return PathBuf::from(&self.container);
+/// Where tombstones and history are.
+#[derive(Debug, Args)]
+pub struct Kept {
+    /// Where Vigil keeps tombstones and history.
+    #[arg(long, value_name = "DIR", default_value = RUN, env = "VIGIL_RUN")]
+    pub run: PathBuf,
+}
+
+/// One bundle, by its place.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// containerd namespace.
+    pub namespace: Namespace,
+    /// Id of the container.
+    pub id: TaskId,
+    /// The bundle.
+    pub bundle: PathBuf,
+}
+
+/// Every bundle of a node.
+#[derive(Debug, Default)]
+pub struct Bundles {
+    /// Those with a file of Vigil's in them, by namespace and id.
+    pub ours: Vec<Found>,
+    /// How many have none: other runtimes', or all that was ours is lost.
+    pub others: usize,
+    /// What could not be looked at.
+    pub notes: Vec<String>,
+    /// What has no business there, and does no harm.
+    pub strange: Vec<String>,
+}
+
+impl Node {
+    fn tasks(&self) -> PathBuf {
+        self.state.join("io.containerd.runtime.v2.task")
+    }
+
+    /// Looks for bundles, in one namespace or in all.
+    pub fn bundles(&self, only: Option<&Namespace>) -> Result<Bundles> {
+        let mut bundles = Bundles::default();
+        // A state directory that is not there is a typing error; one without
+        // tasks is a node without tasks.
+        fs::metadata(&self.state)
+            .with_context(|| format!("cannot look at {}", self.state.display()))?;
+        for (namespace, dir) in children(&self.tasks())? {
+            let Ok(namespace) = Namespace::new(namespace) else {
+                bundles
+                    .strange
+                    .push(format!("{} is no namespace", dir.display()));
+                continue;
+            };
+            if only.is_some_and(|only| *only != namespace) {
+                continue;
+            }
+            for (id, bundle) in children(&dir)? {
+                let Ok(id) = TaskId::new(id) else {
+                    bundles
+                        .strange
+                        .push(format!("{} is no bundle", bundle.display()));
+                    continue;
+                };
+                match is_ours(&bundle) {
+                    Ok(true) => bundles.ours.push(Found {
+                        namespace: namespace.clone(),
+                        id,
+                        bundle,
+                    }),
+                    Ok(false) => bundles.others += 1,
+                    Err(e) => bundles
+                        .notes
+                        .push(format!("cannot look into {}: {e}", bundle.display())),
+                }
+            }
         }
-        self.state
-            .join("io.containerd.runtime.v2.task")
-            .join(&self.namespace)
-            .join(&self.container)
+        bundles.ours.sort();
+        Ok(bundles)
+    }
+
+    /// The bundle that is meant; `None` if there is none.
+    pub fn find(&self, name: &Name) -> Result<Option<Found>> {
+        if name.container.contains('/') {
+            return Found::at(Path::new(&name.container)).map(Some);
+        }
+        let id = TaskId::new(name.container.as_str()).map_err(|e| {
+            anyhow::Error::new(e)
+                .context(format!("{:?} names no container", name.container))
+                .context(Exit(Code::Usage))
+        })?;
+        fs::metadata(&self.state)
+            .with_context(|| format!("cannot look at {}", self.state.display()))?;
+        let namespaces = match name.namespace()? {
+            Some(namespace) => vec![namespace],
+            None => children(&self.tasks())?
+                .into_iter()
+                .filter_map(|(namespace, _)| Namespace::new(namespace).ok())
+                .collect(),
+        };
+        let mut found = Vec::new();
+        for namespace in namespaces {
+            let bundle = self.tasks().join(namespace.as_str()).join(id.as_str());
+            if bundle.is_dir() {
+                let id = id.clone();
+                found.push(Found {
+                    namespace,
+                    id,
+                    bundle,
+                });
+            }
+        }
+        if found.len() > 1 {
+            let all: Vec<&str> = found.iter().map(|f| f.namespace.as_str()).collect();
+            return Err(anyhow!("say which with --namespace")
+                .context(format!("{id} is in the namespaces {}", all.join(", ")))
+                .context(Exit(Code::Usage)));
+        }
+        Ok(found.pop())
     }
 }
 
-/// Whether the reader of our output went away, which is no failure.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+/// Which container.
+#[derive(Debug, Args)]
+pub struct Name {
+    /// Id of the container, or path of its bundle.
+    pub container: String,
+    /// containerd namespace; without it, wherever the id is.
+    #[arg(short, long, value_name = "NAME", env = "CONTAINERD_NAMESPACE")]
+    pub namespace: Option<String>,
+}
+
+impl Name {
+    /// The namespace, checked.
+    pub fn namespace(&self) -> Result<Option<Namespace>> {
+        self.namespace.as_deref().map(namespace).transpose()
+    }
+}
+
+/// A namespace the operator gave.
+pub fn namespace(text: &str) -> Result<Namespace> {
+    Namespace::new(text).map_err(|e| {
+        anyhow::Error::new(e)
+            .context(format!("{text:?} names no namespace"))
+            .context(Exit(Code::Usage))
     })
+}
+
+impl Found {
+    /// A bundle by its path, whose last two names are namespace and id.
+    pub fn at(bundle: &Path) -> Result<Self> {
+        let bundle = fs::canonicalize(bundle).map_err(|e| {
+            let code = match e.kind() {
+                ErrorKind::NotFound => Code::Nothing,
+                _ => Code::Failed,
+            };
+            anyhow::Error::new(e)
+                .context(format!("cannot look at {}", bundle.display()))
+                .context(Exit(code))
+        })?;
+        let name = |path: Option<&Path>| {
+            let name = path.and_then(Path::file_name);
+            name.map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default()
+        };
+        let said = || {
+            format!(
+                "{} is no bundle, which ends in NAMESPACE/ID",
+                bundle.display()
+            )
+        };
+        Ok(Self {
+            namespace: Namespace::new(name(bundle.parent())).with_context(said)?,
+            id: TaskId::new(name(Some(&bundle))).with_context(said)?,
+            bundle,
+        })
+    }
+}
+
+/// Whether any file of Vigil's is in it.
+pub fn is_ours(bundle: &Path) -> std::io::Result<bool> {
+    for name in [names::LOCK, names::JOURNAL, names::PAIR, names::EXITS] {
+        match fs::symlink_metadata(bundle.join(name)) {
+            Ok(_) => return Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+/// The directories in a directory, by name; none if it is not there.
+fn children(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).with_context(|| format!("cannot list {}", dir.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
+        // containerd moves a bundle to a name with a dot before it removes it.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && entry.path().is_dir() {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
 }

@@ -1,215 +1,367 @@
-//! `vigil show`: the story of one container, each line with its time and its
-//! source. Reads only; a journal being written may show a torn last record.
+//! `vigil show`: all that is known of one container, each fact in the column
+//! of its source: recorded by Vigil, observed on the host, published to
+//! containerd. Then its story. Works with whatever files there are.
 
-use std::io::Write;
+use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
-use vigil_journal::{Tail, names, replay};
-use vigil_model::{
-    Change, KIND_RECORD, KIND_SNAPSHOT, Milestone, Moment, Record, Task, TaskEvent, Who,
-};
+use serde_json::{Value, json};
+use vigil_host::chain;
+use vigil_host::enact::{Line, Tombstone};
+use vigil_journal::Tail;
+use vigil_model::{Task, TaskEvent, Who};
 
-use crate::place::Place;
+use crate::ask::{Ask, Asking};
+use crate::look::{Look, Telling, exit_waits};
+use crate::place::{Name, Node};
+use crate::table::{Cell, Colour, Paint, render};
+use crate::{Answer, Code, Exit, history, json, pair, timeline, words};
 
 /// Arguments of `vigil show`.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     #[command(flatten)]
-    place: Place,
+    name: Name,
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    ask: Ask,
+    #[command(flatten)]
+    node: Node,
 }
 
-/// Prints the story.
-pub fn run(args: &Args) -> Result<()> {
-    let bundle = args.place.bundle();
-    let path = bundle.join(names::JOURNAL);
-    let replayed =
-        replay(&path).with_context(|| format!("no story of {}", args.place.container))?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "bundle     {}", bundle.display())?;
-    writeln!(
-        out,
-        "journal    generation {}, {} records",
-        replayed.header.generation,
-        replayed.records.len()
-    )?;
-    match &replayed.tail {
-        Tail::Clean => {}
-        Tail::Torn { at, dropped } => {
-            writeln!(out, "           torn at byte {at}, {dropped} bytes")?;
-        }
-        Tail::Corrupt { at, damage, .. } => {
-            writeln!(out, "           CORRUPT at byte {at}: {damage:?}")?;
-        }
-    }
-    let frames = || {
-        replayed
-            .records
-            .iter()
-            .map(|record| (record.kind, &record.payload[..]))
+/// Tells all.
+pub fn run(args: &Args) -> Result<Answer> {
+    let Some(found) = args.node.find(&args.name)? else {
+        return afterwards(args);
     };
-    let task = Task::replay(frames()).context("the journal holds what this version cannot read")?;
-    writeln!(out, "recorded   {}", standing(&task))?;
-    writeln!(out)?;
-    for record in &replayed.records {
-        match record.kind {
-            KIND_RECORD => {
-                let step = Record::decode(&record.payload)?;
-                let time = clock(step.at);
-                for change in &step.changes {
-                    if let Some(line) = tell(change) {
-                        writeln!(out, "{:>4}  {time}  {line}", record.seq)?;
-                    }
-                }
-                for published in &step.publish {
-                    writeln!(
-                        out,
-                        "{:>4}  {time}  tell containerd: {}",
-                        record.seq,
-                        told(&published.event)
-                    )?;
-                }
-            }
-            KIND_SNAPSHOT => {
-                let task = Task::decode(&record.payload)?;
-                for (at, milestone) in &task.story {
-                    writeln!(
-                        out,
-                        "{:>4}  {}  {}",
-                        record.seq,
-                        clock(*at),
-                        passed(milestone)
-                    )?;
-                }
-                let execs = task.execs_started;
-                writeln!(
-                    out,
-                    "{:>4}  (the journal was cut here; {execs} execs so far)",
-                    record.seq
-                )?;
-            }
-            kind => writeln!(out, "{:>4}  record of unknown type {kind}", record.seq)?,
-        }
-    }
-    Ok(())
+    let belief = Asking::new(&args.ask).belief(found.namespace.as_str(), found.id.as_str());
+    let look = Look::at(&found, &args.node.runc_root, &belief);
+    let text = if args.json {
+        let mut value = json::task(&look);
+        value["timeline"] = story(&look);
+        json::text(&value)
+    } else {
+        people(&look, Colour::of_stdout())
+    };
+    let code = if look.wrong().is_some() {
+        Code::Wrong
+    } else {
+        Code::Done
+    };
+    Ok(Answer { text, code })
 }
 
-fn standing(task: &Task) -> String {
-    use std::fmt::Write as _;
-
-    use vigil_model::Phase;
-    let mut text = match &task.standing.phase {
-        Phase::Empty => "no container".to_owned(),
-        Phase::Creating => "being created".to_owned(),
-        Phase::Created { init: None } => "to be restored from a checkpoint".to_owned(),
-        Phase::Created { init: Some(init) } => format!("created, init {}", init.pid),
-        Phase::Running { init } => format!("running, init {}", init.pid),
-        Phase::Paused { init } => format!("paused, init {}", init.pid),
-        Phase::Stopped { exit, told, .. } => {
-            format!(
-                "stopped, {}{}",
-                exit.status,
-                if *told { "" } else { ", not told yet" }
-            )
-        }
-        Phase::Deleted { exit, .. } => format!("deleted, {}", exit.status),
+/// Its bundle is gone; what it left may not be.
+fn afterwards(args: &Args) -> Result<Answer> {
+    let id = &args.name.container;
+    let namespace = args.name.namespace()?;
+    let meant = |its_id: &str, its_namespace: &str| {
+        its_id == id
+            && namespace
+                .as_ref()
+                .is_none_or(|n| n.as_str() == its_namespace)
     };
-    if let Some(verb) = task.standing.busy {
-        let _ = write!(text, ", {verb} under way");
+    let mut notes = Vec::new();
+    let stones: Vec<Tombstone> = readable(Tombstone::all(&args.node.kept.run), &mut notes)
+        .into_iter()
+        .filter(|stone| meant(&stone.id, &stone.namespace))
+        .collect();
+    let lines: Vec<Line> = readable(Line::all(&args.node.kept.run), &mut notes)
+        .into_iter()
+        .filter(|line| meant(&line.id, &line.namespace))
+        .collect();
+    if stones.is_empty() && lines.is_empty() {
+        let mut error = anyhow!(
+            "no bundle below {} and nothing in {} is of it",
+            args.node.state.display(),
+            args.node.kept.run.display()
+        );
+        for note in notes {
+            error = error.context(note);
+        }
+        return Err(error.context(id.clone()).context(Exit(Code::Nothing)));
     }
-    if !task.standing.execs.is_empty() {
-        let _ = write!(text, ", {} execs", task.standing.execs.len());
+    let code = if stones.is_empty() {
+        Code::Done
+    } else {
+        Code::Wrong
+    };
+    if args.json {
+        let value =
+            json!({ "bundle": null, "tombstones": stones, "history": lines, "notes": notes });
+        let text = json::text(&value);
+        return Ok(Answer { text, code });
     }
-    if !task.outbox.is_empty() {
-        let _ = write!(text, ", {} events wait for containerd", task.outbox.len());
+    let mut text = format!(
+        "{id} is gone: no bundle below {}\n",
+        args.node.state.display()
+    );
+    for stone in &stones {
+        let (namespace, left) = (&stone.namespace, stone.left.join("; "));
+        let _ = writeln!(text, "tombstone in {namespace}, left of it: {left}");
+    }
+    if !lines.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(&history::people(&lines, &notes));
+    Ok(Answer { text, code })
+}
+
+fn readable<T>(
+    all: vigil_host::Result<Vec<vigil_host::Result<T>>>,
+    notes: &mut Vec<String>,
+) -> Vec<T> {
+    let all = all.unwrap_or_else(|e| vec![Err(e)]);
+    all.into_iter()
+        .filter_map(|one| one.map_err(|e| notes.push(chain(&e))).ok())
+        .collect()
+}
+
+fn story(look: &Look) -> Value {
+    let entries = look.recorded.replayed.as_ref().map(timeline::entries);
+    let entries = entries.unwrap_or_default().into_iter();
+    entries
+        .map(|entry| json!({ "seq": entry.seq, "at": entry.at, "text": entry.text }))
+        .collect()
+}
+
+fn people(look: &Look, colour: Colour) -> String {
+    let mut text = String::new();
+    let (namespace, id) = (&look.found.namespace, &look.found.id);
+    let paint = if look.wrong().is_some() {
+        Paint::Bad
+    } else {
+        Paint::Good
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "container   {id} in namespace {namespace}");
+    let _ = writeln!(text, "bundle      {}", look.found.bundle.display());
+    let _ = writeln!(
+        text,
+        "verdict     {}",
+        colour.paint(look.judgement.words, paint)
+    );
+    if let Some(wrong) = look.wrong() {
+        let _ = writeln!(text, "wrong       {}", colour.paint(wrong, Paint::Bad));
+    }
+    // The sentence is the row's; it fits where the row's name does.
+    if let Some(row) = look.row
+        && row.name == look.judgement.words
+        && look.pair.life != pair::Life::Alive
+    {
+        let _ = writeln!(text, "how         {}", row.how);
+    }
+    let _ = writeln!(text, "journal     {}", journal(look));
+    let _ = writeln!(text, "containerd  {}", look.belief.words());
+    text.push('\n');
+    let titles = ["", "RECORDED", "OBSERVED", "PUBLISHED"];
+    text.push_str(&render(&titles, &facts(look), colour));
+    for note in &look.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    let entries = look.recorded.replayed.as_ref().map(timeline::entries);
+    if let Some(entries) = entries.filter(|entries| !entries.is_empty()) {
+        text.push('\n');
+        text.push_str(&timeline::people(&entries));
     }
     text
 }
 
-fn tell(change: &Change) -> Option<String> {
-    Some(match change {
-        Change::Creating(plan) => {
-            let claims: Vec<&str> = plan
-                .claims
-                .iter()
-                .map(|claim| claim.path.as_str())
-                .collect();
-            format!(
-                "create asked; cgroups {}",
-                claims.first().unwrap_or(&"unknown")
-            )
+fn journal(look: &Look) -> String {
+    let Some(replayed) = &look.recorded.replayed else {
+        return "?".to_owned();
+    };
+    let (generation, records) = (replayed.header.generation, replayed.records.len());
+    let mut text = format!("generation {generation}, {records} records");
+    match &replayed.tail {
+        Tail::Clean => {}
+        Tail::Torn { at, dropped } => {
+            let _ = write!(text, "; torn at byte {at}, {dropped} bytes");
+            if look.pair.life == pair::Life::Alive {
+                text.push_str(" (or being written)");
+            }
         }
-        Change::Created {
-            init: Some(init), ..
-        } => format!("created: init is {}", init.pid),
-        Change::Created { init: None, .. } => "created: to be restored by start".to_owned(),
-        Change::CreateUndone => "create failed and was undone".to_owned(),
-        Change::Busy(verb) => format!("{verb} asked"),
-        Change::Started { .. } => "started".to_owned(),
-        Change::Frozen => "paused".to_owned(),
-        Change::Thawed => "resumed".to_owned(),
-        Change::ExecAdded { exec, .. } => format!("exec {exec} added"),
-        Change::ExecStarting(exec) => format!("exec {exec}: start asked"),
-        Change::ExecStarted { exec, process } => format!("exec {exec} runs as {}", process.pid),
-        Change::ExecFailed(exec) => format!("exec {exec} could not be started"),
-        Change::ExecDeleted(exec) => format!("exec {exec} deleted"),
-        Change::Signalling(signal) => {
-            let all = if signal.all {
-                " and everything with it"
-            } else {
-                ""
-            };
-            format!("signal {} for {}{all}", signal.signal, signal.who)
+        Tail::Corrupt { at, .. } => {
+            let _ = write!(text, "; CORRUPT at byte {at}");
         }
-        Change::Idle | Change::Signalled { .. } | Change::Acked { .. } | Change::Drained(_) => {
-            return None;
+    }
+    text
+}
+
+/// One row a fact; `-` where a source has no say in it.
+fn facts(look: &Look) -> Vec<Vec<Cell>> {
+    let facts = &look.seen.facts;
+    let task = look.recorded.task.as_ref();
+    let of_task = |say: &dyn Fn(&Task) -> String| task.map_or_else(|| "?".to_owned(), say);
+    let none = || "-".to_owned();
+    let shown = |word: &str| words::shown(word).to_owned();
+    let row = |name: &str, recorded: String, observed: String, published: String| {
+        vec![
+            Cell(name.to_owned(), Paint::Title),
+            Cell::of(recorded),
+            Cell::of(observed),
+            Cell::of(published),
+        ]
+    };
+    let published = look.published.as_ref();
+    let last = |telling: &Telling| match &telling.last {
+        Some(event) => words::event(&event.event),
+        // Nothing was taken so far.
+        None if telling.events == telling.waiting as u64 => none(),
+        None => "? (cut from the journal)".to_owned(),
+    };
+    let phase = of_task(&|task| {
+        let mut text = words::phase(&task.standing.phase).to_owned();
+        if let Some(verb) = task.standing.busy {
+            let _ = write!(text, ", {verb} under way");
         }
-        Change::Exited { who, exit } => format!("{who} ended: {}", exit.status),
-        Change::RestGone => "nothing else of it is left".to_owned(),
-        Change::Told(who) => match who {
-            Who::Init => "end of init told".to_owned(),
-            Who::Exec(exec) => format!("end of exec {exec} told"),
+        text
+    });
+    let init = match &look.seen.init {
+        Some(init) => format!("process {} {}", init.pid, shown(words::init(facts.init))),
+        None => shown(words::init(facts.init)),
+    };
+    let recorded_init = of_task(&|task| {
+        let init = task.standing.phase.init();
+        init.map_or_else(none, |init| format!("process {}", init.pid))
+    });
+    let group = match look.frozen {
+        Some(freeze) => format!("{}, {}", words::group(facts.group), words::freeze(freeze)),
+        None => shown(words::group(facts.group)),
+    };
+    let claims = match (task, look.subject.claims.len()) {
+        (Some(_), 0) => none(),
+        (Some(_), n) => format!("{n} claimed"),
+        (None, _) => "?".to_owned(),
+    };
+    let pair_recorded = match &look.recorded.pair {
+        Some(pair) => match &pair.shim {
+            Some(shim) => format!("reaper {}, shim {}", pair.reaper.pid, shim.pid),
+            None => format!("reaper {}", pair.reaper.pid),
         },
-        Change::Deleted => "deleted".to_owned(),
-        Change::Oom { count } => format!("out of memory: {count} killed so far"),
-        Change::EventDropped => "an event was dropped: the outbox is full".to_owned(),
-        Change::Ending => "shutdown asked".to_owned(),
-    })
+        None => "?".to_owned(),
+    };
+    let socket = match &look.recorded.socket {
+        None => "?".to_owned(),
+        Some(_) if look.subject.socket.is_none() => "its pair's".to_owned(),
+        Some(_) => shown(words::present(facts.socket)),
+    };
+    let boot = look.recorded.boot().map_or_else(
+        || "?".to_owned(),
+        // Enough to tell two apart.
+        |boot| boot.0.chars().take(8).collect(),
+    );
+    let events = published.map_or_else(
+        || "?".to_owned(),
+        |telling| {
+            let mut text = format!("{} told", telling.events - telling.waiting as u64);
+            if telling.waiting > 0 {
+                let _ = write!(text, ", {} waiting", telling.waiting);
+            }
+            if telling.dropped > 0 {
+                let _ = write!(text, ", {} dropped", telling.dropped);
+            }
+            text
+        },
+    );
+    vec![
+        row(
+            "task",
+            phase,
+            none(),
+            published.map_or_else(|| "?".to_owned(), last),
+        ),
+        row("init", recorded_init, init, none()),
+        row(
+            "exit",
+            recorded_exit(look),
+            observed_exit(look),
+            told_exit(look),
+        ),
+        row("execs", of_task(&|task| execs(task)), none(), none()),
+        row(
+            "events",
+            of_task(&|task| format!("{}", task.next_seq - 1)),
+            none(),
+            events,
+        ),
+        row("pair", pair_recorded, words::pair(&look.pair), none()),
+        row("boot", boot, shown(words::boot(facts.boot)), none()),
+        row("cgroups", claims, group, none()),
+        row(
+            "runc",
+            format!("delete {}", words::runc_delete(facts.runc_delete)),
+            format!("state {}", shown(words::present(facts.runc_state))),
+            none(),
+        ),
+        row(
+            "mounts",
+            of_task(&mounts),
+            shown(words::present(facts.mounts)),
+            none(),
+        ),
+        row(
+            "socket",
+            look.recorded
+                .socket
+                .as_ref()
+                .map_or_else(|| "?".to_owned(), |path| path.display().to_string()),
+            socket,
+            none(),
+        ),
+    ]
 }
 
-fn passed(milestone: &Milestone) -> String {
-    match milestone {
-        Milestone::Asked => "create asked".to_owned(),
-        Milestone::Created(pid) => format!("created: init is {pid}"),
-        Milestone::Started => "started".to_owned(),
-        Milestone::Paused => "paused".to_owned(),
-        Milestone::Resumed => "resumed".to_owned(),
-        Milestone::Signalled(signal) => format!("signal {signal} for init"),
-        Milestone::Oom(count) => format!("out of memory: {count} killed so far"),
-        Milestone::Ended(exit) => format!("init ended: {}", exit.status),
+fn mounts(task: &Task) -> String {
+    let asked = task.plan.as_ref().map(|plan| plan.create.rootfs.len());
+    asked.map_or_else(|| "-".to_owned(), |n| format!("{n} asked"))
+}
+
+fn execs(task: &Task) -> String {
+    let there = task.standing.execs.len();
+    let started = task.execs_started;
+    format!("{there} there, {started} started so far")
+}
+
+fn recorded_exit(look: &Look) -> String {
+    match &look.recorded.task {
+        None => "?".to_owned(),
+        Some(task) => {
+            json::phase_exit(task).map_or_else(|| "-".to_owned(), |exit| exit.status.to_string())
+        }
     }
 }
 
-fn told(event: &TaskEvent) -> String {
-    match event {
-        TaskEvent::Create { pid, .. } => format!("create, pid {pid}"),
-        TaskEvent::Start { pid } => format!("start, pid {pid}"),
-        TaskEvent::ExecAdded { exec } => format!("exec {exec} added"),
-        TaskEvent::ExecStarted { exec, pid } => format!("exec {exec} started, pid {pid}"),
-        TaskEvent::Oom => "out of memory".to_owned(),
-        TaskEvent::Paused => "paused".to_owned(),
-        TaskEvent::Resumed => "resumed".to_owned(),
-        TaskEvent::Exit { who, exit, .. } => format!("exit of {who}, {}", exit.status),
-        TaskEvent::Delete { exit, .. } => format!("delete, {}", exit.status),
+/// By the reaper, which is the eye here.
+fn observed_exit(look: &Look) -> String {
+    match &look.recorded.seen_end {
+        Some(exit) => format!("{}, by the reaper", exit.status),
+        None => "-".to_owned(),
     }
 }
 
-/// Time of day in UTC; the date is the boot's business.
-fn clock(at: Moment) -> String {
-    let day = at.secs.rem_euclid(86_400);
-    let (hours, minutes, seconds) = (day / 3600, day / 60 % 60, day % 60);
-    format!(
-        "{hours:02}:{minutes:02}:{seconds:02}.{:03}",
-        at.nanos / 1_000_000
-    )
+fn told_exit(look: &Look) -> String {
+    let Some(task) = &look.recorded.task else {
+        return "?".to_owned();
+    };
+    let waits = exit_waits(task);
+    let last = look
+        .published
+        .as_ref()
+        .and_then(|telling| telling.last.as_ref());
+    match last.map(|event| &event.event) {
+        _ if waits => "waiting".to_owned(),
+        Some(
+            TaskEvent::Exit {
+                who: Who::Init,
+                exit,
+                ..
+            }
+            | TaskEvent::Delete { exit, .. },
+        ) => exit.status.to_string(),
+        _ => "-".to_owned(),
+    }
 }

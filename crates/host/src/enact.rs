@@ -119,7 +119,7 @@ fn nobody(verdict: Verdict, said: Said) -> Exit {
 }
 
 /// The wall clock, for display and for the wire.
-fn now() -> Moment {
+pub fn now() -> Moment {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -129,8 +129,9 @@ fn now() -> Moment {
     }
 }
 
-/// A raw wait status as the model has it.
-fn status_of(raw: i32) -> Option<Status> {
+/// A raw wait status as the model has it; `None` for one that ends nothing
+/// (stopped, continued).
+pub fn status_of(raw: i32) -> Option<Status> {
     let status = ExitStatus::from_raw(raw);
     let byte = |n: i32| u8::try_from(n).ok();
     status

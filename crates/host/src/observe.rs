@@ -10,7 +10,9 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use vigil_model::{Before, BootId, Claim, Exit, Incarnation, Namespace, TaskId};
+use vigil_model::{
+    Before, BootId, Claim, Driver, Exit, Incarnation, Namespace, Phase, Task, TaskId, Verb,
+};
 use vigil_reconcile as judge;
 use vigil_reconcile::{Boot, Facts, Group, Init, Present, RuncDelete, Said};
 use vigil_sys::pidfd;
@@ -68,6 +70,62 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// One of which nothing is on record: runc by its name, its state below
+    /// `runc_root` and the namespace.
+    pub fn unrecorded(id: TaskId, namespace: Namespace, bundle: PathBuf, runc_root: &Path) -> Self {
+        Self {
+            runtime: Runtime {
+                program: "runc".into(),
+                root: runc_root.join(namespace.as_str()),
+                systemd_cgroup: false,
+            },
+            id,
+            namespace,
+            bundle,
+            systemd_cgroup: None,
+            said: Said::Unreadable,
+            boot: None,
+            init: None,
+            exit: None,
+            claims: Vec::new(),
+            private_pid_ns: None,
+            runc_delete: RuncDelete::NotTried,
+            socket: None,
+            below: None,
+        }
+    }
+
+    /// Takes over what the journal says; `boot` is from its header.
+    pub fn recall(&mut self, task: &Task, boot: BootId) {
+        let phase = &task.standing.phase;
+        self.said = Said::from(phase);
+        self.boot = Some(boot);
+        self.init = phase.init().cloned();
+        self.exit = match phase {
+            Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. } => None,
+        };
+        self.runc_delete = match (phase, task.standing.busy) {
+            (Phase::Deleted { .. }, _) => RuncDelete::Done,
+            (_, Some(Verb::Delete)) => RuncDelete::Begun,
+            (_, _) => RuncDelete::NotTried,
+        };
+        if let Some(plan) = &task.plan {
+            self.claims.clone_from(&plan.claims);
+            self.private_pid_ns = Some(plan.private_pid_ns);
+            self.systemd_cgroup = Some(plan.driver == Driver::Systemd);
+            self.runtime = Runtime {
+                program: plan.runtime.clone().into(),
+                root: PathBuf::from(&plan.runtime_root),
+                systemd_cgroup: plan.driver == Driver::Systemd,
+            };
+        }
+    }
+
     /// Where containerd has the root file system mounted.
     pub fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")

@@ -60,6 +60,23 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
     }
 }
 
+/// Whether somebody holds the lock, without making the file: for who only
+/// looks. The look is a shared lock for a moment, which hinders no other look;
+/// who takes the lock in that moment is told that it is held and tries again.
+/// A missing file is [`LockError::Io`] with `NotFound`.
+pub fn is_held(path: &Path) -> Result<bool, LockError> {
+    let failed = |source| LockError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +111,21 @@ mod tests {
         child.wait().unwrap();
         assert!(matches!(while_alive, Err(LockError::Held { .. })));
         hold(&path).unwrap();
+    }
+
+    #[test]
+    fn a_look_takes_nothing_and_makes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let missing = is_held(&path).unwrap_err();
+        assert!(matches!(missing, LockError::Io { source, .. }
+            if source.kind() == io::ErrorKind::NotFound));
+        assert!(!path.exists());
+        let held = hold(&path).unwrap();
+        assert!(is_held(&path).unwrap());
+        drop(held);
+        assert!(!is_held(&path).unwrap());
+        drop(hold(&path).unwrap());
     }
 
     #[test]

@@ -151,6 +151,33 @@ impl Record {
     }
 }
 
+impl Record {
+    /// What is written when a container was brought to nothing without its
+    /// shim, by `delete` or a repair, so that whoever asks later is told the
+    /// same exit. `None` if there is nothing to write: no container, or its
+    /// deletion is recorded already.
+    pub fn of_end(task: &Task, exit: Exit, at: Moment) -> Option<Self> {
+        let mut changes = Vec::new();
+        match task.standing.phase {
+            Phase::Empty | Phase::Deleted { .. } => return None,
+            Phase::Stopped { .. } => {}
+            Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. } => {
+                let who = Who::Init;
+                changes.push(Change::Exited { who, exit });
+            }
+        }
+        changes.push(Change::Deleted);
+        Some(Self {
+            at,
+            changes,
+            publish: Vec::new(),
+        })
+    }
+}
+
 impl Task {
     /// Bytes of a snapshot for the journal.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {

@@ -7,14 +7,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vigil_model::{Claim, Exit, Incarnation};
+use vigil_model::{Claim, Exit, Incarnation, Namespace, TaskId};
+use vigil_reconcile::{RuncDelete, Said};
 
+use crate::observe::Subject;
+use crate::proc::read_bounded;
 use crate::{Error, Result};
 
 /// Where tombstones and history lie on a host.
 pub const RUN: &str = "/run/vigil";
 /// The history's size at which the older half gives way, bytes.
 const HISTORY_LEN_MAX: u64 = 1 << 20;
+
+/// Largest tombstone read, bytes.
+const STONE_LEN_MAX: u64 = 1 << 20;
 
 /// What is left of a container, and how to go on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +75,63 @@ impl Tombstone {
             .join(format!("{}-{}.json", self.namespace, self.id))
     }
 
+    /// All that stand, in order of their names; one that cannot be read is an
+    /// error of its own and hides no other.
+    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+        let dir = run.join("tombstones");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed("list", &dir)(e)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(failed("list", &dir))?.path();
+            // A side file is one being written, or a writer's that died.
+            if path.extension().is_some_and(|e| e == "json") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        Ok(paths.iter().map(|path| Self::read(path)).collect())
+    }
+
+    /// The one in this file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read_bounded(path, STONE_LEN_MAX)?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::Malformed {
+            path: path.to_owned(),
+            problem: format!("not a tombstone: {e}"),
+        })
+    }
+
+    /// What it knows, for going on with it: the record of a container whose
+    /// bundle is gone.
+    pub fn subject(&self) -> Result<Subject> {
+        let malformed = |e: vigil_model::IdError| Error::Malformed {
+            path: self.path(Path::new("")),
+            problem: e.to_string(),
+        };
+        let id = TaskId::new(self.id.as_str()).map_err(malformed)?;
+        let namespace = Namespace::new(self.namespace.as_str()).map_err(malformed)?;
+        let mut subject = Subject::unrecorded(id, namespace, self.bundle.clone(), Path::new("/"));
+        subject.runtime.program = self.runtime.clone().into();
+        subject.runtime.root.clone_from(&self.runtime_root);
+        subject.boot = self.init.as_ref().map(|init| init.boot.clone());
+        subject.said = match (&self.init, self.exit) {
+            (Some(_), Some(_)) => Said::Ended,
+            (Some(_), None) => Said::Live,
+            // Without a process nothing can be concluded from an exit either.
+            (None, _) => Said::Unreadable,
+        };
+        subject.init.clone_from(&self.init);
+        subject.exit = self.init.as_ref().and(self.exit);
+        subject.claims.clone_from(&self.claims);
+        // Its directory says whether the hooks have run.
+        subject.runc_delete = RuncDelete::Begun;
+        Ok(subject)
+    }
+
     /// Puts it up, whole or not at all.
     pub fn write(&self, run: &Path) -> Result<PathBuf> {
         let path = self.path(run);
@@ -100,6 +163,32 @@ impl Tombstone {
 }
 
 impl Line {
+    /// All lines there are, oldest first; one that cannot be read, cut by a
+    /// crash or a full file system, is an error of its own.
+    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+        let mut lines = Vec::new();
+        for name in ["history.old", "history"] {
+            let path = run.join(name);
+            let bytes = match read_bounded(&path, HISTORY_LEN_MAX) {
+                Ok(bytes) => bytes,
+                Err(Error::File { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let split = bytes.split(|byte| *byte == b'\n').enumerate();
+            for (at, line) in split.filter(|(_, line)| !line.is_empty()) {
+                lines.push(serde_json::from_slice(line).map_err(|e| Error::Malformed {
+                    path: path.clone(),
+                    problem: format!("line {}: {e}", at + 1),
+                }));
+            }
+        }
+        Ok(lines)
+    }
+
     /// Adds it. One write, so that two writers do not mix; at the bound the
     /// file becomes `history.old`, and the one of that name is forgotten.
     pub fn append(&self, run: &Path) -> Result<()> {
@@ -151,5 +240,52 @@ mod tests {
             }
         }
         assert!(size <= HISTORY_LEN_MAX + 200_000, "{size}");
+        let all = Line::all(dir.path()).unwrap();
+        assert_eq!(all.len() as u64, size / 100_000);
+        assert!(all.iter().all(|one| *one.as_ref().unwrap() == line));
+    }
+
+    #[test]
+    fn a_torn_line_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Line::all(dir.path()).unwrap().is_empty());
+        let line = r#"{"id":"x","namespace":"n","found":"f","exit":null,"done":[],"left":[]}"#;
+        let text = format!("{line}\n{{\"id\":\n{line}\n");
+        fs::write(dir.path().join("history"), text).unwrap();
+        let all = Line::all(dir.path()).unwrap();
+        assert!(matches!(
+            &all[..],
+            [Ok(_), Err(Error::Malformed { .. }), Ok(_)]
+        ));
+    }
+
+    #[test]
+    fn a_tombstone_is_a_record_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Tombstone::all(dir.path()).unwrap().is_empty());
+        let stone = Tombstone {
+            id: "x".to_owned(),
+            namespace: "n".to_owned(),
+            bundle: PathBuf::from("/b/n/x"),
+            runtime: PathBuf::from("/bin/runc"),
+            runtime_root: PathBuf::from("/r/n"),
+            init: None,
+            exit: None,
+            claims: Vec::new(),
+            left: vec!["socket /s".to_owned()],
+        };
+        let path = stone.write(dir.path()).unwrap();
+        fs::write(path.with_file_name("n-y.json"), "{").unwrap();
+        fs::write(path.with_extension("7.new"), "{").unwrap();
+        let all = Tombstone::all(dir.path()).unwrap();
+        assert!(matches!(&all[..], [Ok(one), Err(Error::Malformed { .. })] if *one == stone));
+        let subject = stone.subject().unwrap();
+        assert_eq!(subject.runc_dir(), Path::new("/r/n/x"));
+        assert_eq!(subject.said, Said::Unreadable);
+        let foreign = Tombstone {
+            id: "../x".to_owned(),
+            ..stone
+        };
+        assert!(matches!(foreign.subject(), Err(Error::Malformed { .. })));
     }
 }

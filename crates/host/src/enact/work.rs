@@ -81,8 +81,11 @@ impl Work<'_> {
                 Ok(())
             }
             Action::Tombstone => {
+                // Nothing before it need have waited: a container without
+                // cgroup and runc state is a killed process and no more.
+                let waited = self.await_init();
                 self.tombstone();
-                Ok(())
+                waited
             }
             Action::WriteHistory => {
                 self.history();

@@ -1,0 +1,114 @@
+//! `vigil history`: the one line each container leaves when it is gone, oldest
+//! first. Reads `history.old` and `history`; a line that cannot be read is
+//! said and hides no other.
+
+use anyhow::{Result, anyhow};
+use clap::Args as ClapArgs;
+use serde_json::json;
+use vigil_host::chain;
+use vigil_host::enact::Line;
+
+use crate::place::Kept;
+use crate::table::{Cell, Colour, render};
+use crate::{Answer, Code, Exit, json, words};
+
+/// Arguments of `vigil history`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Only the container of this id.
+    id: Option<String>,
+    /// Only this containerd namespace.
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Only the newest so many.
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    kept: Kept,
+}
+
+/// Prints the lines.
+pub fn run(args: &Args) -> Result<Answer> {
+    let mut notes = Vec::new();
+    let mut lines: Vec<Line> = Line::all(&args.kept.run)?
+        .into_iter()
+        .filter_map(|line| line.map_err(|e| notes.push(chain(&e))).ok())
+        .filter(|line| args.id.as_ref().is_none_or(|id| *id == line.id))
+        .filter(|line| {
+            let wanted = args.namespace.as_ref();
+            wanted.is_none_or(|namespace| *namespace == line.namespace)
+        })
+        .collect();
+    if let Some(last) = args.last {
+        lines.drain(..lines.len().saturating_sub(last));
+    }
+    if let (Some(id), true) = (&args.id, lines.is_empty()) {
+        return Err(anyhow!("nothing in {} is of it", args.kept.run.display())
+            .context(id.clone())
+            .context(Exit(Code::Nothing)));
+    }
+    let text = if args.json {
+        json::text(&json!({ "lines": lines, "notes": notes }))
+    } else {
+        people(&lines, &notes)
+    };
+    Ok(Answer {
+        text,
+        code: Code::Done,
+    })
+}
+
+/// A table of lines.
+pub fn people(lines: &[Line], notes: &[String]) -> String {
+    let titles = ["ENDED", "NAMESPACE", "ID", "EXIT", "FOUND", "DONE", "LEFT"];
+    let rows: Vec<Vec<Cell>> = lines.iter().map(row).collect();
+    let mut text = render(&titles, &rows, Colour::of_stdout());
+    for note in notes {
+        text.push_str("note: ");
+        text.push_str(note);
+        text.push('\n');
+    }
+    text
+}
+
+fn row(line: &Line) -> Vec<Cell> {
+    let list = |items: &[String], between| {
+        if items.is_empty() {
+            "-".to_owned()
+        } else {
+            items.join(between)
+        }
+    };
+    let (ended, exit) = match &line.exit {
+        Some(exit) => (
+            format!("{} {}", words::date(exit.at), words::clock(exit.at)),
+            exit.status.to_string(),
+        ),
+        None => ("?".to_owned(), "?".to_owned()),
+    };
+    let done: Vec<String> = line.done.iter().map(|name| spaced(name)).collect();
+    vec![
+        Cell::of(ended),
+        Cell::of(&line.namespace),
+        Cell::of(&line.id),
+        Cell::of(exit),
+        Cell::of(&line.found),
+        Cell::of(list(&done, ", ")),
+        Cell::of(list(&line.left, "; ")),
+    ]
+}
+
+/// `KillInit` as `kill init`.
+fn spaced(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if c.is_uppercase() && !text.is_empty() {
+            text.push(' ');
+        }
+        text.extend(c.to_lowercase());
+    }
+    text
+}

@@ -1,0 +1,219 @@
+//! One task, looked at from every side: recorded, observed, published,
+//! believed, judged. Reads only. Beside a living pair a fact may be old by the
+//! time the next is seen; a look that finds something wrong is taken twice.
+
+use std::path::Path;
+use std::time::Duration;
+
+use vigil_host::cgroup::Freeze;
+use vigil_host::chain;
+use vigil_host::observe::{Observed, Subject, observe};
+use vigil_journal::names;
+use vigil_model::{KIND_RECORD, Phase, Published, Record, Task, TaskEvent, Who};
+use vigil_reconcile::{Init, Row, Said, Verdict, row};
+
+use crate::ask::Belief;
+use crate::judge::{Case, Judgement, is_history, judge};
+use crate::pair::{self, Life};
+use crate::place::{self, Found};
+use crate::recorded::Recorded;
+
+/// Between two looks at a task that does not add up.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// What is known of a task.
+#[derive(Debug)]
+pub struct Look {
+    /// Which.
+    pub found: Found,
+    /// Whether any file of Vigil's is in its bundle.
+    pub ours: bool,
+    /// What is on record.
+    pub recorded: Recorded,
+    /// The record, as the reconciler takes it.
+    pub subject: Subject,
+    /// What is on the host.
+    pub seen: Observed,
+    /// Its pair.
+    pub pair: pair::Seen,
+    /// The freezer; `None`: no cgroup, no freezer, or not to be read.
+    pub frozen: Option<Freeze>,
+    /// What containerd was told.
+    pub published: Option<Telling>,
+    /// What containerd says.
+    pub belief: Belief,
+    /// The reconciler's row.
+    pub row: Option<&'static Row>,
+    /// What there was to judge by.
+    pub case: Case,
+    /// What is true.
+    pub judgement: Judgement,
+    /// Everything that was noticed on the way.
+    pub notes: Vec<String>,
+}
+
+/// What the journal says of the events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telling {
+    /// Events so far.
+    pub events: u64,
+    /// Those containerd has not taken.
+    pub waiting: usize,
+    /// Those dropped.
+    pub dropped: u64,
+    /// The last one it has taken, if the journal still has it.
+    pub last: Option<Published>,
+}
+
+impl Look {
+    /// Looks, and looks again if what was seen does not add up: between two
+    /// readings a living task may have moved on.
+    pub fn at(found: &Found, runc_root: &Path, belief: &Belief) -> Self {
+        let look = Self::once(found, runc_root, belief);
+        if look.wrong().is_none() || look.pair.life != Life::Alive {
+            return look;
+        }
+        std::thread::sleep(SETTLE);
+        Self::once(found, runc_root, belief)
+    }
+
+    /// Looks.
+    pub fn once(found: &Found, runc_root: &Path, belief: &Belief) -> Self {
+        let recorded = Recorded::read(&found.bundle);
+        let mut notes = recorded.notes.clone();
+        let pair = pair::look(&found.bundle, recorded.pair.as_ref(), &mut notes);
+        let mut subject = Subject::unrecorded(
+            found.id.clone(),
+            found.namespace.clone(),
+            found.bundle.clone(),
+            runc_root,
+        );
+        recorded.fill(&mut subject);
+        if pair.life == Life::Alive {
+            // A living pair's socket is no leftover.
+            subject.socket = None;
+        }
+        let seen = observe(&subject);
+        notes.extend(seen.notes.iter().cloned());
+        let frozen = seen.cgroup.as_ref().and_then(|cgroup| {
+            cgroup
+                .freeze_state()
+                .map_err(|e| notes.push(chain(&e)))
+                .ok()
+                .flatten()
+        });
+        if let Belief::Unknown(why) = belief {
+            notes.push(why.clone());
+        }
+        let row = row(&seen.facts);
+        let (told, settling) = told(recorded.task.as_ref());
+        let case = Case {
+            verdict: row.map_or(Verdict::Impossible, |row| row.verdict),
+            row: row.map_or("no row", |row| row.name),
+            pair: pair.life,
+            said: subject.said,
+            unreadable: recorded.task.is_none()
+                && found.bundle.join(names::JOURNAL).symlink_metadata().is_ok(),
+            residue: seen.facts.residue(),
+            told,
+            settling,
+        };
+        let mut judgement = judge(case);
+        // If it could not be looked at, the notes say so.
+        let ours = place::is_ours(&found.bundle).unwrap_or(true);
+        if !ours {
+            judgement = Judgement {
+                words: "not known to be Vigil's",
+                wrong: Some(
+                    "no file of Vigil's is in its bundle: another runtime's, or all is lost",
+                ),
+            };
+        }
+        Self {
+            ours,
+            published: recorded.task.as_ref().map(|task| telling(task, &recorded)),
+            found: found.clone(),
+            recorded,
+            subject,
+            seen,
+            pair,
+            frozen,
+            belief: belief.clone(),
+            row,
+            case,
+            judgement,
+            notes,
+        }
+    }
+
+    /// The verdict.
+    pub fn verdict(&self) -> Verdict {
+        self.row.map_or(Verdict::Impossible, |row| row.verdict)
+    }
+
+    /// What is wrong, if anything: by the facts, or because containerd
+    /// believes otherwise.
+    pub fn wrong(&self) -> Option<&'static str> {
+        self.judgement.wrong.or_else(|| self.belief.against(self))
+    }
+
+    /// Whether there is nothing to repair, and nothing to say of a repair.
+    pub fn is_over(&self) -> bool {
+        self.verdict() == Verdict::NothingLeft || is_history(self.case)
+    }
+
+    /// Whether init is seen to run.
+    pub fn runs(&self) -> Option<bool> {
+        match self.seen.facts.init {
+            Init::Alive => Some(true),
+            Init::Dead => Some(false),
+            Init::Unnamed | Init::Unknown => None,
+        }
+    }
+
+    /// Whether the journal has a container that is not deleted.
+    pub fn has_task(&self) -> Option<bool> {
+        match self.subject.said {
+            Said::Unreadable | Said::Creating => None,
+            Said::Nothing | Said::Gone => Some(false),
+            Said::Live | Said::Ended => Some(true),
+        }
+    }
+}
+
+/// Whether containerd has taken init's end, and whether the shim is still at
+/// the rest.
+fn told(task: Option<&Task>) -> (bool, bool) {
+    match task.map(|task| (&task.standing.phase, task.standing.rest_gone)) {
+        Some((Phase::Stopped { told, .. }, rest_gone)) => {
+            (*told && !task.is_some_and(exit_waits), !rest_gone)
+        }
+        Some((Phase::Running { .. } | Phase::Paused { .. } | Phase::Created { .. }, _)) => {
+            (false, true)
+        }
+        Some((Phase::Empty | Phase::Creating | Phase::Deleted { .. }, _)) | None => (false, false),
+    }
+}
+
+/// Whether the event of init's end is still in the outbox.
+pub fn exit_waits(task: &Task) -> bool {
+    let mut events = task.outbox.iter().map(|published| &published.event);
+    events.any(|event| matches!(event, TaskEvent::Exit { who: Who::Init, .. }))
+}
+
+fn telling(task: &Task, recorded: &Recorded) -> Telling {
+    let first_waiting = task.outbox.front().map(|first| first.seq);
+    let taken = |event: &Published| first_waiting.is_none_or(|first| event.seq < first);
+    let records = recorded.replayed.iter().flat_map(|r| &r.records);
+    let last = records
+        .rev()
+        .filter(|record| record.kind == KIND_RECORD)
+        .filter_map(|record| Record::decode(&record.payload).ok())
+        .find_map(|record| record.publish.into_iter().rev().find(taken));
+    Telling {
+        events: task.next_seq.saturating_sub(1),
+        waiting: task.outbox.len(),
+        dropped: task.dropped,
+        last,
+    }
+}

@@ -1,0 +1,167 @@
+//! Whether a container's pair is alive: by the lock, which is free exactly
+//! when both are gone, and by the processes `pair` names, whose incarnations
+//! are checked. Looks only; takes no lock for longer than the look.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use vigil_host::chain;
+use vigil_host::proc::{self, Checked};
+use vigil_journal::lock::{self, LockError};
+use vigil_journal::{names, pair};
+use vigil_model::{BootId, Incarnation};
+use vigil_sys::pidfd;
+
+/// The pair, all in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// A process of it is there, or somebody holds the lock.
+    Alive,
+    /// Both are gone.
+    Gone,
+    /// It could not be looked at.
+    Unknown,
+}
+
+/// The lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Somebody has it.
+    Held,
+    /// Nobody does.
+    Free,
+    /// There is no such file.
+    Missing,
+    /// It could not be looked at.
+    Unknown,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Half {
+    /// Its pid.
+    pub pid: u32,
+    /// Whether it lives; `None`: it could not be looked at.
+    pub alive: Option<bool>,
+}
+
+/// What is seen of a pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// All in all.
+    pub life: Life,
+    /// The lock.
+    pub lock: Lock,
+    /// The reaper.
+    pub reaper: Option<Half>,
+    /// The shim.
+    pub shim: Option<Half>,
+}
+
+impl Seen {
+    /// Whether either of the two is seen alive.
+    pub fn any_alive(&self) -> bool {
+        let halves = [self.reaper, self.shim];
+        halves.iter().flatten().any(|half| half.alive == Some(true))
+    }
+}
+
+/// Looks at both.
+pub fn look(bundle: &Path, recorded: Option<&pair::Pair>, notes: &mut Vec<String>) -> Seen {
+    let lock = match lock::is_held(&bundle.join(names::LOCK)) {
+        Ok(true) => Lock::Held,
+        Ok(false) => Lock::Free,
+        Err(LockError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Lock::Missing,
+        Err(e) => {
+            notes.push(chain(&e));
+            Lock::Unknown
+        }
+    };
+    let reaper = recorded.map(|pair| half(&pair.reaper, notes));
+    let shim = recorded
+        .and_then(|pair| pair.shim.as_ref())
+        .map(|shim| half(shim, notes));
+    let life = life(lock, [reaper, shim]);
+    if life == Life::Alive && lock == Lock::Free {
+        notes.push("the lock is free although a process of the pair lives".to_owned());
+    }
+    Seen {
+        life,
+        lock,
+        reaper,
+        shim,
+    }
+}
+
+fn life(lock: Lock, halves: [Option<Half>; 2]) -> Life {
+    let any = |alive| halves.iter().flatten().any(|half| half.alive == alive);
+    match lock {
+        _ if any(Some(true)) => Life::Alive,
+        Lock::Held => Life::Alive,
+        Lock::Missing | Lock::Unknown if any(None) => Life::Unknown,
+        Lock::Free | Lock::Missing => Life::Gone,
+        // Two processes seen dead are as good as a free lock.
+        Lock::Unknown if halves[0].is_some() => Life::Gone,
+        Lock::Unknown => Life::Unknown,
+    }
+}
+
+/// A recorded incarnation in the rules' words.
+pub fn incarnation(recorded: &pair::Incarnation) -> Incarnation {
+    Incarnation {
+        pid: recorded.pid,
+        start_ticks: recorded.start_ticks,
+        pid_ns: recorded.pid_ns,
+        boot: BootId(recorded.boot.to_string()),
+        pidfd_inode: recorded.pidfd_inode,
+    }
+}
+
+fn half(recorded: &pair::Incarnation, notes: &mut Vec<String>) -> Half {
+    let alive = match proc::open_checked(&incarnation(recorded)) {
+        // A zombie serves nobody.
+        Ok(Checked::Same(fd)) => match pidfd::is_dead(&fd) {
+            Ok(dead) => Some(!dead),
+            Err(e) => {
+                notes.push(format!("cannot ask for process {}: {e}", recorded.pid));
+                None
+            }
+        },
+        Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => Some(false),
+        Err(e) => {
+            notes.push(chain(&e));
+            None
+        }
+    };
+    Half {
+        pid: recorded.pid,
+        alive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_gone_only_if_nothing_speaks_for_it() {
+        let half = |alive| Some(Half { pid: 1, alive });
+        let (dead, alive, unseen) = (half(Some(false)), half(Some(true)), half(None));
+        for (lock, halves, expected) in [
+            (Lock::Free, [dead, dead], Life::Gone),
+            (Lock::Free, [None, None], Life::Gone),
+            (Lock::Free, [unseen, None], Life::Gone),
+            (Lock::Free, [dead, alive], Life::Alive),
+            (Lock::Held, [dead, dead], Life::Alive),
+            (Lock::Held, [None, None], Life::Alive),
+            (Lock::Missing, [None, None], Life::Gone),
+            (Lock::Missing, [alive, None], Life::Alive),
+            (Lock::Missing, [unseen, dead], Life::Unknown),
+            (Lock::Unknown, [None, None], Life::Unknown),
+            (Lock::Unknown, [dead, dead], Life::Gone),
+            (Lock::Unknown, [unseen, dead], Life::Unknown),
+        ] {
+            assert_eq!(life(lock, halves), expected, "{lock:?} {halves:?}");
+        }
+    }
+}

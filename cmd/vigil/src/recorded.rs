@@ -1,0 +1,108 @@
+//! What is on record of a container: the journal, the exit records, `pair`
+//! and the address. Any of them may be missing, torn or foreign; what is there
+//! is used, and what is not is said. Never writes.
+
+use std::path::{Path, PathBuf};
+
+use vigil_host::enact::status_of;
+use vigil_host::{chain, observe::Subject};
+use vigil_journal::pair::Pair;
+use vigil_journal::{Replayed, Tail, exits, names, replay};
+use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Status, Task};
+
+/// What could be read.
+#[derive(Debug)]
+pub struct Recorded {
+    /// The journal, as far as it is good.
+    pub replayed: Option<Replayed>,
+    /// What it says, if all of it can be believed.
+    pub task: Option<Task>,
+    /// The two processes.
+    pub pair: Option<Pair>,
+    /// The reaper's record of init's end.
+    pub seen_end: Option<Exit>,
+    /// Where the pair listens.
+    pub socket: Option<PathBuf>,
+    /// What could not be read, and why.
+    pub notes: Vec<String>,
+}
+
+impl Recorded {
+    /// Reads everything.
+    pub fn read(bundle: &Path) -> Self {
+        let mut notes = Vec::new();
+        let replayed = keep(replay(&bundle.join(names::JOURNAL)), &mut notes);
+        let task = replayed
+            .as_ref()
+            .and_then(|replayed| believe(replayed, &mut notes));
+        let pair = keep(Pair::read(&bundle.join(names::PAIR)), &mut notes);
+        let seen_end = task
+            .as_ref()
+            .and_then(|task| task.standing.phase.init())
+            .and_then(|init| seen_end(bundle, init, &mut notes));
+        let socket = address(bundle);
+        if socket.is_none() {
+            notes.push("no address is on record, so its socket is not looked at".to_owned());
+        }
+        Self {
+            replayed,
+            task,
+            pair,
+            seen_end,
+            socket,
+            notes,
+        }
+    }
+
+    /// The boot in the journal's header.
+    pub fn boot(&self) -> Option<BootId> {
+        let header = &self.replayed.as_ref()?.header;
+        Some(BootId(header.boot.to_string()))
+    }
+
+    /// Hands over what a reconciliation needs of it.
+    pub fn fill(&self, subject: &mut Subject) {
+        if let (Some(task), Some(boot)) = (&self.task, self.boot()) {
+            subject.recall(task, boot);
+        }
+        subject.exit = subject.exit.or(self.seen_end);
+        subject.socket.clone_from(&self.socket);
+    }
+}
+
+/// The task, unless something acknowledged may be missing from the journal.
+fn believe(replayed: &Replayed, notes: &mut Vec<String>) -> Option<Task> {
+    if let Tail::Corrupt { at, damage, .. } = &replayed.tail {
+        notes.push(format!("the journal is corrupt at byte {at}: {damage:?}"));
+        return None;
+    }
+    let frames = replayed.records.iter();
+    let frames = frames.map(|record| (record.kind, &record.payload[..]));
+    keep(Task::replay(frames), notes)
+}
+
+fn seen_end(bundle: &Path, init: &Incarnation, notes: &mut Vec<String>) -> Option<Exit> {
+    let snapshot = keep(exits::read(&bundle.join(names::EXITS)), notes)?;
+    let death = keep(snapshot.exits(), notes)?.find(init.pid, init.start_ticks)?;
+    Some(Exit {
+        status: status_of(death.status).unwrap_or(Status::Unknown(Because::NoRecord)),
+        at: Moment {
+            secs: death.at_secs,
+            nanos: death.at_nanos,
+        },
+    })
+}
+
+fn address(bundle: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok()?;
+    let path = text.trim().strip_prefix("unix://")?;
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
+/// The value, or `None` and a note.
+fn keep<T, E: std::error::Error + 'static>(
+    result: Result<T, E>,
+    notes: &mut Vec<String>,
+) -> Option<T> {
+    result.map_err(|e| notes.push(chain(&e))).ok()
+}

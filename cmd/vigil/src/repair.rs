@@ -1,0 +1,449 @@
+//! `vigil repair`: what would be done about what dead pairs left, and with
+//! `--write` the doing. The plan and the hands are those of `delete`. A living
+//! pair's container is never touched; the lock, held while we work, sees to it.
+//!
+//! The bundle stays: containerd learns the exit from it when it asks.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args as ClapArgs;
+use serde_json::{Value, json};
+use vigil_host::chain;
+use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
+use vigil_host::observe::{Subject, observe};
+use vigil_journal::lock::{self, LockError};
+use vigil_journal::{Journal, Settings, names};
+use vigil_model::{KIND_RECORD, Record, Task};
+use vigil_reconcile::{Action, Goal, Said, Verdict, plan, row};
+
+use crate::ask::Belief;
+use crate::look::Look;
+use crate::pair::Life;
+use crate::place::{self, Found, Name, Node};
+use crate::table::{Colour, Paint};
+use crate::{Answer, Code, Exit, json, words};
+
+/// Arguments of `vigil repair`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Id of the container, or path of its bundle; without it, all are planned for.
+    container: Option<String>,
+    /// Every container of the node, and every tombstone.
+    #[arg(long, conflicts_with = "container")]
+    all: bool,
+    /// Carry the plan out; for everything only with `--all`.
+    #[arg(long)]
+    write: bool,
+    /// containerd namespace; without it, wherever the id is.
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// How long each container may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    deadline: u16,
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    node: Node,
+}
+
+/// What is to be done about one container, and what became of it.
+#[derive(Debug)]
+struct Case {
+    namespace: String,
+    id: String,
+    /// What is true of it.
+    verdict: &'static str,
+    /// Whether a tombstone is all there is.
+    stone: bool,
+    /// Whether its pair lives.
+    paired: bool,
+    /// What would be done.
+    actions: Vec<Action>,
+    /// Why nothing would be done although something is wrong.
+    left_alone: Option<String>,
+    /// What was done; `None`: nothing was to be.
+    outcome: Option<Result<Report>>,
+    notes: Vec<String>,
+}
+
+/// Plans, and with `--write` acts.
+pub fn run(args: &Args) -> Result<Answer> {
+    if args.write && !args.all && args.container.is_none() {
+        return Err(anyhow!("--write needs a container, or --all").context(Exit(Code::Usage)));
+    }
+    let namespace = args
+        .namespace
+        .as_deref()
+        .map(place::namespace)
+        .transpose()?;
+    let mut notes = Vec::new();
+    let mut unread = false;
+    let found = if let Some(container) = &args.container {
+        let name = Name {
+            container: container.clone(),
+            namespace: args.namespace.clone(),
+        };
+        args.node.find(&name)?.into_iter().collect()
+    } else {
+        let bundles = args.node.bundles(namespace.as_ref())?;
+        unread = !bundles.notes.is_empty();
+        notes.extend(bundles.notes);
+        notes.extend(bundles.strange);
+        bundles.ours
+    };
+    let mut cases: Vec<Case> = found.iter().map(|found| task(args, found)).collect();
+    for stone in Tombstone::all(&args.node.kept.run)? {
+        let stone = match stone {
+            Ok(stone) => stone,
+            Err(e) => {
+                notes.push(chain(&e));
+                unread = true;
+                continue;
+            }
+        };
+        let meant = args.container.as_ref().is_none_or(|id| *id == stone.id)
+            && namespace
+                .as_ref()
+                .is_none_or(|n| n.as_str() == stone.namespace);
+        // A repair of its bundle has taken it away, or put it up again.
+        let done = found
+            .iter()
+            .any(|f| f.id.as_str() == stone.id && f.namespace.as_str() == stone.namespace);
+        if meant && !done {
+            cases.push(sweep(args, &stone));
+        }
+    }
+    if let (Some(container), true) = (&args.container, cases.is_empty()) {
+        return Err(anyhow!(
+            "no bundle below {} and no tombstone in {}",
+            args.node.state.display(),
+            args.node.kept.run.display()
+        )
+        .context(container.clone())
+        .context(Exit(Code::Nothing)));
+    }
+    let code = code(&cases, unread);
+    let text = if args.json {
+        let cases: Vec<Value> = cases.iter().map(value).collect();
+        json::text(&json!({ "wrote": args.write, "cases": cases, "notes": notes }))
+    } else {
+        people(&cases, &notes, args.write, Colour::of_stdout())
+    };
+    Ok(Answer { text, code })
+}
+
+fn code(cases: &[Case], unread: bool) -> Code {
+    if cases
+        .iter()
+        .any(|case| matches!(case.outcome, Some(Err(_))))
+    {
+        return Code::Failed;
+    }
+    let unfinished = |case: &Case| match &case.outcome {
+        Some(Ok(done)) => !done.left.is_empty() || done.may_live(),
+        Some(Err(_)) => true,
+        None => !case.actions.is_empty() || case.left_alone.is_some(),
+    };
+    if unread || cases.iter().any(unfinished) {
+        Code::Wrong
+    } else {
+        Code::Done
+    }
+}
+
+/// One bundle.
+fn task(args: &Args, found: &Found) -> Case {
+    let look = Look::at(found, &args.node.runc_root, &Belief::NotAsked);
+    let (goal, left_alone) = aim(&look);
+    let actions = goal.map_or_else(Vec::new, |goal| {
+        plan(look.verdict(), &look.seen.facts, goal)
+    });
+    let mut case = Case {
+        namespace: found.namespace.to_string(),
+        id: found.id.to_string(),
+        verdict: look.judgement.words,
+        stone: false,
+        paired: look.pair.life == Life::Alive,
+        // What is over has had its line of history.
+        actions: if look.is_over() { Vec::new() } else { actions },
+        left_alone,
+        outcome: None,
+        notes: look.notes.clone(),
+    };
+    if let (Some(goal), true, false) = (goal, args.write, case.actions.is_empty()) {
+        case.outcome = Some(act(args, found, goal));
+    }
+    case
+}
+
+/// What a repair may aim at, and why at nothing if that needs a word.
+fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
+    if !look.ours {
+        return (None, look.wrong().map(str::to_owned));
+    }
+    match look.pair.life {
+        Life::Gone => match look.verdict() {
+            Verdict::Impossible => (
+                None,
+                Some("the facts contradict each other; nothing is touched".to_owned()),
+            ),
+            _ => (Some(Goal::Gone), None),
+        },
+        // Deleted by a pair that is about to leave: what lies about is nobody's.
+        Life::Alive if look.verdict() == Verdict::Leftovers && look.subject.said == Said::Gone => {
+            (Some(Goal::Keep), None)
+        }
+        Life::Alive => (
+            None,
+            look.wrong()
+                .map(|wrong| format!("{wrong}; its pair is alive, and it is the pair's")),
+        ),
+        Life::Unknown => (None, Some("its pair could not be looked at".to_owned())),
+    }
+}
+
+/// Looks again with the lock in hand, and acts on what is seen then.
+fn act(args: &Args, found: &Found, goal: Goal) -> Result<Report> {
+    let path = found.bundle.join(names::LOCK);
+    let lock = match goal {
+        Goal::Keep => None,
+        Goal::Gone => Some(match lock::hold(&path) {
+            Ok(lock) => lock,
+            Err(LockError::Held { .. }) => {
+                return Err(anyhow!(
+                    "{} is held: a pair lives, or `delete` is at it",
+                    path.display()
+                ));
+            }
+            Err(e) => return Err(e.into()),
+        }),
+    };
+    let look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
+    if goal == Goal::Gone && look.pair.any_alive() {
+        return Err(anyhow!("a process of its pair lives"));
+    }
+    let mut subject = look.subject;
+    if goal == Goal::Gone {
+        // The lock is ours now, and reads as a living pair's.
+        subject.socket.clone_from(&look.recorded.socket);
+    }
+    let report = reconcile(
+        &subject,
+        observe(&subject),
+        goal,
+        &args.node.kept.run,
+        deadline(args),
+    );
+    if goal == Goal::Gone && !report.may_live() {
+        remember(&found.bundle, &report)?;
+    }
+    drop(lock);
+    Ok(report)
+}
+
+fn deadline(args: &Args) -> Instant {
+    Instant::now() + Duration::from_secs(u64::from(args.deadline))
+}
+
+/// Records the end before anybody asks for it: containerd, when it is back,
+/// runs `delete` and is told this.
+fn remember(bundle: &Path, report: &Report) -> Result<()> {
+    let path = bundle.join(names::JOURNAL);
+    if !path.exists() {
+        return Ok(());
+    }
+    let opened = Journal::open(&path, Settings::default())?;
+    let frames = opened.replayed.records.iter();
+    let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
+    if let Some(record) = Record::of_end(&task, report.exit, now()) {
+        let mut journal = opened.journal;
+        journal
+            .append(KIND_RECORD, &record.encode()?)
+            .context("its end is not recorded")?;
+    }
+    Ok(())
+}
+
+/// A container of which a tombstone is all there is.
+fn sweep(args: &Args, stone: &Tombstone) -> Case {
+    let mut case = Case {
+        namespace: stone.namespace.clone(),
+        id: stone.id.clone(),
+        verdict: "tombstone",
+        stone: true,
+        paired: false,
+        actions: Vec::new(),
+        left_alone: None,
+        outcome: None,
+        notes: stone
+            .left
+            .iter()
+            .map(|left| format!("left: {left}"))
+            .collect(),
+    };
+    let subject = match stone.subject() {
+        Ok(subject) => subject,
+        Err(e) => {
+            case.left_alone = Some(chain(&e));
+            return case;
+        }
+    };
+    let _lock = match lock_of(&stone.bundle) {
+        Ok(lock) => lock,
+        Err(why) => {
+            case.left_alone = Some(why);
+            return case;
+        }
+    };
+    let seen = observe(&subject);
+    case.notes.extend(seen.notes.iter().cloned());
+    let row = row(&seen.facts);
+    case.verdict = row.map_or("no row", |row| row.name);
+    case.actions = plan(
+        row.map_or(Verdict::Impossible, |row| row.verdict),
+        &seen.facts,
+        Goal::Gone,
+    );
+    if args.write {
+        case.outcome = Some(written(args, stone, &subject));
+    }
+    case
+}
+
+fn written(args: &Args, stone: &Tombstone, subject: &Subject) -> Result<Report> {
+    let report = reconcile(
+        subject,
+        observe(subject),
+        Goal::Gone,
+        &args.node.kept.run,
+        deadline(args),
+    );
+    if report.left.is_empty() && !report.may_live() {
+        stone.remove(&args.node.kept.run)?;
+    }
+    Ok(report)
+}
+
+/// A tombstone's id may be in use again. Its cgroups and mounts are then
+/// another life's, whose bundle has a lock.
+fn lock_of(bundle: &Path) -> Result<Option<std::fs::File>, String> {
+    if !bundle.exists() {
+        return Ok(None);
+    }
+    let path = bundle.join(names::LOCK);
+    if !path.exists() {
+        return Err("its id is in use again; a shim is about to be started for it".to_owned());
+    }
+    match lock::hold(&path) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Held { .. }) => Err("its id is in use again".to_owned()),
+        Err(e) => Err(chain(&e)),
+    }
+}
+
+fn value(case: &Case) -> Value {
+    let done = match &case.outcome {
+        Some(Ok(done)) => Some(done),
+        Some(Err(_)) | None => None,
+    };
+    json!({
+        "namespace": case.namespace,
+        "id": case.id,
+        "verdict": case.verdict,
+        "tombstone": case.stone,
+        "pair_alive": case.paired,
+        "plan": case.actions.iter().map(|action| words::action(*action)).collect::<Vec<_>>(),
+        "left_alone": case.left_alone,
+        "done": done.map(|report| report.done.iter().map(|a| words::action(*a)).collect::<Vec<_>>()),
+        "left": done.map(|report| report.left.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "exit": done.map(|report| json::exit(report.exit)),
+        "failed": match &case.outcome {
+            Some(Err(e)) => Some(format!("{e:#}")),
+            Some(Ok(_)) | None => None,
+        },
+        "notes": case.notes,
+    })
+}
+
+fn people(cases: &[Case], notes: &[String], write: bool, colour: Colour) -> String {
+    let mut text = String::new();
+    let mut planned = false;
+    // Writing to a String cannot fail.
+    for case in cases {
+        let stone = if case.stone {
+            " (by its tombstone)"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            text,
+            "{}/{}: {}{stone}",
+            case.namespace, case.id, case.verdict
+        );
+        for note in &case.notes {
+            let _ = writeln!(text, "  note: {note}");
+        }
+        if let Some(why) = &case.left_alone {
+            let why = format!("left alone: {why}");
+            let _ = writeln!(text, "  {}", colour.paint(&why, Paint::Bad));
+        }
+        match &case.outcome {
+            Some(Ok(done)) => told(&mut text, done, colour),
+            Some(Err(e)) => {
+                let why = format!("failed: {e:#}");
+                let _ = writeln!(text, "  {}", colour.paint(&why, Paint::Bad));
+            }
+            None if case.actions.is_empty() => {
+                if case.left_alone.is_none() {
+                    let pair = if case.paired {
+                        "; its pair is alive"
+                    } else {
+                        ""
+                    };
+                    let _ = writeln!(text, "  nothing to do{pair}");
+                }
+            }
+            None => {
+                planned = true;
+                for (at, action) in case.actions.iter().enumerate() {
+                    let _ = writeln!(text, "  {:>2}. {}", at + 1, words::action(*action));
+                }
+            }
+        }
+    }
+    for note in notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    if cases.is_empty() {
+        let _ = writeln!(text, "no containers and no tombstones");
+    }
+    if planned && !write {
+        let _ = writeln!(text, "nothing was changed; --write carries the plan out");
+    }
+    text
+}
+
+fn told(text: &mut String, report: &Report, colour: Colour) {
+    for action in &report.done {
+        let _ = writeln!(text, "  done: {}", words::action(*action));
+    }
+    for left in &report.left {
+        let _ = writeln!(
+            text,
+            "  {}",
+            colour.paint(&format!("left: {left}"), Paint::Bad)
+        );
+    }
+    let source = match report.source {
+        Source::Record => " (on record)",
+        Source::Kernel => " (by the kernel)",
+        Source::Killed => " (alive when it was killed here)",
+        Source::Nobody => "",
+    };
+    let _ = writeln!(text, "  its end: {}{source}", report.exit.status);
+}

@@ -1,0 +1,158 @@
+//! The tool beside the real shim under a real containerd: what it says while a
+//! container runs, what it finds after SIGKILL of both processes with
+//! containerd stopped, and that its repair leaves nothing and is believed by
+//! the containerd that comes back.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::process::Command;
+
+use vigil_lab::containerd::IMAGE;
+use vigil_lab::process::{Process, signal_if};
+use vigil_lab::{Containerd, Residue, ShimBinary, Version, by, until};
+
+struct Ran {
+    code: i32,
+    out: String,
+}
+
+/// Runs the tool over the private containerd's directories.
+fn vigil(containerd: &Containerd, args: &[&str]) -> Ran {
+    let out = Command::new(env!("CARGO_BIN_EXE_vigil"))
+        .args(args)
+        .env("VIGIL_CONTAINERD_STATE", containerd.scratch.path("state"))
+        .env("VIGIL_RUN", containerd.scratch.path("vigil"))
+        .env("CONTAINERD_ADDRESS", containerd.address())
+        .env_remove("CONTAINERD_NAMESPACE")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let err = String::from_utf8_lossy(&out.stderr);
+    Ran {
+        code: out.status.code().unwrap(),
+        out: format!("{text}{err}"),
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    fn expect(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.out);
+        for word in words {
+            assert!(self.out.contains(word), "no {word:?} in:\n{}", self.out);
+        }
+    }
+}
+
+/// SIGKILLs both processes of every pair, stopped first so that neither can
+/// react to the other's death.
+fn kill_pairs(containerd: &Containerd) {
+    let flag = format!("-namespace {} ", containerd.namespace());
+    let pairs = || -> Vec<Process> {
+        Process::marked(containerd.namespace())
+            .into_iter()
+            .filter(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&flag))
+            .collect()
+    };
+    let all = pairs();
+    assert!(all.len() >= 2, "{all:?}");
+    for signal in [19, 9] {
+        for process in &all {
+            signal_if(process.pid, signal, |now| now.cmdline == process.cmdline);
+        }
+    }
+    until("the pairs to die", by(5.0), || {
+        pairs().is_empty().then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn from_running_through_repair_to_nothing() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let mut containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    for id in ["c", "d"] {
+        let args = [
+            "run",
+            "-d",
+            "--runtime",
+            "io.containerd.vigil.v2",
+            IMAGE,
+            id,
+        ];
+        let script = ["sh", "-c", "sleep 1000 & sleep 1000"];
+        containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+    }
+
+    // While both run, and containerd knows.
+    let ran = vigil(&containerd, &["ps", "--ask"]);
+    ran.expect(
+        0,
+        &["running", "alive", "populated", "RUNNING", "still running"],
+    );
+    vigil(&containerd, &["show", "c"]).expect(0, &["started", "lock held", "populated, thawed"]);
+    vigil(&containerd, &["repair", "--all", "--write"]).expect(0, &["its pair is alive"]);
+    containerd.ctr(&["tasks", "pause", "c"]).unwrap();
+    vigil(&containerd, &["ps", "--ask"]).expect(0, &["paused", "frozen", "PAUSED"]);
+    containerd
+        .ctr(&["tasks", "kill", "-s", "SIGKILL", "d"])
+        .unwrap();
+    until("d to be seen stopped", by(10.0), || {
+        let ran = vigil(&containerd, &["ps"]);
+        (ran.code == 0 && ran.out.contains("stopped, signal 9")).then_some(())
+    })
+    .unwrap();
+
+    // Nobody is left to tell.
+    containerd.stop(15).unwrap();
+    let ran = vigil(&containerd, &["ps"]);
+    ran.expect(0, &["paused", "frozen", "still running"]);
+    kill_pairs(&containerd);
+    let ran = vigil(&containerd, &["ps", "--ask"]);
+    ran.expect(
+        3,
+        &["gone", "still running", "its pair is gone", "was not heard"],
+    );
+    vigil(&containerd, &["show", "c"]).expect(3, &["lock free", "reaper dead", "frozen"]);
+
+    // A plan changes nothing; the repair leaves nothing.
+    let plan = vigil(&containerd, &["repair"]);
+    plan.expect(3, &["SIGKILL to init", "runc delete", "--write carries"]);
+    vigil(&containerd, &["ps"]).expect(3, &["frozen"]);
+    let ran = vigil(&containerd, &["repair", "--all", "--write"]);
+    ran.expect(
+        0,
+        &[
+            "done: kill everything",
+            "alive when it was killed here",
+            "on record",
+        ],
+    );
+    vigil(&containerd, &["repair"]).expect(0, &["nothing to do"]);
+    vigil(&containerd, &["ps"]).expect(0, &["deleted, signal 9"]);
+    vigil(&containerd, &["history"]).expect(0, &["still running", "signal 9"]);
+    let runc = format!("file /run/containerd/runc/{}", containerd.namespace());
+    let mark = containerd.scratch.mark().to_owned();
+    Residue::expect_none(&mark, by(5.0), |line| {
+        line == runc || line.starts_with("cgroup ") && line.ends_with(&mark)
+    })
+    .unwrap();
+
+    // containerd asks the bundles that were left for it, and believes them.
+    containerd.launch().unwrap();
+    for id in ["c", "d"] {
+        until("the task to be gone", by(10.0), || {
+            containerd.task_status(id).ok()?.is_none().then_some(())
+        })
+        .unwrap();
+        assert!(
+            !containerd.bundle(id).exists(),
+            "the bundle of {id} is left"
+        );
+        containerd.ctr(&["containers", "rm", id]).unwrap();
+    }
+    vigil(&containerd, &["ps"]).expect(0, &[]);
+    containerd.expect_clean().unwrap();
+}
