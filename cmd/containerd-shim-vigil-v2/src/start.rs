@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
@@ -347,7 +347,18 @@ fn await_ready(heard: OwnedFd) -> Result<()> {
     let mut text = Vec::new();
     // Both of them hold the other end until they are gone, so its end says
     // that nothing is left of them.
-    let _ = heard.take(64 * 1024).read_to_end(&mut text);
+    let deadline = Instant::now() + READY_WAIT;
+    let mut piece = [0; 1024];
+    while text.len() < 64 * 1024 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !fd::wait_readable(&heard, left).unwrap_or(false) {
+            break;
+        }
+        match heard.read(&mut piece) {
+            Ok(count) if count > 0 => text.extend_from_slice(&piece[..count]),
+            Ok(_) | Err(_) => break,
+        }
+    }
     let text = String::from_utf8_lossy(&text)
         .trim_end()
         .replace("\nE", "; ");

@@ -2,7 +2,7 @@
 //! standing, so that a later rule of the same step sees what an earlier one
 //! decided.
 
-use crate::phase::{ExecPhase, Plan, Standing, Task};
+use crate::phase::{ExecPhase, ExecPlan, Plan, Standing, Task};
 use crate::record::{Change, Record};
 use crate::{Effect, ExecId, Moment, Published, TaskEvent};
 
@@ -45,6 +45,11 @@ impl<'a> Draft<'a> {
         self.task.plan.as_deref()
     }
 
+    /// Bytes held by what execs were asked to be.
+    pub(crate) fn exec_plans_len(&self) -> usize {
+        self.task.exec_plans.values().map(ExecPlan::len).sum()
+    }
+
     pub(crate) fn exec_phase(&self, exec: &ExecId) -> Option<&ExecPhase> {
         self.now.execs.get(exec).map(|exec| &exec.phase)
     }
@@ -60,6 +65,12 @@ impl<'a> Draft<'a> {
 
     /// Puts an event into the outbox, in order.
     pub(crate) fn publish(&mut self, event: TaskEvent) {
+        // One that was not taken yet says the same; a container that runs out
+        // of memory in a loop must not fill the outbox.
+        let last = self.publish.last().or_else(|| self.task.outbox.back());
+        if event == TaskEvent::Oom && last.is_some_and(|last| last.event == TaskEvent::Oom) {
+            return;
+        }
         if event.droppable() && self.task.outbox.len() + self.publish.len() >= OUTBOX_MAX {
             self.changes.push(Change::EventDropped);
             return;

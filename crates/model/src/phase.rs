@@ -170,6 +170,15 @@ pub struct ExecPlan {
     pub spec: String,
 }
 
+impl ExecPlan {
+    /// Bytes it holds, about.
+    #[expect(clippy::len_without_is_empty, reason = "a size, not a collection")]
+    pub fn len(&self) -> usize {
+        let stdio = &self.stdio;
+        self.spec.len() + stdio.stdin.len() + stdio.stdout.len() + stdio.stderr.len()
+    }
+}
+
 /// A signal whose sending was recorded and whose outcome was not, yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signalling {

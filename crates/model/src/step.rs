@@ -16,6 +16,8 @@ use crate::{
 /// its own, of which a journal has 1022: one that could not be had would be
 /// noticed only when the process runs.
 pub const EXECS_MAX: usize = 1000;
+/// Bytes of specs and stream names they may hold together.
+pub const EXEC_PLANS_LEN_MAX: usize = 512 << 10;
 /// Signals on their way at one time.
 pub const SIGNALLING_MAX: usize = 64;
 
@@ -325,6 +327,13 @@ fn exec_asked(draft: &mut Draft<'_>, exec: ExecId, plan: ExecPlan) -> Result<(),
             format!("the container has {EXECS_MAX} execs that were not deleted"),
         ));
     }
+    // All of them go into a snapshot, which has a bound.
+    if draft.exec_plans_len() + plan.len() > EXEC_PLANS_LEN_MAX {
+        return Err(Refusal::new(
+            Kind::ResourceExhausted,
+            format!("the execs that were not deleted hold {EXEC_PLANS_LEN_MAX} bytes of specs"),
+        ));
+    }
     draft.change(Change::ExecAdded {
         exec: exec.clone(),
         plan,
@@ -369,7 +378,9 @@ fn exec_start_asked(draft: &mut Draft<'_>, exec: ExecId) -> Result<(), Refusal> 
 fn exec_start_done(draft: &mut Draft<'_>, exec: ExecId, process: Incarnation) {
     if draft.exec_phase(&exec) != Some(&ExecPhase::Starting) {
         // Its container was told as ended while it was being started.
+        let who = Who::Exec(exec.clone());
         draft.effect(Effect::Discard { exec, process });
+        draft.effect(Effect::Release(who));
         return;
     }
     let pid = process.pid;

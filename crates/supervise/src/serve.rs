@@ -124,13 +124,14 @@ impl Shim {
 
     /// The next connection to serve; `None` when it is time to leave.
     pub async fn next(&mut self) -> Option<UnixStream> {
-        tokio::select! {
-            connection = self.connections.recv() => connection,
-            ended = &mut self.owner => {
-                self.ended = Some(ended.unwrap_or((Ending::ReaperLeaves, Vec::new())));
-                None
-            }
-        }
+        let ended = tokio::select! {
+            Some(connection) = self.connections.recv() => return Some(connection),
+            // No more connections is the reaper's death: the owner still has
+            // its events to flush.
+            ended = &mut self.owner => ended,
+        };
+        self.ended = Some(ended.unwrap_or((Ending::ReaperLeaves, Vec::new())));
+        None
     }
 
     /// Waits for the end, tells the reaper before anyone else, then answers

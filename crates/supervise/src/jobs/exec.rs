@@ -65,7 +65,14 @@ pub(crate) async fn start(
     let _ = std::fs::remove_file(&pid_file);
     let outcome = match outcome {
         Ok(()) => match pid {
-            Ok(pid) => identify::identify(&tools, pid, since).await,
+            Ok(pid) => {
+                let identified = identify::identify(&tools, pid, since).await;
+                if identified.is_err() {
+                    // It runs, and nobody could ever be told of its end.
+                    kill_below_reaper(&tools, pid);
+                }
+                identified
+            }
             Err(refusal) => Err(refusal),
         },
         Err(failure) => {
@@ -96,6 +103,20 @@ pub(crate) async fn start(
         pin: found.pin,
         streams,
     })
+}
+
+/// Kills a process that could not be pinned, if it is a child of our reaper.
+fn kill_below_reaper(tools: &Tools, pid: u32) {
+    // Opened first, looked at afterwards: what is seen is what is held.
+    let Ok(Some((_, pidfd))) = proc::open_now(pid) else {
+        return;
+    };
+    let parent = proc::stat(pid).ok().flatten().map(|stat| stat.parent);
+    if parent == Some(tools.place.reaper_pid)
+        && let Err(errno) = pidfd::send_signal(&pidfd, 9)
+    {
+        log::warn!("process {pid} not killed: {errno}");
+    }
 }
 
 /// Kills a process nobody will ever ask for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vigil_host::cgroup::{Cgroup, Freeze};
-use vigil_host::runc::{Call, Invocation};
+use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_model::{Kind, Plan, Refusal, request};
 
 use super::{Tools, runc, runtime};
@@ -19,7 +19,26 @@ const STUCK_THAW: Duration = Duration::from_millis(2);
 
 /// `runc start`.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
-    call(&tools, &plan, |id| Call::Start { id }).await
+    let outcome = ended(&tools, &plan, |id| Call::Start { id }).await;
+    outcome.or_else(|failure| match failure.class {
+        // Killed half way: the host knows what it did. Init waits on this fifo
+        // until it is started, and runc removes it then.
+        Class::Died | Class::Overdue | Class::Unknown if started(&tools, &plan) => Ok(()),
+        Class::Died
+        | Class::Overdue
+        | Class::Unknown
+        | Class::NotFound
+        | Class::NotExecutable
+        | Class::NotStarted
+        | Class::Refused => Err(runc::refusal(&failure)),
+    })
+}
+
+/// Whether runc's state says that init was let run.
+fn started(tools: &Tools, plan: &Plan) -> bool {
+    let state = runtime(plan).root.join(tools.place.id.as_str());
+    let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
+    there("state.json") && !there("exec.fifo")
 }
 
 /// `runc update`.
@@ -79,15 +98,23 @@ async fn call<'a>(
     plan: &Plan,
     call: impl FnOnce(&'a str) -> Call<'a>,
 ) -> Result<(), Refusal> {
+    let outcome = ended(tools, plan, call).await;
+    outcome.map_err(|failure| runc::refusal(&failure))
+}
+
+async fn ended<'a>(
+    tools: &'a Tools,
+    plan: &Plan,
+    call: impl FnOnce(&'a str) -> Call<'a>,
+) -> Result<(), Failure> {
     let running = {
         let runtime = runtime(plan);
         Invocation::new(&runtime, call(tools.place.id.as_str())).spawn()
     };
-    let outcome = match running {
+    match running {
         Ok(running) => runc::finish(running, &tools.deadlines).await.0,
         Err(failure) => Err(failure),
-    };
-    outcome.map_err(|failure| runc::refusal(&failure))
+    }
 }
 
 /// Freezes or thaws the container through its cgroup, without runc.
