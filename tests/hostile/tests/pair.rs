@@ -240,6 +240,11 @@ fn a_pair_that_hears_nothing_is_made_to_leave() {
 fn start_over_a_pair_with_a_task() {
     trial(40, |kit| {
         let (container, pair) = running(kit)?;
+        // Start answers before init's shell has become itself and has its sleep.
+        until("init to have its child", by(5.0), || {
+            let all = Process::marked(kit.scratch.mark());
+            all.iter().any(|p| p.cmdline == "sleep 1000").then_some(())
+        })?;
         let before = Trace::of(kit.scratch.mark(), &container.bundle.dir);
         for _ in 0..2 {
             let ran = kit.caller.run_start(&container.id, &container.bundle.dir)?;
