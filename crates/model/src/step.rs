@@ -250,6 +250,7 @@ fn verb_done(draft: &mut Draft<'_>, verb: Verb, init: Option<Incarnation>) {
         Verb::Update | Verb::Checkpoint => {}
         Verb::Delete => {
             force_execs(draft);
+            answer_unstarted(draft);
             draft.change(Change::Deleted);
             if let Phase::Deleted { pid, exit } = draft.now().phase {
                 draft.publish(TaskEvent::Delete { pid, exit });
@@ -418,7 +419,12 @@ fn exec_delete_asked(draft: &mut Draft<'_>, exec: ExecId) -> Result<(), Refusal>
     };
     match &found.phase {
         ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => {
+            let unstarted = found.phase == ExecPhase::Added;
             draft.change(Change::ExecDeleted(exec.clone()));
+            if unstarted {
+                // Nobody else will ever answer them.
+                draft.effect(Effect::AnswerWaiters(Who::Exec(exec.clone())));
+            }
             draft.effect(Effect::Release(Who::Exec(exec)));
             Ok(())
         }
@@ -661,6 +667,19 @@ fn force_execs(draft: &mut Draft<'_>) {
     }
 }
 
+/// Execs that were never started end with their container: who waits for one
+/// would wait for ever.
+fn answer_unstarted(draft: &mut Draft<'_>) {
+    let execs = draft.now().execs.iter();
+    let unstarted: Vec<ExecId> = execs
+        .filter(|(_, exec)| exec.phase == ExecPhase::Added)
+        .map(|(id, _)| id.clone())
+        .collect();
+    for exec in unstarted {
+        draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+    }
+}
+
 fn oom(draft: &mut Draft<'_>, count: u64) {
     if count <= draft.now().ooms {
         return;
@@ -708,6 +727,9 @@ pub fn waited(task: &Task, who: &Who, at: Moment) -> Result<Option<Exit>, Refusa
                 Err(not_created())
             }
             None => Err(no_exec(exec)),
+            Some(ExecPhase::Added) if matches!(task.standing.phase, Phase::Deleted { .. }) => {
+                Err(no_exec(exec))
+            }
             Some(ExecPhase::Added | ExecPhase::Starting | ExecPhase::Running { .. }) => Ok(None),
             Some(ExecPhase::Failed) => Ok(Some(Exit {
                 status: Status::Unknown(Because::NeverRan),
