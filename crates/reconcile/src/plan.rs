@@ -144,7 +144,9 @@ fn remove(facts: &Facts, actions: &mut Vec<Action>) {
         Group::Empty | Group::Populated | Group::Unknown => actions.push(Action::RemoveCgroups),
         Group::Absent | Group::Foreign => {}
     }
-    if facts.runc_state.possible() {
+    // While init could not be looked at, runc's state is what names it: the
+    // next look needs it. If runc could delete it, runc has removed it.
+    if facts.runc_state.possible() && facts.init != Init::Unknown {
         actions.push(Action::RemoveRuncState);
     }
 }
@@ -300,6 +302,29 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    /// Found by the simulator: `delete` out of descriptors could not look at
+    /// init, which slept uninterruptibly; runc's state, the only thing that
+    /// named it, was removed, and the next `delete` told its end.
+    #[test]
+    fn what_names_an_init_that_was_not_seen_is_kept() {
+        for (boot, said) in [
+            (Boot::Unknown, Said::Creating),
+            (Boot::Same, Said::Creating),
+            (Boot::Same, Said::Unreadable),
+        ] {
+            let facts = Facts {
+                boot,
+                said,
+                init: Init::Unknown,
+                group: Group::Foreign,
+                ..quiet()
+            };
+            let actions = plan(decide(&facts), &facts, Goal::Gone);
+            assert!(actions.contains(&Action::RuncDelete), "{facts:?}");
+            assert!(!actions.contains(&Action::RemoveRuncState), "{facts:?}");
         }
     }
 
