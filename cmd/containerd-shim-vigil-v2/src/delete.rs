@@ -3,7 +3,6 @@
 //! and prints the true exit. stdout carries the protobuf and nothing else.
 //! Every file may be missing; it may run twice, and beside a live pair.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,15 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use vigil_host::enact::{Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
-use vigil_host::runc::Runtime;
-use vigil_host::strays;
+use vigil_host::{proc, strays};
+use vigil_journal::pair::Pair;
 use vigil_journal::{exits, names};
-use vigil_model::{
-    BootId, Change, Driver, Exit, Incarnation, KIND_RECORD, Phase, Record, Task, Verb, Who,
-};
+use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
-use vigil_reconcile::{RuncDelete, Said};
 use vigil_supervise::exit_of;
 use vigil_sys::{listen, signal};
 
@@ -87,32 +83,19 @@ fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
 
 /// Everything that was recorded, gathered; what cannot be read is not known.
 fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
-    let mut subject = Subject {
-        id: flags.id.clone(),
-        namespace: flags.namespace.clone(),
-        bundle: bundle.to_owned(),
-        runtime: Runtime {
-            program: OsString::from("runc"),
-            root: Path::new(RUNC_ROOT).join(flags.namespace.as_str()),
-            systemd_cgroup: false,
-        },
-        systemd_cgroup: None,
-        said: Said::Unreadable,
-        boot: None,
-        init: None,
-        exit: None,
-        claims: Vec::new(),
-        private_pid_ns: None,
-        runc_delete: RuncDelete::NotTried,
-        socket,
-        below: None,
-    };
+    let mut subject = Subject::unrecorded(
+        flags.id.clone(),
+        flags.namespace.clone(),
+        bundle.to_owned(),
+        Path::new(RUNC_ROOT),
+    );
+    subject.socket = socket;
     // A call of runc may have outlived the pair in the middle of it.
     let mut midway = true;
     match remembered(bundle) {
         Ok((task, boot)) => {
             midway = task.standing.midway();
-            recall(&mut subject, &task, boot);
+            subject.recall(&task, boot);
         }
         Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
     }
@@ -124,13 +107,22 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     {
         subject.exit = recorded_exit(bundle, init);
     }
+    if subject.said == vigil_reconcile::Said::Unreadable
+        && let Some((init, exit)) = ended_init(bundle)
+    {
+        subject.init = Some(init);
+        subject.exit = Some(exit);
+    }
     subject
 }
 
 /// Before anything is judged: a runc still at work would undo the clean-up.
 fn end_calls(subject: &Subject) {
     let deadline = Instant::now() + CALLS;
-    match strays::end(&subject.runtime.root, subject.id.as_str(), deadline) {
+    let pair = Pair::read(&subject.bundle.join(names::PAIR)).ok();
+    let session = pair.map(|pair| pair.reaper.pid);
+    let id = subject.id.as_str();
+    match strays::end(&subject.runtime.root, id, session, deadline) {
         Ok(left) => {
             for pid in left {
                 eprintln!("left over: process {pid}, a call of the runtime that does not die");
@@ -155,36 +147,6 @@ fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
     Ok((task, BootId(boot)))
 }
 
-fn recall(subject: &mut Subject, task: &Task, boot: BootId) {
-    let phase = &task.standing.phase;
-    subject.said = Said::from(phase);
-    subject.boot = Some(boot);
-    subject.init = phase.init().cloned();
-    subject.exit = match phase {
-        Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-        Phase::Empty
-        | Phase::Creating
-        | Phase::Created { .. }
-        | Phase::Running { .. }
-        | Phase::Paused { .. } => None,
-    };
-    subject.runc_delete = match (phase, task.standing.busy) {
-        (Phase::Deleted { .. }, _) => RuncDelete::Done,
-        (_, Some(Verb::Delete)) => RuncDelete::Begun,
-        (_, _) => RuncDelete::NotTried,
-    };
-    if let Some(plan) = &task.plan {
-        subject.claims.clone_from(&plan.claims);
-        subject.private_pid_ns = Some(plan.private_pid_ns);
-        subject.systemd_cgroup = Some(plan.driver == Driver::Systemd);
-        subject.runtime = Runtime {
-            program: OsString::from(&plan.runtime),
-            root: PathBuf::from(&plan.runtime_root),
-            systemd_cgroup: plan.driver == Driver::Systemd,
-        };
-    }
-}
-
 /// What the reaper saw of init's end, if the shim did not live to record it.
 fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
     let snapshot = match exits::read(&bundle.join(names::EXITS)) {
@@ -198,6 +160,25 @@ fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
     Some(exit_of(&death))
 }
 
+/// Init and its end without the journal: the number runc wrote down, if the
+/// reaper has recorded one death of it. Nobody is signalled by it: it is dead.
+fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
+    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;
+    let pid = pid.trim().parse().ok()?;
+    let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
+    let exits = snapshot.exits().ok()?;
+    let death = exits.find(pid, 0).filter(|death| death.start_ticks != 0)?;
+    let boot = exits.boot_id()?;
+    let init = Incarnation {
+        pid,
+        start_ticks: death.start_ticks,
+        pid_ns: proc::pid_namespace().ok()?,
+        boot: BootId(String::from_utf8_lossy(boot.as_bytes()).into_owned()),
+        pidfd_inode: None,
+    };
+    Some((init, exit_of(&death)))
+}
+
 /// Records what was found before it is told, so that a second `delete` tells
 /// the same. The lock is ours, so nobody else writes the journal.
 fn remember_end(bundle: &Path, report: &Report) {
@@ -206,21 +187,8 @@ fn remember_end(bundle: &Path, report: &Report) {
         let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
         let frames = opened.replayed.records.iter();
         let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-        if matches!(task.standing.phase, Phase::Empty | Phase::Deleted { .. }) {
+        let Some(record) = Record::of_end(&task, report.exit, vigil_supervise::now()) else {
             return Ok(());
-        }
-        let mut changes = Vec::new();
-        if !matches!(task.standing.phase, Phase::Stopped { .. }) {
-            changes.push(Change::Exited {
-                who: Who::Init,
-                exit: report.exit,
-            });
-        }
-        changes.push(Change::Deleted);
-        let record = Record {
-            at: vigil_supervise::now(),
-            changes,
-            publish: Vec::new(),
         };
         let mut journal = opened.journal;
         journal.append(KIND_RECORD, &record.encode()?)?;

@@ -24,6 +24,8 @@ pub struct Stat {
     pub state: char,
     /// Its parent's pid.
     pub parent: u32,
+    /// Pid of its session's leader, alive or not.
+    pub session: u32,
     /// Clock ticks after boot at which it started.
     pub start_ticks: u64,
 }
@@ -48,11 +50,13 @@ pub fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    let start_ticks = fields.nth(17)?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    let start_ticks = fields.nth(15)?.parse().ok()?;
     Some(Stat {
         comm,
         state,
         parent,
+        session,
         start_ticks,
     })
 }

@@ -26,14 +26,19 @@ pub(crate) fn mark(root: &Path, id: &str) -> OsString {
 /// Ends every call for this container that is still under way. Gives back the
 /// pids of those that did not die by `deadline`.
 ///
+/// `session` is that of the pair (its reaper's pid): calls are looked for in
+/// it alone. An environment is read through the memory of its process, which
+/// somebody who sleeps on a stalled device may hold for ever, so strangers are
+/// not asked. `None`, when no pair is on record, asks everybody.
+///
 /// Only for when both of the pair are gone: a living shim's calls are its own.
-pub fn end(root: &Path, id: &str, deadline: Instant) -> Result<Vec<u32>> {
+pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Result<Vec<u32>> {
     let mut wanted = format!("{VARIABLE}=").into_bytes();
     wanted.extend(mark(root, id).into_vec());
     let mut left = Vec::new();
     // Again until none is found: one may fork while it is looked for.
     loop {
-        let found = find(&wanted)?;
+        let found = find(&wanted, session)?;
         if found.is_empty() || Instant::now() >= deadline {
             left.extend(found.into_iter().map(|(pid, _)| pid));
             return Ok(left);
@@ -53,7 +58,7 @@ pub fn end(root: &Path, id: &str, deadline: Instant) -> Result<Vec<u32>> {
 
 /// Living processes with this line in their environment, each pinned first and
 /// read afterwards, so that the pidfd is of the process that was read.
-fn find(wanted: &[u8]) -> Result<Vec<(u32, OwnedFd)>> {
+fn find(wanted: &[u8], session: Option<u32>) -> Result<Vec<(u32, OwnedFd)>> {
     let dir = Path::new("/proc");
     let failed = |source| Error::File {
         op: "list",
@@ -67,14 +72,14 @@ fn find(wanted: &[u8]) -> Result<Vec<(u32, OwnedFd)>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if pid == us || !carries(pid, wanted) {
+        if pid == us || !carries(pid, wanted, session) {
             continue;
         }
         let Some((process, _)) = proc::open_now(pid)? else {
             continue;
         };
         if let Checked::Same(call) = proc::open_checked(&process)?
-            && carries(pid, wanted)
+            && carries(pid, wanted, session)
             && !pidfd::is_dead(&call).unwrap_or(true)
         {
             found.push((pid, call));
@@ -83,11 +88,15 @@ fn find(wanted: &[u8]) -> Result<Vec<(u32, OwnedFd)>> {
     Ok(found)
 }
 
-/// Whether this process has the line in its environment. One that sleeps
-/// uninterruptibly is not asked: the answer may never come.
-fn carries(pid: u32, wanted: &[u8]) -> bool {
+/// Whether this process is of the session and has the line in its
+/// environment. One that sleeps uninterruptibly is not asked: the answer may
+/// never come.
+fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
     match proc::stat(pid) {
-        Ok(Some(stat)) if stat.state != 'D' && !stat.ended() => {}
+        Ok(Some(stat))
+            if stat.state != 'D'
+                && !stat.ended()
+                && session.is_none_or(|session| stat.session == session) => {}
         Ok(_) | Err(_) => return false,
     }
     std::fs::read(format!("/proc/{pid}/environ"))
@@ -117,7 +126,18 @@ mod tests {
         let mut ours = [call(&root, "c1"), call(&root, "c1")];
         let mut others = [call(&root, "c11"), call(&other, "c1"), call(&root, "c")];
         // `end` waits for deaths; a zombie of this test is one.
-        let left = end(&root, "c1", Instant::now() + Duration::from_secs(5)).unwrap();
+        let own = proc::stat(std::process::id()).unwrap().unwrap().session;
+        let none = end(&root, "c1", Some(own + 1), Instant::now()).unwrap();
+        assert!(none.is_empty(), "looked outside the session");
+        let alive = |child: &mut Child| child.try_wait().unwrap().is_none();
+        assert!(ours.iter_mut().all(alive), "killed outside the session");
+        let left = end(
+            &root,
+            "c1",
+            Some(own),
+            Instant::now() + Duration::from_secs(5),
+        )
+        .unwrap();
         assert!(left.is_empty(), "{left:?}");
         for child in &mut ours {
             assert!(!child.wait().unwrap().success());
@@ -128,7 +148,7 @@ mod tests {
                 .iter_mut()
                 .zip([(&root, "c11"), (&other, "c1"), (&root, "c")])
         {
-            end(root, id, Instant::now() + Duration::from_secs(5)).unwrap();
+            end(root, id, None, Instant::now() + Duration::from_secs(5)).unwrap();
             child.wait().unwrap();
         }
         assert!(alive, "a stranger's call was killed");
