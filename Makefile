@@ -11,10 +11,10 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance check lint deny docs bench clean
+.PHONY: help setup build build-release demo test conformance test-cgroup2 check lint deny docs bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
 
 setup: ## install what is missing (apt, .lab/); quick when nothing is
 	@scripts/setup
@@ -39,6 +39,11 @@ test: ## all tests, then the conformance suite on real containers
 
 conformance: build ## behaviours of the Task API: Go's shims first, then ours
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-conformance --test conformance
+
+test-cgroup2: ## conformance on a cgroup v2 host: Debian's kernel, emulated (5 minutes)
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image && scripts/setup vm
+	@$(MAKE) --no-print-directory build
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) tests/cgroup2/run
 
 check: ## everything CI asks for; fails if anything is left on the machine
 	@scripts/check
