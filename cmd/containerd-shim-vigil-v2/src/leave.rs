@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use vigil_host::proc::{self, Checked};
 use vigil_journal::pair::{self, Pair};
 use vigil_journal::{lock, names};
@@ -29,6 +29,7 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
         Err(error) => return Err(error.into()),
     }
     let mut holders = Vec::new();
+    let mut unread = None;
     match Pair::read(&bundle.join(names::PAIR)) {
         Ok(pair) => {
             let reaper = open(&pair.reaper)?;
@@ -41,8 +42,9 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
             holders.extend(shim);
         }
         // Torn or not there yet: nobody is signalled by guess. Who holds the
-        // lock without it is a pair about to write it, or to fail.
-        Err(error) => eprintln!("warning: {error}"),
+        // lock without it is a pair about to write it, or to fail. Not printed:
+        // one byte on stderr would spoil the address of a `start` that succeeds.
+        Err(error) => unread = Some(error),
     }
     if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
         return Ok(file);
@@ -50,12 +52,16 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
     for holder in &holders {
         let _ = pidfd::send_signal(holder, signal::KILL);
     }
-    match wait(&path, &holders, deadline)? {
-        Some(file) => Ok(file),
-        None => bail!(
-            "{} is still held: a process of the pair does not die",
-            path.display()
-        ),
+    if let Some(file) = wait(&path, &holders, deadline)? {
+        return Ok(file);
+    }
+    let held = format!(
+        "{} is still held: a process of the pair does not die",
+        path.display()
+    );
+    match unread {
+        Some(error) => Err(Error::new(error).context(held)),
+        None => bail!(held),
     }
 }
 

@@ -301,6 +301,25 @@ fn start_over_a_pair_without_a_task_replaces_it() {
 }
 
 #[test]
+fn start_says_nothing_beside_the_address() {
+    trial(40, |kit| {
+        // Whoever holds the lock is not named anywhere, and leaves while `start` waits:
+        // worth a warning, but stderr is where containerd reads the address too.
+        let container = kit.prepared(&Spec::sh("exit 6"), Stdio::Output)?;
+        let old = Pair::of(&container.shim)?;
+        fs::write(container.bundle.dir.join("pair"), "torn")?;
+        let ran = std::thread::scope(|scope| {
+            let start = scope.spawn(|| kit.caller.run_start(&container.id, &container.bundle.dir));
+            std::thread::sleep(Duration::from_millis(200));
+            old.signal(old.reaper, TERM)?;
+            start.join().expect("a start")
+        })?;
+        kit.adopt(Shim::connect(&kit.caller, &container.bundle, ran)?)?;
+        old.gone(2.0)
+    });
+}
+
+#[test]
 fn starts_of_one_id_at_the_same_time() {
     trial(60, |kit| {
         let bundle = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
