@@ -48,6 +48,9 @@ pub fn judge(case: Case) -> Judgement {
                 }
                 Verdict::NothingLeft => None,
                 Verdict::OtherBoot if is_history(case) => None,
+                Verdict::ExitNotTold | Verdict::DiedUnseen if is_bare(case) => Some(
+                    "its journal is lost, and nothing is left but the bundle, containerd's to remove",
+                ),
                 Verdict::Impossible => Some("the facts contradict each other; nothing is touched"),
                 Verdict::NotOurs => Some("something alive carries its id and is not ours"),
                 Verdict::Unclear => Some("its pair is gone, and init could not be looked at"),
@@ -73,6 +76,12 @@ pub fn judge(case: Case) -> Judgement {
 /// Another boot's, and brought to its end in this one.
 pub fn is_history(case: Case) -> bool {
     case.verdict == Verdict::OtherBoot && case.said == Said::Gone && !case.residue
+}
+
+/// Nothing is left of it and there is no journal to record that in.
+pub fn is_bare(case: Case) -> bool {
+    let dead = matches!(case.verdict, Verdict::ExitNotTold | Verdict::DiedUnseen);
+    dead && case.said == Said::Unreadable && !case.residue
 }
 
 /// What is said when nothing is left, which is not always that there was
@@ -169,6 +178,35 @@ mod tests {
         };
         assert_eq!(judge(missing).words, "nothing recorded, nothing left");
         assert_eq!(judge(missing).wrong, None);
+    }
+
+    #[test]
+    fn what_no_repair_can_record_is_wrong_and_bare() {
+        let bare = Case {
+            said: Said::Unreadable,
+            ..case(Verdict::ExitNotTold, Life::Gone)
+        };
+        assert!(is_bare(bare) && judge(bare).wrong.is_some());
+        assert_ne!(
+            judge(bare).wrong,
+            judge(case(Verdict::ExitNotTold, Life::Gone)).wrong
+        );
+        for other in [
+            Case {
+                residue: true,
+                ..bare
+            },
+            Case {
+                verdict: Verdict::StillRunning,
+                ..bare
+            },
+            Case {
+                said: Said::Live,
+                ..bare
+            },
+        ] {
+            assert!(!is_bare(other), "{other:?}");
+        }
     }
 
     #[test]

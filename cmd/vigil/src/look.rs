@@ -13,7 +13,7 @@ use vigil_model::{KIND_RECORD, Phase, Published, Record, Task, TaskEvent, Who};
 use vigil_reconcile::{Init, Row, Said, Verdict, row};
 
 use crate::ask::Belief;
-use crate::judge::{Case, Judgement, is_history, judge};
+use crate::judge::{Case, Judgement, is_bare, is_history, judge};
 use crate::pair::{self, Life};
 use crate::place::{self, Found};
 use crate::recorded::Recorded;
@@ -159,7 +159,7 @@ impl Look {
 
     /// Whether there is nothing to repair, and nothing to say of a repair.
     pub fn is_over(&self) -> bool {
-        self.verdict() == Verdict::NothingLeft || is_history(self.case)
+        self.verdict() == Verdict::NothingLeft || is_history(self.case) || is_bare(self.case)
     }
 
     /// Whether init is seen to run.

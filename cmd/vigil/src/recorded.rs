@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use vigil_host::enact::status_of;
-use vigil_host::{chain, observe::Subject};
+use vigil_host::observe::Subject;
+use vigil_host::{chain, proc};
+use vigil_journal::exits::Death;
 use vigil_journal::pair::Pair;
 use vigil_journal::{Replayed, Tail, exits, names, replay};
 use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Status, Task};
@@ -19,6 +21,8 @@ pub struct Recorded {
     pub task: Option<Task>,
     /// The two processes.
     pub pair: Option<Pair>,
+    /// Init, if only `init.pid` and the exit records name it.
+    pub named: Option<Incarnation>,
     /// The reaper's record of init's end.
     pub seen_end: Option<Exit>,
     /// Where the pair listens.
@@ -36,10 +40,16 @@ impl Recorded {
             .as_ref()
             .and_then(|replayed| believe(replayed, &mut notes));
         let pair = keep(Pair::read(&bundle.join(names::PAIR)), &mut notes);
-        let seen_end = task
-            .as_ref()
-            .and_then(|task| task.standing.phase.init())
-            .and_then(|init| seen_end(bundle, init, &mut notes));
+        let (named, seen_end) = match &task {
+            Some(task) => {
+                let init = task.standing.phase.init();
+                (
+                    None,
+                    init.and_then(|init| seen_end(bundle, init, &mut notes)),
+                )
+            }
+            None => ended_init(bundle).unzip(),
+        };
         let socket = address(bundle);
         if socket.is_none() {
             notes.push("no address is on record, so its socket is not looked at".to_owned());
@@ -48,6 +58,7 @@ impl Recorded {
             replayed,
             task,
             pair,
+            named,
             seen_end,
             socket,
             notes,
@@ -64,6 +75,9 @@ impl Recorded {
     pub fn fill(&self, subject: &mut Subject) {
         if let (Some(task), Some(boot)) = (&self.task, self.boot()) {
             subject.recall(task, boot);
+        }
+        if subject.init.is_none() {
+            subject.init.clone_from(&self.named);
         }
         subject.exit = subject.exit.or(self.seen_end);
         subject.socket.clone_from(&self.socket);
@@ -84,13 +98,35 @@ fn believe(replayed: &Replayed, notes: &mut Vec<String>) -> Option<Task> {
 fn seen_end(bundle: &Path, init: &Incarnation, notes: &mut Vec<String>) -> Option<Exit> {
     let snapshot = keep(exits::read(&bundle.join(names::EXITS)), notes)?;
     let death = keep(snapshot.exits(), notes)?.find(init.pid, init.start_ticks)?;
-    Some(Exit {
+    Some(exit_of(&death))
+}
+
+/// Init and its end without a journal: the number runc wrote down, if the
+/// reaper has recorded one death of it. Nobody is signalled by it: it is dead.
+fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
+    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;
+    let pid = pid.trim().parse().ok()?;
+    let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
+    let exits = snapshot.exits().ok()?;
+    let death = exits.find(pid, 0).filter(|death| death.start_ticks != 0)?;
+    let init = Incarnation {
+        pid,
+        start_ticks: death.start_ticks,
+        pid_ns: proc::pid_namespace().ok()?,
+        boot: BootId(exits.boot_id()?.to_string()),
+        pidfd_inode: None,
+    };
+    Some((init, exit_of(&death)))
+}
+
+fn exit_of(death: &Death) -> Exit {
+    Exit {
         status: status_of(death.status).unwrap_or(Status::Unknown(Because::NoRecord)),
         at: Moment {
             secs: death.at_secs,
             nanos: death.at_nanos,
         },
-    })
+    }
 }
 
 fn address(bundle: &Path) -> Option<PathBuf> {

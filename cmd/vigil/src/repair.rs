@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
-use vigil_host::chain;
 use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
 use vigil_host::observe::{Subject, observe};
+use vigil_host::{chain, strays};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Settings, names};
 use vigil_model::{KIND_RECORD, Record, Task};
@@ -25,6 +25,9 @@ use crate::pair::Life;
 use crate::place::{self, Found, Name, Node};
 use crate::table::{Colour, Paint};
 use crate::{Answer, Code, Exit, json, words};
+
+/// For calls of runc that outlived their pair.
+const CALLS: Duration = Duration::from_secs(1);
 
 /// Arguments of `vigil repair`.
 #[derive(Debug, ClapArgs)]
@@ -223,27 +226,47 @@ fn act(args: &Args, found: &Found, goal: Goal) -> Result<Report> {
             Err(e) => return Err(e.into()),
         }),
     };
-    let look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
+    let mut look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
     if goal == Goal::Gone && look.pair.any_alive() {
         return Err(anyhow!("a process of its pair lives"));
+    }
+    let mut calls = Vec::new();
+    if goal == Goal::Gone {
+        // A runc that outlived its pair would undo the clean-up.
+        calls = end_calls(&look, args);
+        look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
     }
     let mut subject = look.subject;
     if goal == Goal::Gone {
         // The lock is ours now, and reads as a living pair's.
         subject.socket.clone_from(&look.recorded.socket);
     }
-    let report = reconcile(
+    let mut report = reconcile(
         &subject,
         observe(&subject),
         goal,
         &args.node.kept.run,
         deadline(args),
     );
+    report.notes.extend(calls);
     if goal == Goal::Gone && !report.may_live() {
         remember(&found.bundle, &report)?;
     }
     drop(lock);
     Ok(report)
+}
+
+fn end_calls(look: &Look, args: &Args) -> Vec<String> {
+    let (root, id) = (&look.subject.runtime.root, look.found.id.as_str());
+    let session = look.recorded.pair.map(|pair| pair.reaper.pid);
+    let until = deadline(args).min(Instant::now() + CALLS);
+    match strays::end(root, id, session, until) {
+        Ok(left) => left
+            .into_iter()
+            .map(|pid| format!("process {pid}, a call of the runtime, does not die"))
+            .collect(),
+        Err(e) => vec![chain(&e)],
+    }
 }
 
 fn deadline(args: &Args) -> Instant {
@@ -385,8 +408,11 @@ fn people(cases: &[Case], notes: &[String], write: bool, colour: Colour) -> Stri
             "{}/{}: {}{stone}",
             case.namespace, case.id, case.verdict
         );
-        for note in &case.notes {
-            let _ = writeln!(text, "  note: {note}");
+        // The report has what was noticed last.
+        if !matches!(case.outcome, Some(Ok(_))) {
+            for note in &case.notes {
+                let _ = writeln!(text, "  note: {note}");
+            }
         }
         if let Some(why) = &case.left_alone {
             let why = format!("left alone: {why}");
@@ -438,6 +464,9 @@ fn told(text: &mut String, report: &Report, colour: Colour) {
             "  {}",
             colour.paint(&format!("left: {left}"), Paint::Bad)
         );
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "  note: {note}");
     }
     let source = match report.source {
         Source::Record => " (on record)",

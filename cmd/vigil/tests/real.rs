@@ -152,6 +152,10 @@ fn from_running_through_repair_to_nothing() {
             "the bundle of {id} is left"
         );
         containerd.ctr(&["containers", "rm", id]).unwrap();
+        // What its `delete` found is what the repair had written down.
+        let mark = ["-n", &mark, "--run", "/run/vigil", "--last", "1"];
+        let ran = vigil(&containerd, &[&["history", id], &mark[..]].concat());
+        ran.expect(0, &["deleted", "signal 9"]);
     }
     vigil(&containerd, &["ps"]).expect(0, &[]);
     containerd.expect_clean().unwrap();
