@@ -144,9 +144,11 @@ fn remove(facts: &Facts, actions: &mut Vec<Action>) {
         Group::Empty | Group::Populated | Group::Unknown => actions.push(Action::RemoveCgroups),
         Group::Absent | Group::Foreign => {}
     }
-    // While init could not be looked at, runc's state is what names it: the
-    // next look needs it. If runc could delete it, runc has removed it.
-    if facts.runc_state.possible() && facts.init != Init::Unknown {
+    // While init or the cgroup could not be looked at, something may live on:
+    // runc's state is what names it, and what the hooks are run from. The next
+    // look needs it. If runc could delete the container, it is gone already.
+    let unseen = facts.init == Init::Unknown || facts.group == Group::Unknown;
+    if facts.runc_state.possible() && !unseen {
         actions.push(Action::RemoveRuncState);
     }
 }
@@ -309,17 +311,19 @@ mod tests {
     /// init, which slept uninterruptibly; runc's state, the only thing that
     /// named it, was removed, and the next `delete` told its end.
     #[test]
-    fn what_names_an_init_that_was_not_seen_is_kept() {
-        for (boot, said) in [
-            (Boot::Unknown, Said::Creating),
-            (Boot::Same, Said::Creating),
-            (Boot::Same, Said::Unreadable),
+    fn what_names_a_container_that_was_not_seen_is_kept() {
+        for (boot, said, init, group) in [
+            (Boot::Unknown, Said::Creating, Init::Unknown, Group::Foreign),
+            (Boot::Same, Said::Creating, Init::Unknown, Group::Foreign),
+            (Boot::Same, Said::Unreadable, Init::Unknown, Group::Empty),
+            (Boot::Same, Said::Creating, Init::Alive, Group::Unknown),
+            (Boot::Same, Said::Live, Init::Dead, Group::Unknown),
         ] {
             let facts = Facts {
                 boot,
                 said,
-                init: Init::Unknown,
-                group: Group::Foreign,
+                init,
+                group,
                 ..quiet()
             };
             let actions = plan(decide(&facts), &facts, Goal::Gone);
