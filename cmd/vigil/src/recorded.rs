@@ -101,14 +101,16 @@ fn seen_end(bundle: &Path, init: &Incarnation, notes: &mut Vec<String>) -> Optio
     Some(exit_of(&death))
 }
 
-/// Init and its end without a journal: the number runc wrote down, if the
-/// reaper has recorded one death of it. Nobody is signalled by it: it is dead.
+/// Init and its end without a journal: the number runc wrote down, if a
+/// registered process of that number has died. Nobody is signalled by it: it is dead.
 fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
     let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;
     let pid = pid.trim().parse().ok()?;
     let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
     let exits = snapshot.exits().ok()?;
-    let death = exits.find(pid, 0).filter(|death| death.start_ticks != 0)?;
+    let death = exits
+        .registered(pid)
+        .filter(|death| death.start_ticks != 0)?;
     let init = Incarnation {
         pid,
         start_ticks: death.start_ticks,

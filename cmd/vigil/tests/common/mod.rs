@@ -245,6 +245,7 @@ impl Node {
         let boot = vigil_journal::BootId::parse(&proc::boot_id().unwrap().0).unwrap();
         let mut recorder = Recorder::format(&words, boot).unwrap();
         if let Some(death) = death {
+            recorder.pin(death.pid, death.start_ticks, 0).unwrap();
             recorder.record(death);
         }
         let bytes: Vec<u8> = words

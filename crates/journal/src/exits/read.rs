@@ -132,6 +132,26 @@ impl<'a> Exits<'a> {
         choose(all, pid, start_ticks).ok().flatten()
     }
 
+    /// The death of the one registered process that had this pid, for a reader
+    /// who knows no start. The ring is not asked: any other child of the
+    /// reaper may have died with that pid before. `None` if two were
+    /// registered, or one that lives.
+    pub fn registered(self, pid: u32) -> Option<Death> {
+        let mut only = None;
+        for (_, slot) in self.slots() {
+            match slot {
+                Slot::Dead(death) if death.pid == pid => {
+                    if only.replace(death).is_some() {
+                        return None;
+                    }
+                }
+                Slot::Waiting { pid: waits, .. } if waits == pid => return None,
+                Slot::Free | Slot::Waiting { .. } | Slot::Dead(_) => {}
+            }
+        }
+        only
+    }
+
     pub(super) fn load(self, index: usize, order: Ordering) -> u64 {
         self.words[index].load(order)
     }

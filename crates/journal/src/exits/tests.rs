@@ -429,3 +429,27 @@ fn bytes(words: &[AtomicU64]) -> Vec<u8> {
         .flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes())
         .collect()
 }
+
+/// Found by the simulator: without a journal, the end of an earlier process
+/// was told for an init that had got its pid.
+#[test]
+fn a_pid_alone_finds_registered_processes_only() {
+    let words = memory();
+    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    recorder.record(death(1));
+    assert_eq!(recorder.exits().find(1001, 0), Some(death(1)));
+    assert_eq!(recorder.exits().registered(1001), None);
+    let init = Death {
+        start_ticks: 77,
+        status: 9,
+        ..death(1)
+    };
+    let slot = recorder.pin(1001, 77, recorder.exits().ring_seq()).unwrap();
+    assert_eq!(recorder.exits().registered(1001), None, "it lives");
+    recorder.record(init);
+    assert_eq!(recorder.exits().registered(1001), Some(init));
+    recorder.pin(1001, 99, recorder.exits().ring_seq()).unwrap();
+    assert_eq!(recorder.exits().registered(1001), None, "two of them");
+    recorder.unpin(slot);
+    assert_eq!(recorder.exits().registered(1001), None, "the other lives");
+}
