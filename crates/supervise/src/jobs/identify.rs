@@ -43,11 +43,21 @@ pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
 /// after /proc was read, no process of that number was reaped before, so what
 /// /proc described is the one.
 pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Identified, Refusal> {
-    let pin = tools
+    let mut pin = tools
         .control
         .register(pid, 0, since)
         .await
         .map_err(|error| super::refusal(&error))?;
+    if let Some(start_ticks) = changed_hands(tools, pid, pin) {
+        if let Err(error) = tools.control.unregister(pin).await {
+            log::warn!("pin of process {pid} not given back: {error}");
+        }
+        pin = tools
+            .control
+            .register(pid, start_ticks, since)
+            .await
+            .map_err(|error| super::refusal(&error))?;
+    }
     let outcome = describe(tools, pid, pin);
     if outcome.is_err() {
         // Nothing will ever be asked of this pin.
@@ -56,6 +66,15 @@ pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Iden
         }
     }
     outcome
+}
+
+/// The start of the process that has this pid now and is below our reaper, if
+/// the death in the slot is that of another, which had the pid before it.
+fn changed_hands(tools: &Tools, pid: u32, pin: usize) -> Option<u64> {
+    let death = tools.exits.pinned(pin)?;
+    let now = proc::incarnation(pid).ok()??;
+    let below = proc::descends(pid, tools.place.reaper_pid).ok()?;
+    (below && !death.is_of(pid, now.start_ticks)).then_some(now.start_ticks)
 }
 
 fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> {
