@@ -1,0 +1,503 @@
+//! `delete` as a process of its own, on the fake host: replay, observe,
+//! decide, plan, carry out one action after the other. It may die between any
+//! two and is then run again. Judgement and journal are the real ones; a
+//! takeover would come here with [`Goal::Keep`].
+
+use vigil_journal::crash::CrashDisk;
+use vigil_journal::{Journal, Settings, names};
+use vigil_model::{
+    Because, Before, Claim, Exit, Incarnation, KIND_RECORD, Moment, Phase, Plan, Record, Status,
+    Task, Verb,
+};
+use vigil_reconcile::{
+    Action, Boot, Exit as ExitFact, Facts, Goal, Group as GroupFact, Init, Present, RuncDelete,
+    Said, Verdict, plan, row,
+};
+
+use crate::book::{Book, status_of};
+use crate::host::{Host, KILL, Role, Seen};
+use crate::ledger::{Dead, remembered};
+use crate::records::Records;
+use crate::runc::Call;
+use crate::shim::Alive;
+
+/// What goes wrong around one run of `delete`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Trouble {
+    /// It dies at this point.
+    #[serde(default)]
+    pub fuse: Option<u32>,
+    /// Its runc is killed after so many stages.
+    #[serde(default)]
+    pub runc: Option<u8>,
+    /// One process of the container dies by itself before this point.
+    #[serde(default)]
+    pub death: Option<u8>,
+    /// What it cannot look at: bits for boot, init, cgroup, mounts, socket,
+    /// runc's state.
+    #[serde(default)]
+    pub blind: u8,
+}
+
+/// What `delete` came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered; the bundle goes.
+    Answered(Exit),
+    /// It left with an error; it will be asked again.
+    Failed(Verdict),
+}
+
+/// One run.
+pub struct Delete<'w> {
+    /// The host.
+    pub host: &'w mut Host,
+    /// The reaper's records.
+    pub records: &'w mut Records,
+    /// The bundle.
+    pub disk: &'w CrashDisk,
+    /// The auditor.
+    pub book: &'w mut Book,
+    /// The bundle's config.json, for want of a record.
+    pub spec: &'w Plan,
+    /// Whether the kernel remembers the status of a reaped process.
+    pub kernel_tells: bool,
+    /// The time.
+    pub now: Moment,
+    /// What goes wrong.
+    pub trouble: Trouble,
+    /// Something would not die.
+    pub held: bool,
+}
+
+/// What is known of the container.
+struct Subject {
+    said: Said,
+    boot: Option<String>,
+    init: Option<Incarnation>,
+    exit: Option<Exit>,
+    claims: Vec<Claim>,
+    private: bool,
+    runc_delete: RuncDelete,
+}
+
+/// What was seen, as the hands need it.
+struct Eyes {
+    facts: Facts,
+    init: Option<Incarnation>,
+    /// Init was there to be opened: alive or a zombie.
+    opened: bool,
+    claims: Vec<Claim>,
+}
+
+/// The claims as Create finds them.
+pub fn planned(host: &Host, spec: &Plan) -> Plan {
+    let mut plan = spec.clone();
+    for claim in &mut plan.claims {
+        claim.before = match &host.group {
+            None => Before::Absent,
+            Some(group) => Before::Existed {
+                inode: group.inode,
+                populated: host.populated(),
+            },
+        };
+    }
+    plan
+}
+
+/// Whether the cgroup that is there is the container's own.
+pub fn ours(host: &Host, claims: &[Claim]) -> bool {
+    let Some(group) = &host.group else {
+        return false;
+    };
+    claims
+        .iter()
+        .any(|claim| claim.ours() && claim.inode.is_none_or(|inode| inode == group.inode))
+}
+
+/// Removes the cgroup if it is the container's own; false if it stays.
+pub fn remove_ours(host: &mut Host, claims: &[Claim]) -> bool {
+    !ours(host, claims) || host.remove_group()
+}
+
+impl Delete<'_> {
+    fn point(&mut self) -> Alive {
+        if let Some(death) = &mut self.trouble.death {
+            if *death == 0 {
+                self.trouble.death = None;
+                let frozen = self.host.group.as_ref().is_some_and(|group| group.frozen);
+                let victims = self.host.alive(|p| {
+                    let able = !(p.stuck || p.doomed || p.inside && frozen);
+                    able && p.role != Role::Stranger
+                });
+                if let Some(pid) = victims.first() {
+                    self.host.die(*pid, 3 << 8);
+                }
+            } else {
+                *death -= 1;
+            }
+        }
+        match &mut self.trouble.fuse {
+            Some(0) => Err(Dead),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn blind(&self, bit: u8) -> bool {
+        self.trouble.blind & (1 << bit) != 0
+    }
+
+    /// The whole of it.
+    pub fn run(&mut self) -> Alive<Outcome> {
+        self.point()?;
+        let subject = self.subject();
+        self.point()?;
+        let eyes = self.observe(&subject);
+        let verdict = row(&eyes.facts).map_or(Verdict::Impossible, |row| row.verdict);
+        if verdict == Verdict::Impossible {
+            let facts = &eyes.facts;
+            self.book.wrong(format!("reconcile: impossible: {facts:?}"));
+        }
+        let mut killed_alive = false;
+        for action in plan(verdict, &eyes.facts, Goal::Gone) {
+            self.point()?;
+            self.carry_out(action, &subject, &eyes, &mut killed_alive);
+        }
+        self.point()?;
+        let exit = self.answer(&subject, &eyes, verdict, killed_alive);
+        if self.may_live(&eyes, verdict) {
+            return Ok(Outcome::Failed(verdict));
+        }
+        self.point()?;
+        self.remember_end(&exit);
+        self.point()?;
+        // Where no Create is on record there is no process whose end it could be.
+        if let Some(process) = self.host.init
+            && subject.said != Said::Nothing
+        {
+            self.book.tell(self.host, process, &exit, "delete");
+        }
+        Ok(Outcome::Answered(exit))
+    }
+
+    /// What is on record, the exit records included.
+    fn subject(&mut self) -> Subject {
+        let mut subject = Subject {
+            said: Said::Unreadable,
+            boot: None,
+            init: None,
+            exit: None,
+            claims: Vec::new(),
+            private: self.host.private,
+            runc_delete: RuncDelete::NotTried,
+        };
+        let mut midway = true;
+        if let Some((task, boot)) = remembered(self.disk) {
+            midway = task.standing.midway();
+            recall(&mut subject, &task, boot);
+        }
+        if midway {
+            // Calls that outlived their pair are ended first.
+            for number in self.host.runcs.keys().copied().collect::<Vec<_>>() {
+                self.host.kill_runc(number);
+            }
+        }
+        if subject.exit.is_none()
+            && let Some(init) = &subject.init
+        {
+            subject.exit = self.records.find(init.pid, init.start_ticks);
+        }
+        if subject.said == Said::Unreadable
+            && let Some((init, exit)) = self.ended_init()
+        {
+            subject.init = Some(init);
+            subject.exit = Some(exit);
+        }
+        subject
+    }
+
+    /// Init and its end without the journal: the number runc wrote down, if
+    /// a registered process of that number has died.
+    fn ended_init(&mut self) -> Option<(Incarnation, Exit)> {
+        let pid = self.host.pid_file?;
+        let (death, boot) = self.records.registered(pid)?;
+        let mut init = self.host.named(pid, death.start_ticks);
+        init.boot.0 = boot;
+        Some((init, crate::records::exit_of(&death)))
+    }
+
+    fn observe(&self, subject: &Subject) -> Eyes {
+        let host = &*self.host;
+        let present = |bit, there| match (self.blind(bit), there) {
+            (true, _) => Present::Unknown,
+            (false, true) => Present::Yes,
+            (false, false) => Present::No,
+        };
+        let state = host.runc_state.as_ref().filter(|_| !self.blind(5));
+        let init = subject
+            .init
+            .clone()
+            .or_else(|| state.and_then(|state| state.init.clone()));
+        let other = subject.boot.as_ref().is_some_and(|b| *b != host.boot_id());
+        let (boot, fact, opened) = match &init {
+            _ if self.blind(0) => {
+                let fact = init.as_ref().map_or(Init::Unnamed, |_| Init::Unknown);
+                (Boot::Unknown, fact, false)
+            }
+            None if other => (Boot::Other, Init::Unnamed, false),
+            // Unread is not unwritten: runc's state may name it.
+            None if self.blind(5) && host.runc_state.is_some() => {
+                (Boot::Same, Init::Unknown, false)
+            }
+            None => (Boot::Same, Init::Unnamed, false),
+            Some(_) if other => (Boot::Other, Init::Dead, false),
+            Some(_) if self.blind(1) => (Boot::Same, Init::Unknown, false),
+            Some(init) => match host.look(init) {
+                Seen::Alive => (Boot::Same, Init::Alive, true),
+                Seen::Zombie => (Boot::Same, Init::Dead, true),
+                Seen::Gone => (Boot::Same, Init::Dead, false),
+            },
+        };
+        let claims = self.claims(subject);
+        let group = if self.blind(2) {
+            GroupFact::Unknown
+        } else if ours(host, &claims) {
+            if host.populated() {
+                GroupFact::Populated
+            } else {
+                GroupFact::Empty
+            }
+        } else if host.group.is_some() && !claims.is_empty() {
+            GroupFact::Foreign
+        } else {
+            GroupFact::Absent
+        };
+        let facts = Facts {
+            boot,
+            said: subject.said,
+            init: fact,
+            exit: if subject.exit.is_some() {
+                ExitFact::Known
+            } else {
+                ExitFact::NotKnown
+            },
+            group,
+            below: Present::No,
+            runc_delete: subject.runc_delete,
+            runc_state: present(5, host.runc_state.is_some()),
+            mounts: present(3, host.mounted),
+            socket: present(4, host.socket),
+        };
+        Eyes {
+            facts,
+            init,
+            opened,
+            claims,
+        }
+    }
+
+    /// The recorded claims, else what the spec says: a directory that carries
+    /// the container's name is taken for its own.
+    fn claims(&self, subject: &Subject) -> Vec<Claim> {
+        if !subject.claims.is_empty() {
+            return subject.claims.clone();
+        }
+        if subject.said == Said::Nothing && self.host.runc_state.is_none() {
+            return Vec::new();
+        }
+        let mut claims = self.spec.claims.clone();
+        for claim in &mut claims {
+            claim.before = if claim.path.ends_with("/c") {
+                Before::Absent
+            } else {
+                Before::Unknown
+            };
+            claim.inode = None;
+        }
+        claims
+    }
+
+    /// Once something held out, it counts as doing so to the end of the run.
+    fn holds_out(&mut self, eyes: &Eyes) -> bool {
+        let init = eyes.init.as_ref();
+        let alive = init.is_some_and(|init| self.host.look(init) == Seen::Alive);
+        self.held |= eyes.opened && alive;
+        self.held
+    }
+
+    fn carry_out(&mut self, action: Action, subject: &Subject, eyes: &Eyes, killed: &mut bool) {
+        let own = !self.blind(2) && ours(self.host, &eyes.claims);
+        match action {
+            Action::KillInit => {
+                if let Some(init) = &eyes.init
+                    && eyes.opened
+                    && self.host.look(init) == Seen::Alive
+                {
+                    *killed = true;
+                    self.host.signal(init.pid, KILL);
+                }
+            }
+            Action::KillCgroup if own => self.held |= !self.host.kill_group(),
+            Action::Thaw if own => self.host.thaw(),
+            Action::RuncDelete => self.runc_delete(subject, eyes),
+            Action::Unmount => self.host.mounted = false,
+            Action::RemoveCgroups if own => {
+                self.host.remove_group();
+            }
+            Action::RemoveRuncState => {
+                if !self.holds_out(eyes) {
+                    self.host.runc_state = None;
+                }
+            }
+            Action::UnlinkSocket => self.host.socket = false,
+            Action::KillCgroup
+            | Action::KillBelow
+            | Action::Thaw
+            | Action::RemoveCgroups
+            | Action::Tombstone
+            | Action::WriteHistory
+            | Action::AnswerExit => {}
+        }
+    }
+
+    fn runc_delete(&mut self, subject: &Subject, eyes: &Eyes) {
+        let shared = eyes.facts.group == GroupFact::Foreign && !subject.private;
+        if self.holds_out(eyes) || shared || self.host.runc_state.is_none() {
+            return;
+        }
+        let number = self.host.start_runc(Call::Delete { force: true });
+        let mut left = self.trouble.runc.take();
+        loop {
+            if left == Some(0) {
+                self.host.kill_runc(number);
+                // Its state goes all the same, and the hooks with it.
+                self.host.hooks.interrupted = true;
+            }
+            left = left.map(|left| left.saturating_sub(1));
+            if !self.host.advance_runc(number, true) {
+                break;
+            }
+        }
+        self.host.runcs.remove(&number);
+    }
+
+    /// How init ended, by whoever knows best.
+    fn answer(&self, subject: &Subject, eyes: &Eyes, verdict: Verdict, killed: bool) -> Exit {
+        if let Some(exit) = subject.exit {
+            return exit;
+        }
+        let mut exit = Exit {
+            status: Status::Unknown(because(verdict, subject.said)),
+            at: self.now,
+        };
+        let Some(init) = eyes.init.as_ref().filter(|_| eyes.opened) else {
+            return exit;
+        };
+        if self.host.look(init) == Seen::Alive {
+            return exit;
+        }
+        let truth = self.host.truth.get(&(init.pid, init.start_ticks)).copied();
+        if self.kernel_tells
+            && let Some(status) = truth.and_then(status_of)
+        {
+            exit.status = status;
+        } else if killed {
+            exit.status = Status::Signalled(9);
+        }
+        exit
+    }
+
+    fn may_live(&mut self, eyes: &Eyes, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Impossible | Verdict::Unclear => true,
+            Verdict::NotOurs => eyes.facts.boot != Boot::Same,
+            Verdict::StillRunning
+            | Verdict::ExitNotTold
+            | Verdict::Stragglers
+            | Verdict::DiedUnseen
+            | Verdict::HalfCreated
+            | Verdict::NeverRan
+            | Verdict::Leftovers
+            | Verdict::NothingLeft
+            | Verdict::OtherBoot => {
+                self.holds_out(eyes)
+                    || eyes.facts.group == GroupFact::Unknown
+                    || eyes.facts.init == Init::Unknown
+            }
+        }
+    }
+
+    /// Records what was found before it is told, so that a second run tells
+    /// the same.
+    fn remember_end(&mut self, exit: &Exit) {
+        let recorded = (|| {
+            let (task, _) = remembered(self.disk)?;
+            let file = self.disk.open(names::JOURNAL)?;
+            let settings = Settings::default();
+            let opened =
+                Journal::open_in(self.disk.clone(), names::JOURNAL, file, settings).ok()?;
+            let Some(record) = Record::of_end(&task, *exit, self.now) else {
+                return Some(());
+            };
+            let mut journal = opened.journal;
+            journal
+                .append(KIND_RECORD, &record.encode().ok()?)
+                .ok()
+                .map(drop)
+        })();
+        if recorded.is_none() {
+            self.book.amnesia = true;
+        }
+    }
+}
+
+fn recall(subject: &mut Subject, task: &Task, boot: String) {
+    let phase = &task.standing.phase;
+    subject.said = Said::from(phase);
+    subject.boot = Some(boot);
+    subject.init = phase.init().cloned();
+    subject.exit = match phase {
+        Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+        Phase::Empty
+        | Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. } => None,
+    };
+    subject.runc_delete = match (phase, task.standing.busy) {
+        (Phase::Deleted { .. }, _) => RuncDelete::Done,
+        (_, Some(Verb::Delete)) => RuncDelete::Begun,
+        (_, _) => RuncDelete::NotTried,
+    };
+    if let Some(plan) = &task.plan {
+        subject.claims.clone_from(&plan.claims);
+        subject.private = plan.private_pid_ns;
+    }
+}
+
+/// Why nobody knows.
+fn because(verdict: Verdict, said: Said) -> Because {
+    match verdict {
+        Verdict::OtherBoot => Because::OtherBoot,
+        Verdict::HalfCreated | Verdict::NeverRan => Because::NeverRan,
+        Verdict::DiedUnseen | Verdict::StillRunning | Verdict::Stragglers
+            if matches!(said, Said::Live | Said::Ended) =>
+        {
+            Because::ReaperGone
+        }
+        Verdict::Leftovers | Verdict::NothingLeft if said == Said::Nothing => Because::NeverRan,
+        Verdict::DiedUnseen
+        | Verdict::StillRunning
+        | Verdict::Stragglers
+        | Verdict::Leftovers
+        | Verdict::NothingLeft
+        | Verdict::ExitNotTold
+        | Verdict::NotOurs
+        | Verdict::Unclear
+        | Verdict::Impossible => Because::NoRecord,
+    }
+}
