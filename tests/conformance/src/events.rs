@@ -200,7 +200,8 @@ fn oom_event(kit: &Kit) -> Result<()> {
         matches!(event.fact, Fact::Oom(ref e) if e.container_id == c.id),
         "{event:?}"
     );
-    c.task().kill(&c.id, "", 9, true)?;
+    // The kernel may choose sh as well; then there is nothing left to kill.
+    let _ = c.task().kill(&c.id, "", 9, true);
     c.exit_status().map(drop)
 }
 
