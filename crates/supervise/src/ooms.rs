@@ -1,12 +1,21 @@
 //! The bell for out-of-memory kills. It only wakes the owner, who reads the
 //! counter; so a wake-up too many does no harm.
 
+use std::time::Duration;
+
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 use vigil_host::cgroup::{OomWatch, Wakes};
 
 use crate::owner::Message;
 use crate::watched::{Watched, watch};
+
+/// When to look at the counter again after a bell of v1.
+const COUNTED_LATE: [Duration; 3] = [
+    Duration::from_millis(5),
+    Duration::from_millis(50),
+    Duration::from_millis(500),
+];
 
 /// Wakes the owner as long as both it and the watched file are there.
 pub(crate) fn listen(ooms: &OomWatch, owner: mpsc::Sender<Message>) {
@@ -36,6 +45,17 @@ async fn wake(watched: Watched, interest: Interest, owner: mpsc::Sender<Message>
         // and then, the edge gone, never again.
         if owner.send(Message::OomBell).await.is_err() {
             return;
+        }
+        if !interest.is_readable() {
+            continue;
+        }
+        // v1 rings when memory runs out, and only then looks for somebody to
+        // kill and counts it: the counter may be late, and rings no more.
+        for pause in COUNTED_LATE {
+            tokio::time::sleep(pause).await;
+            if owner.send(Message::OomBell).await.is_err() {
+                return;
+            }
         }
     }
 }
