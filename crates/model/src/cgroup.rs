@@ -27,9 +27,18 @@ pub enum Before {
         inode: u64,
         /// Whether any process was in it or below it.
         populated: bool,
+        /// Out-of-memory kills its counter held already: an earlier life's, or
+        /// somebody else's, and no news of this container.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        ooms: u64,
     },
     /// It could not be looked at.
     Unknown,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The container's cgroup in one hierarchy.

@@ -99,6 +99,7 @@ pub fn planned(host: &Host, spec: &Plan) -> Plan {
             Some(group) => Before::Existed {
                 inode: group.inode,
                 populated: host.populated(),
+                ooms: 0,
             },
         };
     }

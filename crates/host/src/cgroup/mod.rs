@@ -44,6 +44,8 @@ struct Group {
     inode: u64,
     /// Whether it may be killed, frozen and removed.
     ours: bool,
+    /// Out-of-memory kills counted here before the container was.
+    old_ooms: u64,
     dir: File,
 }
 
@@ -130,6 +132,10 @@ impl Cgroup {
                 path,
                 cgroup,
                 inode,
+                old_ooms: match claim.before {
+                    Before::Existed { ooms, .. } => ooms,
+                    Before::Absent | Before::Unknown => 0,
+                },
                 dir,
             });
         }

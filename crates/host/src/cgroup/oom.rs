@@ -28,6 +28,17 @@ pub struct OomWatch {
     /// `memory.oom_control` or `memory.events`.
     file: File,
     last: Option<u64>,
+    /// What the counter held before the container was there.
+    old: u64,
+}
+
+/// The kernel's counter of out-of-memory kills in a directory, of v1's memory
+/// hierarchy or of v2; zero where there is none.
+pub(super) fn counted(dir: &File) -> u64 {
+    ["memory.events", "memory.oom_control"]
+        .iter()
+        .find_map(|file| tree::value_of(&tree::read(dir, file).ok()??, "oom_kill"))
+        .unwrap_or(0)
 }
 
 impl OomWatch {
@@ -63,6 +74,7 @@ impl OomWatch {
             bell,
             file,
             last: None,
+            old: group.old_ooms,
         };
         watch.count();
         Ok(Some(watch))
@@ -83,7 +95,7 @@ impl OomWatch {
         }
     }
 
-    /// Kills so far, and arms the descriptor again. `None`: the kernel does
+    /// Kills of this container so far, and arms the descriptor again. `None`: the kernel does
     /// not count them (v1 before Linux 4.13). Never falls, also not when the
     /// cgroup is gone.
     pub fn count(&mut self) -> Option<u64> {
@@ -96,7 +108,7 @@ impl OomWatch {
             let text = String::from_utf8_lossy(&text[..len]);
             self.last = self.last.max(tree::value_of(&text, "oom_kill"));
         }
-        self.last
+        self.last.map(|all| all.saturating_sub(self.old))
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use vigil_model::{Before, Claim, Driver, TaskId};
 
 use super::hierarchy::{Hierarchies, Hierarchy, Mode};
-use super::tree;
+use super::{oom, tree};
 use crate::{Error, Result};
 
 /// Where the container goes.
@@ -216,14 +216,19 @@ fn before(hierarchy: &Hierarchy, dir: &Path) -> Before {
         return Before::Existed {
             inode,
             populated: true,
+            ooms: fs::File::open(dir).map_or(0, |dir| oom::counted(&dir)),
         };
     }
-    match fs::File::open(dir)
-        .ok()
-        .and_then(|dir| tree::populated(&dir).ok())
-    {
-        Some(populated) => Before::Existed { inode, populated },
-        None => Before::Unknown,
+    let Ok(dir) = fs::File::open(dir) else {
+        return Before::Unknown;
+    };
+    match tree::populated(&dir) {
+        Ok(populated) => Before::Existed {
+            inode,
+            populated,
+            ooms: oom::counted(&dir),
+        },
+        Err(_) => Before::Unknown,
     }
 }
 

@@ -453,6 +453,52 @@ fn an_oom_kill_wakes_and_is_counted_and_kept() {
 }
 
 #[test]
+fn what_an_earlier_life_lost_to_memory_is_not_counted_again() {
+    for host in hosts() {
+        let mut place = Place::new(&host);
+        place.make("");
+        let first = place.run("", "exec sleep 100");
+        let memory = place.take(first);
+        if OomWatch::open(&memory).unwrap().is_none() {
+            // A v2 tree beside v1 has no memory controller.
+            assert_eq!(host.mode, Mode::Unified);
+            continue;
+        }
+        let dir = memory.with("memory").unwrap().path.clone();
+        let limit = dir.join(match host.mode {
+            Mode::V1 => "memory.limit_in_bytes",
+            Mode::Unified => "memory.max",
+        });
+        let grow = |place: &mut Place| {
+            fs::write(&limit, "8388608").unwrap();
+            place.run("", "exec tail /dev/zero");
+            let child = place.children.last_mut().unwrap();
+            assert!(!child.wait().unwrap().success());
+        };
+        grow(&mut place);
+        assert_eq!(memory.kill_until(soon()).unwrap(), Progress::Empty);
+        for child in &mut place.children {
+            let _ = child.wait();
+        }
+
+        place.claims = place.claim();
+        let told = |claim: &Claim| match claim.before {
+            Before::Existed {
+                ooms, populated, ..
+            } => (ooms, populated),
+            Before::Absent | Before::Unknown => panic!("{claim:?}"),
+        };
+        assert_eq!(place.claims.iter().map(told).max(), Some((1, false)));
+        let init = place.run("", "exec sleep 100");
+        let cgroup = place.take(init);
+        let mut watch = OomWatch::open(&cgroup).unwrap().unwrap();
+        assert_eq!(watch.count(), Some(0));
+        grow(&mut place);
+        until("the new one is counted", || watch.count() == Some(1));
+    }
+}
+
+#[test]
 fn a_threaded_cgroup_lists_its_processes_too() {
     for host in hosts().iter().filter(|h| h.mode == Mode::Unified) {
         let mut place = Place::new(host);
