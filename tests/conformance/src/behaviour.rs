@@ -40,6 +40,7 @@ pub fn all() -> Vec<Behaviour> {
         crate::stdio::TABLE,
         crate::events::TABLE,
         crate::resources::TABLE,
+        crate::cgroups::TABLE,
         crate::ends::TABLE,
     ];
     rooms.concat()

@@ -164,6 +164,41 @@ pub const DIFFERENCES: &[Difference] = &[
         "delete_reports_the_true_status",
         "always 137 and the time of delete",
     ),
+    may_differ(
+        "go-1.6.20",
+        "frozen_nested_dies_with_init",
+        "on cgroup v1 it thaws the container's own cgroup only",
+    ),
+    may_differ(
+        "go-2.1.9",
+        "frozen_nested_dies_with_init",
+        "on cgroup v1 it thaws the container's own cgroup only",
+    ),
+    may_differ(
+        "go-1.6.20",
+        "delete_with_nested_frozen",
+        "on cgroup v1 it thaws the container's own cgroup only",
+    ),
+    may_differ(
+        "go-2.1.9",
+        "delete_with_nested_frozen",
+        "on cgroup v1 it thaws the container's own cgroup only",
+    ),
+    may_differ(
+        "go-1.6.20",
+        "old_ooms_are_not_told",
+        "on cgroup v2 it takes the counter's first value for news",
+    ),
+    may_differ(
+        "go-2.1.9",
+        "old_ooms_are_not_told",
+        "on cgroup v2 it takes the counter's first value for news",
+    ),
+    may_differ(
+        "go-1.6.20",
+        "oom_in_nested",
+        "on cgroup v2 it may miss a kill further down",
+    ),
     differs(
         "go-1.6.20",
         "delete_of_nothing",

@@ -36,7 +36,7 @@ fn killed(kit: &Kit, spec: &Spec) -> Result<Container> {
 }
 
 /// Nothing of `c` is left but its bundle.
-fn nothing_left(kit: &Kit, c: &Container) -> Result<()> {
+pub(crate) fn nothing_left(kit: &Kit, c: &Container) -> Result<()> {
     let id = format!("{}/{}", kit.scratch.mark(), c.id);
     let rootfs = format!("mount {}", c.bundle.dir.join("rootfs").display());
     let arguments = format!("-id {}", c.id);

@@ -6,6 +6,7 @@
 
 pub mod behaviour;
 pub mod bootstrap;
+pub mod cgroups;
 pub mod daemon;
 pub mod differences;
 pub mod ends;

@@ -22,13 +22,14 @@ crate::behaviours! {
     "§3.3 created: Checkpoint ✗." checkpoint_of_created_refused;
 }
 
-struct Seen {
-    pids: u64,
+pub(crate) struct Seen {
+    pub(crate) pids: u64,
+    pub(crate) pids_limit: u64,
     memory: u64,
     cpu: u64,
 }
 
-fn stats(container: &vigil_lab::kit::Container) -> Result<Seen> {
+pub(crate) fn stats(container: &vigil_lab::kit::Container) -> Result<Seen> {
     let any = container.task().stats(&container.id)?;
     match any.type_url.as_str() {
         "io.containerd.cgroups.v1.Metrics" => {
@@ -36,6 +37,7 @@ fn stats(container: &vigil_lab::kit::Container) -> Result<Seen> {
             let memory = m.memory.usage.usage;
             Ok(Seen {
                 pids: m.pids.current,
+                pids_limit: m.pids.limit,
                 memory,
                 cpu: m.cpu.usage.total,
             })
@@ -44,6 +46,7 @@ fn stats(container: &vigil_lab::kit::Container) -> Result<Seen> {
             let m = V2::parse_from_bytes(&any.value)?;
             Ok(Seen {
                 pids: m.pids.current,
+                pids_limit: m.pids.limit,
                 memory: m.memory.usage,
                 cpu: m.cpu.usage_usec,
             })
