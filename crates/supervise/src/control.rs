@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use vigil_relay::control::{Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION};
 use vigil_sys::{Errno, scm};
 
@@ -50,6 +51,7 @@ struct Shared {
     socket: Watched,
     // Bookkeeping of calls in flight, never lifecycle state.
     calls: Mutex<Calls>,
+    hello: Mutex<Option<JoinHandle<Result<u64, Error>>>>,
 }
 
 /// A handle to the control socket; clones share it.
@@ -69,12 +71,38 @@ impl Control {
             next: 1,
             waiting: BTreeMap::new(),
         });
-        let control = Self(Arc::new(Shared { socket, calls }));
+        let control = Self(Arc::new(Shared {
+            socket,
+            calls,
+            hello: Mutex::default(),
+        }));
         tokio::spawn(receive(control.0.clone(), unasked));
-        control
-            .call(ToReaper::Hello { version: VERSION }, &[])
-            .await?;
+        // Sent first, waited for last: whoever is greeted has work meanwhile.
+        let hello = control.clone();
+        let greeting = ToReaper::Hello { version: VERSION };
+        let hello = tokio::spawn(async move { hello.call(greeting, &[]).await });
+        *control
+            .0
+            .hello
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(hello);
+        // Lets it go out now.
+        tokio::task::yield_now().await;
         Ok(control)
+    }
+
+    /// Waits until the reaper has said that it speaks our version.
+    pub async fn greeted(&self) -> Result<(), Error> {
+        let hello = self
+            .0
+            .hello
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match hello {
+            Some(hello) => hello.await.unwrap_or(Err(Error::ReaperGone)).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Tells the reaper that the journal is open and requests are served.
@@ -151,21 +179,18 @@ impl Control {
         answered: oneshot::Receiver<Result<u64, Error>>,
     ) -> Result<u64, Error> {
         let bytes = call.encode().map_err(|source| Error::Control { source })?;
-        loop {
-            let mut ready = self
-                .0
-                .socket
-                .writable()
-                .await
-                .map_err(|source| Error::Runtime {
-                    op: "wait for the control socket",
-                    source,
-                })?;
-            match scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
-                Ok(_) => break,
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(_) => return Err(Error::ReaperGone),
+        // The socket nearly always has room: waited for only when it has not.
+        // Readiness is cleared before the next try, so that no edge is missed.
+        while let Err(errno) = scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
+            if errno != Errno::EAGAIN {
+                return Err(Error::ReaperGone);
             }
+            let ready = self.0.socket.writable().await;
+            let mut ready = ready.map_err(|source| Error::Runtime {
+                op: "wait for the control socket",
+                source,
+            })?;
+            ready.clear_ready();
         }
         match tokio::time::timeout(ACK_WAIT, answered).await {
             Ok(Ok(answer)) => answer,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vigil_host::cgroup::{Cgroup, Hierarchies, OomWatch, claims, place, stats, systemd_host};
+use vigil_host::cgroup::{Cgroup, OomWatch, claims, place, stats, systemd_host};
 use vigil_host::proc::{self, Checked};
 use vigil_host::{bundle, rootfs, runc};
 use vigil_model::metrics::Metrics;
@@ -82,7 +82,7 @@ impl Hands {
                 format!("OCI runtime create failed: runtime {program:?} {what}"),
             ));
         }
-        let hierarchies: &Hierarchies = &self.tools.hierarchies;
+        let hierarchies = self.tools.hierarchies.read().map_err(wrong)?;
         let placement = place(
             hierarchies,
             &place_.id,
@@ -209,7 +209,9 @@ impl Hands {
     /// Lets go of everything held for a process that is deleted or never was.
     pub(crate) fn release(&mut self, who: &Who) {
         let streams = self.streams.remove(who);
-        let pin = self.pins.remove(who);
+        // Init's slot is kept as long as the pair lives: with a journal that
+        // failed, it is all that `delete` will know of an end we have told.
+        let pin = self.pins.remove(who).filter(|_| *who != Who::Init);
         if *who == Who::Init {
             self.cgroup = None;
             self.oom = None;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::sync::mpsc;
-use vigil_host::cgroup::Hierarchies;
 use vigil_host::proc;
 use vigil_journal::{BootId, Tail, names};
 
@@ -18,7 +17,7 @@ use crate::desk::{Desk, INBOX_MAX, Reply};
 use crate::error::Error;
 use crate::exits::ExitRecords;
 use crate::hands::Hands;
-use crate::jobs::Tools;
+use crate::jobs::{HostCgroups, Tools};
 use crate::kept::Kept;
 use crate::ledger::JournalLedger;
 use crate::outbox::{self, Publish};
@@ -74,7 +73,7 @@ impl Shim {
             control: control.clone(),
             kept: Kept::new(control.clone()),
             exits,
-            hierarchies: Arc::new(Hierarchies::read()?),
+            hierarchies: HostCgroups::default(),
             deadlines: place.limits.runc,
         };
         let owner = Owner {
@@ -119,6 +118,7 @@ impl Shim {
 
     /// Requests can be served: lets `start` print its address.
     pub async fn ready(&self) -> Result<(), Error> {
+        self.control.greeted().await?;
         self.control.ready().await
     }
 

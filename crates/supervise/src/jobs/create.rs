@@ -131,7 +131,8 @@ pub(crate) async fn begin(
             return Err(refusal);
         }
     };
-    let taken = Cgroup::take(&tools.hierarchies, claims, identified.process.pid);
+    let hierarchies = tools.hierarchies.read();
+    let taken = hierarchies.and_then(|known| Cgroup::take(known, claims, identified.process.pid));
     let outcome = match taken {
         Ok(cgroup) => match copying {
             Ok(()) => Ok(cgroup),
@@ -147,7 +148,11 @@ pub(crate) async fn begin(
             return Err(refusal);
         }
     };
-    if let Err(error) = cgroup.enable_controllers(&tools.hierarchies) {
+    let handed = tools
+        .hierarchies
+        .read()
+        .and_then(|known| cgroup.enable_controllers(known));
+    if let Err(error) = handed {
         log::debug!("controllers not handed down: {}", vigil_host::chain(&error));
     }
     let oom = OomWatch::open(&cgroup).unwrap_or_else(|error| {

@@ -102,7 +102,8 @@ pub(crate) fn strangers(tools: &Tools, plan: &Plan) -> bool {
 /// Undoes a Create that failed somewhere on its way.
 pub(crate) async fn undo(tools: &Tools, plan: &Plan, strangers: bool) {
     let mut claims = plan.claims.clone();
-    match Cgroup::open(&tools.hierarchies, &claims) {
+    let hierarchies = tools.hierarchies.read();
+    match hierarchies.and_then(|known| Cgroup::open(known, &claims)) {
         Ok(cgroup) => {
             if !kill_all(&cgroup, KILL_WAIT).await {
                 log::error!("a failed create leaves processes behind in its cgroup");

@@ -43,21 +43,11 @@ pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
 /// after /proc was read, no process of that number was reaped before, so what
 /// /proc described is the one.
 pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Identified, Refusal> {
-    let mut pin = tools
+    let pin = tools
         .control
         .register(pid, 0, since)
         .await
         .map_err(|error| super::refusal(&error))?;
-    if let Some(start_ticks) = changed_hands(tools, pid, pin) {
-        if let Err(error) = tools.control.unregister(pin).await {
-            log::warn!("pin of process {pid} not given back: {error}");
-        }
-        pin = tools
-            .control
-            .register(pid, start_ticks, since)
-            .await
-            .map_err(|error| super::refusal(&error))?;
-    }
     let outcome = describe(tools, pid, pin);
     if outcome.is_err() {
         // Nothing will ever be asked of this pin.
@@ -68,15 +58,6 @@ pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Iden
     outcome
 }
 
-/// The start of the process that has this pid now and is below our reaper, if
-/// the death in the slot is that of another, which had the pid before it.
-fn changed_hands(tools: &Tools, pid: u32, pin: usize) -> Option<u64> {
-    let death = tools.exits.pinned(pin)?;
-    let now = proc::incarnation(pid).ok()??;
-    let below = proc::descends(pid, tools.place.reaper_pid).ok()?;
-    (below && !death.is_of(pid, now.start_ticks)).then_some(now.start_ticks)
-}
-
 fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> {
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
     // What lives and is not below our reaper was never started by our runc:
@@ -84,6 +65,17 @@ fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> 
     let below = proc::descends(pid, tools.place.reaper_pid);
     let below = below.map_err(|error| super::refusal(&error))?;
     if let Some(death) = tools.exits.pinned(pin) {
+        if below
+            && let Some(now) = &seen
+            && !death.is_of(pid, now.start_ticks)
+        {
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!(
+                    "process number {pid} changed hands while the runtime ran; nobody can say whom it meant"
+                ),
+            ));
+        }
         let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
         let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
         let start_ticks = death.start_ticks;

@@ -11,7 +11,7 @@ pub(crate) mod verbs;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vigil_host::cgroup::Hierarchies;
 use vigil_host::runc::{Deadlines, Runtime};
@@ -29,8 +29,23 @@ pub(crate) struct Tools {
     pub(crate) control: Control,
     pub(crate) kept: Kept,
     pub(crate) exits: ExitRecords,
-    pub(crate) hierarchies: Arc<Hierarchies>,
+    pub(crate) hierarchies: HostCgroups,
     pub(crate) deadlines: Deadlines,
+}
+
+/// The host's cgroup hierarchies, read when the first container asks: `start`
+/// waits for nothing it does not need.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostCgroups(Arc<OnceLock<Hierarchies>>);
+
+impl HostCgroups {
+    pub(crate) fn read(&self) -> vigil_host::Result<&Hierarchies> {
+        if let Some(known) = self.0.get() {
+            return Ok(known);
+        }
+        let read = Hierarchies::read()?;
+        Ok(self.0.get_or_init(|| read))
+    }
 }
 
 /// runc as this plan wants it.
