@@ -107,7 +107,10 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     {
         subject.exit = recorded_exit(bundle, init);
     }
-    if subject.said == vigil_reconcile::Said::Unreadable
+    // The journal is bad, or failed before it could name init.
+    if subject.init.is_none()
+        && subject.exit.is_none()
+        && subject.said != vigil_reconcile::Said::Nothing
         && let Some((init, exit)) = ended_init(bundle)
     {
         subject.init = Some(init);
@@ -160,7 +163,7 @@ fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
     Some(exit_of(&death))
 }
 
-/// Init and its end without the journal: the number runc wrote down, if a
+/// Init and its end where the journal does not name it: the number runc wrote down, if a
 /// registered process of that number has died. Nobody is signalled by it: it is dead.
 fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
     let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;

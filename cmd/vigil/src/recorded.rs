@@ -10,7 +10,7 @@ use vigil_host::{chain, proc};
 use vigil_journal::exits::Death;
 use vigil_journal::pair::Pair;
 use vigil_journal::{Replayed, Tail, exits, names, replay};
-use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Status, Task};
+use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Phase, Status, Task};
 
 /// What could be read.
 #[derive(Debug)]
@@ -41,13 +41,12 @@ impl Recorded {
             .and_then(|replayed| believe(replayed, &mut notes));
         let pair = keep(Pair::read(&bundle.join(names::PAIR)), &mut notes);
         let (named, seen_end) = match &task {
-            Some(task) => {
-                let init = task.standing.phase.init();
-                (
-                    None,
-                    init.and_then(|init| seen_end(bundle, init, &mut notes)),
-                )
-            }
+            Some(task) => match (task.standing.phase.init(), &task.standing.phase) {
+                (Some(init), _) => (None, seen_end(bundle, init, &mut notes)),
+                // Recording may have failed before init could be named.
+                (None, Phase::Creating | Phase::Created { .. }) => ended_init(bundle).unzip(),
+                (None, _) => (None, None),
+            },
             None => ended_init(bundle).unzip(),
         };
         let socket = address(bundle);
