@@ -124,16 +124,49 @@ fn status(rng: &mut Rng) -> i32 {
     }
 }
 
+/// What a life is like: some are long and quiet, some short and full of deaths.
+/// It only shapes the choice; a history does not need it.
+#[derive(Debug, Clone, Copy)]
+pub struct Mood {
+    /// In so many of a hundred stages things go well.
+    well: u32,
+    /// How readily work goes on, requests come, processes do things, the
+    /// records are looked at, events are taken, the surroundings change, and
+    /// the pair dies.
+    weights: [u32; 7],
+    /// One in so many actions ends it.
+    length: u32,
+}
+
+impl Mood {
+    /// Draws one.
+    pub fn draw(rng: &mut Rng) -> Self {
+        Self {
+            well: [80, 93, 98, 100][rng.below(4) as usize],
+            weights: [
+                10 + rng.below(40),
+                10 + rng.below(30),
+                4 + rng.below(20),
+                2 + rng.below(16),
+                2 + rng.below(8),
+                rng.below(8),
+                [0, 1, 1, 4][rng.below(4) as usize],
+            ],
+            length: 80 + rng.below(300),
+        }
+    }
+}
+
 /// Draws what happens next.
-pub fn choose(world: &World, rng: &mut Rng) -> Action {
-    if rng.below(220) == 0 {
+pub fn choose(world: &World, mood: &Mood, rng: &mut Rng) -> Action {
+    if rng.below(mood.length) == 0 {
         return Action::Calm;
     }
     if world.shim.is_none() {
         return after_the_shim(world, rng);
     }
-    match rng.weighted(&[30, 26, 16, 12, 6, 6, 3]) {
-        0 => work(world, rng),
+    match rng.weighted(&mood.weights) {
+        0 => work(world, mood, rng),
         1 => Action::Ask(request(world, rng)),
         2 => kernel(world, rng),
         3 => reaper(world, rng),
@@ -143,8 +176,8 @@ pub fn choose(world: &World, rng: &mut Rng) -> Action {
     }
 }
 
-fn work(world: &World, rng: &mut Rng) -> Action {
-    let well = rng.percent(93);
+fn work(world: &World, mood: &Mood, rng: &mut Rng) -> Action {
+    let well = rng.percent(mood.well);
     let runcs: Vec<u32> = world.host.runcs.keys().copied().collect();
     if rng.percent(50)
         && let Some(number) = rng.pick(&runcs)

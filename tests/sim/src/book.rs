@@ -25,6 +25,8 @@ pub struct Book {
     /// model of the journal: then *unknown* may follow a known end, never
     /// another end.
     pub amnesia: bool,
+    /// Recording had failed: then a known end may follow an unknown one.
+    pub late: bool,
 }
 
 /// What a wait status says.
@@ -70,7 +72,8 @@ impl Book {
         match self.told.get(&process) {
             Some((before, _)) if before == exit => {}
             Some(_) if self.amnesia && unknown => {}
-            Some((before, _)) if self.amnesia && matches!(before.status, Status::Unknown(_)) => {}
+            Some((before, _))
+                if (self.amnesia || self.late) && matches!(before.status, Status::Unknown(_)) => {}
             Some((before, first)) => {
                 let first = first.clone();
                 self.wrong(format!(

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::action::{Action, choose};
+use crate::action::{Action, Mood, choose};
 use crate::rng::Rng;
 use crate::world::{Life, World};
 
@@ -109,11 +109,12 @@ pub fn run(seed: u64, steps: u64, bend: impl Fn(&mut Life)) -> Run {
     while run.steps < steps {
         let mut life = Life::draw(&mut rng, next_pid, ticks);
         bend(&mut life);
+        let mood = Mood::draw(&mut rng);
         let mut world = World::new(life);
         let mut actions = Vec::new();
         while !world.over {
             let action = if actions.len() < LIFE_MAX {
-                choose(&world, &mut rng)
+                choose(&world, &mood, &mut rng)
             } else {
                 Action::Calm
             };

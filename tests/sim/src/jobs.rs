@@ -1,7 +1,7 @@
 //! What the shim does beside its owner, stage by stage: each stage is one
 //! thing that happens on the host, so that anything may come in between.
 
-use vigil_model::{ExecId, Incarnation, Verb, What, Who};
+use vigil_model::{ExecId, Incarnation, Phase, Verb, What, Who};
 
 use crate::host::{Host, Parent, Seen};
 use crate::ledger::Dead;
@@ -97,7 +97,17 @@ impl Turn<'_> {
                 self.over(What::RestGone)
             }
             Work::Happen(what) => self.over(what),
-            Work::Timer => self.over(What::Overdue),
+            Work::Timer => {
+                self.overdue = true;
+                self.happen(What::Overdue)?;
+                let standing = &self.shim.task.standing;
+                let told = !matches!(standing.phase, Phase::Stopped { told: false, .. });
+                if !told && standing.busy != Some(Verb::Start) {
+                    let standing = format!("liveness: overdue and not told: {standing:?}");
+                    self.book.wrong(standing);
+                }
+                Ok(Over::Yes)
+            }
             Work::Unpin(slot) => {
                 if self.host.reaper {
                     self.records.write(|recorder| recorder.unpin(slot));
@@ -226,23 +236,18 @@ impl Turn<'_> {
         if !self.host.reaper {
             return None;
         }
-        let mut slot = self
+        let slot = self
             .records
             .write(|recorder| recorder.pin(pid, 0, since))?
             .ok()?;
         let now = self.host.processes.get(&pid);
         let now = now.filter(|process| process.parent != Parent::Ancestor);
-        // The number changed hands while runc ran: the death is another's.
+        // The number changed hands while runc ran: nobody can say whom it meant.
         if let (Some(death), Some(ticks)) = (self.records.pinned(slot), now.map(|p| p.ticks))
             && !death.is_of(pid, ticks)
         {
-            slot = self
-                .records
-                .write(|recorder| {
-                    recorder.unpin(slot);
-                    recorder.pin(pid, ticks, since)
-                })?
-                .ok()?;
+            self.records.write(|recorder| recorder.unpin(slot));
+            return None;
         }
         if let Some(death) = self.records.pinned(slot) {
             return Some((self.host.named(pid, death.start_ticks), slot));
@@ -252,6 +257,15 @@ impl Turn<'_> {
         let below = process.is_some_and(|process| process.parent != Parent::Ancestor);
         let found = self.host.incarnation(pid).filter(|_| below);
         if found.is_none() {
+            // Of two that had the pid nobody can say which it was.
+            let dead: Vec<_> = self.host.truth.keys().filter(|(p, _)| *p == pid).collect();
+            if let [&(pid, ticks)] = dead[..]
+                && self.records.find(pid, ticks).is_some()
+            {
+                self.book.wrong(format!(
+                    "I2: the recorded end of process {pid} is not found"
+                ));
+            }
             self.records.write(|recorder| recorder.unpin(slot));
         }
         Some((found?, slot))
@@ -292,7 +306,7 @@ impl Turn<'_> {
                         self.host.kill_group();
                     }
                     self.host.kill_below();
-                    return Ok(Over::Waits);
+                    return Ok(Over::No);
                 }
                 remove_ours(self.host, &claims);
                 if self.host.init_alive().is_none() && self.host.runc_state.take().is_some() {
@@ -382,10 +396,7 @@ impl Turn<'_> {
         let verb = Verb::Delete;
         match job.stage {
             0 => {
-                let created = matches!(
-                    self.shim.task.standing.phase,
-                    vigil_model::Phase::Created { .. }
-                );
+                let created = matches!(self.shim.task.standing.phase, Phase::Created { .. });
                 if created && self.owns_group() {
                     self.host.kill_group();
                 }

@@ -44,8 +44,7 @@ pub fn after_kill(disk: &CrashDisk, full: bool) -> CrashDisk {
 
 impl ShimLedger {
     /// Opens the journal, or makes it; what it remembers.
-    pub fn open(disk: &CrashDisk, boot: BootId) -> Result<(Self, Task), Error> {
-        let settings = Settings::default();
+    pub fn open(disk: &CrashDisk, boot: BootId, settings: Settings) -> Result<(Self, Task), Error> {
         let (journal, task) = match Journal::create_in(disk.clone(), names::JOURNAL, boot, settings)
         {
             Ok(journal) => (journal, Task::default()),

@@ -212,7 +212,9 @@ impl Delete<'_> {
         {
             subject.exit = self.records.find(init.pid, init.start_ticks);
         }
-        if subject.said == Said::Unreadable
+        if subject.init.is_none()
+            && subject.exit.is_none()
+            && subject.said != Said::Nothing
             && let Some((init, exit)) = self.ended_init()
         {
             subject.init = Some(init);
@@ -221,7 +223,7 @@ impl Delete<'_> {
         subject
     }
 
-    /// Init and its end without the journal: the number runc wrote down, if
+    /// Init and its end where the journal does not name it: the number runc wrote down, if
     /// a registered process of that number has died.
     fn ended_init(&mut self) -> Option<(Incarnation, Exit)> {
         let pid = self.host.pid_file?;

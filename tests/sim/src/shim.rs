@@ -75,6 +75,8 @@ pub struct Turn<'w> {
     pub plan: &'w Plan,
     /// Create may be called undone while something of it does not die.
     pub hard_undo: bool,
+    /// The deadline of init's end has passed in this turn.
+    pub overdue: bool,
     /// Points until death.
     pub fuse: &'w mut Option<u32>,
     /// The time.
@@ -153,6 +155,15 @@ impl Turn<'_> {
                 TaskEvent::Delete { .. } => self.process_of(&Who::Init),
                 _ => None,
             };
+            if let TaskEvent::Exit { who: Who::Init, .. } = &published.event
+                && self.owns_group()
+                && !self.overdue
+                && self.host.populated()
+                && self.host.alive(|p| p.inside && p.stuck).is_empty()
+            {
+                self.book
+                    .wrong("I3: init's end is told, and others of it run");
+            }
             if let Some(process) = about {
                 self.book.subjects.insert(published.seq, process);
             }
@@ -213,7 +224,11 @@ impl Turn<'_> {
             Effect::Drain(who) => self.begin(Work::Happen(What::Drained(who))),
             Effect::ArmOverdue => self.begin(Work::Timer),
             Effect::Release(who) => {
-                if let Some(slot) = self.shim.pins.remove(&who) {
+                // Init's slot is kept: with a journal that failed, it is all
+                // `delete` will have.
+                if let Some(slot) = self.shim.pins.remove(&who)
+                    && who != Who::Init
+                {
                     self.begin(Work::Unpin(slot));
                 }
                 if who == Who::Init {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use vigil_journal::crash::{CrashDisk, Stop};
-use vigil_journal::{BootId, Directory, names};
+use vigil_journal::{BootId, Directory, Settings, names};
 use vigil_model::request::Create;
 use vigil_model::{Before, Claim, Driver, Exit, Moment, Phase, Plan, Published, What};
 
@@ -43,6 +43,8 @@ pub struct Life {
     /// Create may be called undone while something of it does not die.
     #[serde(default)]
     pub hard_undo: bool,
+    /// Bytes the journal takes in advance; half of it is cut off when used.
+    pub prealloc: u32,
     /// Where the search for pids begins.
     pub next_pid: u32,
     /// Where the count of starts begins.
@@ -64,6 +66,7 @@ impl Life {
             private: ground == Ground::Shared || rng.percent(60),
             restore: rng.percent(10),
             kernel_tells: rng.percent(50),
+            prealloc: [2048, 4096, 16384][rng.below(3) as usize],
             hard_undo: false,
             next_pid,
             ticks,
@@ -124,8 +127,12 @@ impl World {
         }
         let disk = CrashDisk::default();
         let records = Records::new(boot_of(&host));
+        let settings = Settings {
+            prealloc: life.prealloc,
+            durable: false,
+        };
         let mut book = Book::default();
-        let shim = match ShimLedger::open(&disk, boot_of(&host)) {
+        let shim = match ShimLedger::open(&disk, boot_of(&host), settings) {
             Ok((ledger, task)) => Some(Shim::new(ledger, task)),
             Err(error) => {
                 book.wrong(format!("journal: {error}"));
@@ -286,6 +293,7 @@ impl World {
             book: &mut self.book,
             plan: &self.plan,
             hard_undo: self.life.hard_undo,
+            overdue: false,
             fuse: &mut self.fuse,
             now: self.now,
         };
@@ -313,6 +321,14 @@ impl World {
         };
         self.fuse = None;
         self.disk = after_kill(&self.disk, self.full);
+        self.book.late |= shim.kept.is_some();
+        if let Some(kept) = &shim.kept
+            && kept.standing.phase.init().is_none()
+        {
+            // A known limit: recording failed before init was named, and once
+            // it is deleted nothing else names it either.
+            self.book.amnesia = true;
+        }
         let lived = shim.kept.as_deref().unwrap_or(&shim.task);
         let Some((found, _)) = remembered(&self.disk) else {
             self.book.wrong("journal: unreadable after a SIGKILL");
@@ -570,7 +586,10 @@ impl World {
                 self.disk = after_kill(&self.disk, self.full);
             }
             Ok(Outcome::Failed(_)) => {}
-            Ok(Outcome::Answered(exit)) => self.answered = Some(exit),
+            Ok(Outcome::Answered(exit)) => {
+                self.answered = Some(exit);
+                self.nothing_left(true);
+            }
         }
         true
     }
