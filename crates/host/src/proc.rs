@@ -24,7 +24,7 @@ pub struct Stat {
     pub state: char,
     /// Its parent's pid.
     pub parent: u32,
-    /// Pid of its session's leader, alive or not.
+    /// Pid of its session's leader, alive or not; 0 while it is being reaped.
     pub session: u32,
     /// Clock ticks after boot at which it started.
     pub start_ticks: u64,
@@ -50,13 +50,14 @@ pub fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    let session = fields.nth(1)?.parse().ok()?;
+    // A process being reaped just now is of no session any more: -1.
+    let session = fields.nth(1)?.parse::<i64>().ok()?;
     let start_ticks = fields.nth(15)?.parse().ok()?;
     Some(Stat {
         comm,
         state,
         parent,
-        session,
+        session: u32::try_from(session).unwrap_or(0),
         start_ticks,
     })
 }
@@ -385,6 +386,14 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+
+    /// An exec that ended while it was looked at failed with "not a line of stat".
+    #[test]
+    fn a_process_being_reaped_has_no_session() {
+        let line = b"17336 (sh) X 0 -1 -1 0 -1 4194308 0 0 0 0 0 0 0 0 20 0 0 0 777 0 0 0\n";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!((stat.session, stat.start_ticks, stat.state), (0, 777, 'X'));
     }
 
     #[test]
