@@ -341,7 +341,7 @@ fn death_of_the_pair(world: &World, rng: &mut Rng) -> Action {
     }
     match rng.below(24) {
         0..8 => Action::Fuse(rng.below(40)),
-        8..12 => Action::Torn(rng.below(3), rng.below(400)),
+        8..12 => Action::Torn(rng.below(12), rng.below(400)),
         12..15 => Action::KillShim,
         15..17 => Action::KillReaper,
         17..19 => Action::KillPair,

@@ -2,6 +2,12 @@
 //! fake host, disk and clock, with everything going wrong that can, and an
 //! auditor after each step. Random only by its seed: a history that breaks an
 //! invariant is written down and can be lived through again.
+//!
+//! What is not real is the glue: `shim` and `jobs` stand for `supervise`,
+//! `recovery` for `delete` with `host`, `runc` for runc. They follow those
+//! closely; where these still fall short there is a switch ([`Life`]) or a
+//! sentence that says *known limit*. A restart is `delete` today; a takeover
+//! would give [`shim::Shim`] the task its journal tells of.
 
 pub mod action;
 pub mod book;
