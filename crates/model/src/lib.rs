@@ -2,7 +2,7 @@
 //!
 //! Pure. This crate knows no clock, path lookup, process, thread or async
 //! runtime; time comes inside the event. Everything a task can do is decided
-//! by [`step`], everything it remembers is a [`Record`], and a decision gives
+//! by [`step()`], everything it remembers is a [`Record`], and a decision gives
 //! up its effects only after its record is down.
 
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
 //! The rules themselves: [`step`] decides what an event does to a task.
 //!
 //! One `match` over what happened; the functions it calls decide and write
-//! their decision into a [`Draft`]. Nothing here changes a task: that is
+//! their decision into a `Draft`. Nothing here changes a task: that is
 //! [`Step::commit`], which records first.
 
 use crate::draft::Draft;

@@ -1,7 +1,7 @@
 //! One shim binary in the race: its private place, the pairs it made, and their end.
 //!
 //! Plays containerd by the laboratory's rules (same flags, same bundle), but through
-//! [`Line`](crate::line::Line) and [`clock`](crate::clock). It must leave nothing behind,
+//! `Line` and `clock`. It must leave nothing behind,
 //! and proves that when it ends.
 
 use std::fs::{File, OpenOptions};
