@@ -104,6 +104,7 @@ fn tell(change: &Change) -> Option<String> {
         } => format!("created: init is {}", init.pid),
         Change::Created { init: None, .. } => "created: to be restored by start".to_owned(),
         Change::CreateUndone => "create failed and was undone".to_owned(),
+        Change::CreateNotUndone => "create failed and could not be undone".to_owned(),
         Change::Busy(verb) => format!("{verb} asked"),
         Change::Started { .. } => "started".to_owned(),
         Change::Frozen => "paused".to_owned(),

@@ -98,7 +98,11 @@ impl Subject {
     /// Takes over what the journal says; `boot` is from its header.
     pub fn recall(&mut self, task: &Task, boot: BootId) {
         let phase = &task.standing.phase;
-        self.said = Said::from(phase);
+        self.said = if task.standing.remains {
+            Said::Creating
+        } else {
+            Said::from(phase)
+        };
         self.boot = Some(boot);
         self.init = phase.init().cloned();
         self.exit = match phase {

@@ -25,8 +25,11 @@ pub enum What {
         /// The claims with the inodes that were found.
         claims: Vec<Claim>,
     },
-    /// It could not be made, and what was made of it was undone.
-    CreateFailed,
+    /// It could not be made.
+    CreateFailed {
+        /// Whether nothing is left of what was made of it.
+        undone: bool,
+    },
     /// A verb on init was asked.
     Asked(Verb),
     /// The verb succeeded.

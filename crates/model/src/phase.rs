@@ -64,7 +64,7 @@ impl std::fmt::Display for Verb {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// No Create yet, or one that failed and was undone.
+    /// No Create yet, or one that failed; see [`Standing::remains`].
     Empty,
     /// The intent is recorded; runc may have run, wholly, partly or not.
     Creating,
@@ -211,6 +211,9 @@ pub struct Standing {
     pub signalling: Vec<Signalling>,
     /// Shutdown was accepted.
     pub ending: bool,
+    /// A Create failed and something of it is left, as far as anyone knows.
+    #[serde(default)]
+    pub remains: bool,
 }
 
 /// Everything the shim knows of its container.
@@ -242,7 +245,9 @@ impl Standing {
     /// call of the runtime may still be at it.
     pub fn midway(&self) -> bool {
         let starting = |exec: &Exec| exec.phase == ExecPhase::Starting;
-        self.phase == Phase::Creating || self.busy.is_some() || self.execs.values().any(starting)
+        self.phase == Phase::Creating
+            || self.remains
+            || self.busy.is_some() || self.execs.values().any(starting)
     }
 }
 
@@ -283,6 +288,7 @@ impl Default for Task {
                 ooms: 0,
                 signalling: Vec::new(),
                 ending: false,
+                remains: false,
             },
             plan: None,
             exec_plans: BTreeMap::new(),

@@ -31,6 +31,9 @@ pub enum Change {
     },
     /// Create failed and was undone.
     CreateUndone,
+    /// Create failed, and not all of it could be undone: the plan is kept, so
+    /// that `delete` finds what is left.
+    CreateNotUndone,
     /// A verb's intent.
     Busy(Verb),
     /// The verb is over.
@@ -159,9 +162,11 @@ impl Record {
     pub fn of_end(task: &Task, exit: Exit, at: Moment) -> Option<Self> {
         let mut changes = Vec::new();
         match task.standing.phase {
-            Phase::Empty | Phase::Deleted { .. } => return None,
+            Phase::Deleted { .. } => return None,
+            Phase::Empty if !task.standing.remains => return None,
             Phase::Stopped { .. } => {}
-            Phase::Creating
+            Phase::Empty
+            | Phase::Creating
             | Phase::Created { .. }
             | Phase::Running { .. }
             | Phase::Paused { .. } => {
@@ -239,7 +244,8 @@ impl Task {
                     }
                 }
                 Change::EventDropped => self.dropped += 1,
-                Change::Busy(_)
+                Change::CreateNotUndone
+                | Change::Busy(_)
                 | Change::Idle
                 | Change::Started { .. }
                 | Change::Frozen
@@ -291,6 +297,7 @@ fn milestone(change: &Change) -> Option<Milestone> {
             exit,
         } => Some(Milestone::Ended(*exit)),
         Change::CreateUndone
+        | Change::CreateNotUndone
         | Change::Busy(_)
         | Change::Idle
         | Change::ExecAdded { .. }
@@ -318,6 +325,10 @@ impl crate::phase::Standing {
             Change::Creating(_) => self.phase = Phase::Creating,
             Change::Created { init, .. } => self.phase = Phase::Created { init: init.clone() },
             Change::CreateUndone => self.phase = Phase::Empty,
+            Change::CreateNotUndone => {
+                self.phase = Phase::Empty;
+                self.remains = true;
+            }
             Change::Busy(verb) => self.busy = Some(*verb),
             Change::Idle => self.busy = None,
             Change::Started { init } => self.started(init.as_ref()),

@@ -68,7 +68,7 @@ pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
     match event.what {
         What::CreateAsked(plan) => create_asked(&mut draft, plan)?,
         What::CreateDone { init, claims } => create_done(&mut draft, init, claims),
-        What::CreateFailed => create_failed(&mut draft),
+        What::CreateFailed { undone } => create_failed(&mut draft, undone),
         What::Asked(verb) => verb_asked(&mut draft, verb)?,
         What::Done { verb, init } => verb_done(&mut draft, verb, init),
         What::Failed(verb) => verb_failed(&mut draft, verb),
@@ -126,6 +126,10 @@ fn create_asked(draft: &mut Draft<'_>, plan: Box<Plan>) -> Result<(), Refusal> {
             Kind::FailedPrecondition,
             "this shim was told to shut down",
         )),
+        Phase::Empty if draft.now().remains => Err(Refusal::new(
+            Kind::FailedPrecondition,
+            "an earlier create failed and could not be undone: something of it is left",
+        )),
         Phase::Empty => {
             draft.change(Change::Creating(plan.clone()));
             draft.effect(Effect::Create(plan));
@@ -162,11 +166,15 @@ fn create_done(draft: &mut Draft<'_>, init: Option<Incarnation>, claims: Vec<cra
     draft.effect(Effect::AnswerCreate);
 }
 
-fn create_failed(draft: &mut Draft<'_>) {
+fn create_failed(draft: &mut Draft<'_>, undone: bool) {
     if draft.now().phase != Phase::Creating {
         return;
     }
-    draft.change(Change::CreateUndone);
+    draft.change(if undone {
+        Change::CreateUndone
+    } else {
+        Change::CreateNotUndone
+    });
     draft.effect(Effect::Release(Who::Init));
     draft.effect(Effect::AnswerCreate);
 }

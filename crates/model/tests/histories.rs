@@ -81,7 +81,8 @@ impl World {
                 });
             }
             Effect::Create(_) => {
-                self.live(What::CreateFailed);
+                let undone = self.next_pid % 2 == 0;
+                self.live(What::CreateFailed { undone });
             }
             Effect::Run(verb) if well => {
                 if *verb == Verb::Delete {

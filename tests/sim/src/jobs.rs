@@ -317,7 +317,7 @@ impl Turn<'_> {
                 self.host.pid_file = None;
                 return self.over(match job.work {
                     Work::Verb(verb) => What::Failed(verb),
-                    _ => What::CreateFailed,
+                    _ => What::CreateFailed { undone: true },
                 });
             }
         }

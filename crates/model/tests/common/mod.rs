@@ -79,7 +79,8 @@ pub fn all_events() -> Vec<(&'static str, What)> {
                 claims: Vec::new(),
             },
         ),
-        ("create failed", What::CreateFailed),
+        ("create failed", What::CreateFailed { undone: true }),
+        ("create not undone", What::CreateFailed { undone: false }),
     ];
     for verb in [
         Verb::Start,
@@ -209,6 +210,11 @@ pub fn all_tasks() -> Vec<(String, Life)> {
     };
     add("empty", &[], &[]);
     add("empty, ending", &[], &["shutdown asked"]);
+    add(
+        "empty, not undone",
+        &["create asked", "create not undone"],
+        &[],
+    );
     add("creating", &["create asked"], &[]);
     add("created", CREATED, &[]);
     add("created, start under way", CREATED, &["start asked"]);
