@@ -17,6 +17,7 @@ use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
 use vigil_supervise::exit_of;
+use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
 use crate::leave;
@@ -50,6 +51,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         }
         None
     };
+    points::reach(Point::DeleteLocked);
     let subject = subject(flags, &bundle, socket);
     let report = reconcile_to_gone(&subject, deadline);
     tell(&report);
@@ -61,7 +63,9 @@ pub fn run(flags: &Flags) -> Result<()> {
             report.verdict
         );
     }
+    points::reach(Point::DeleteNotRecorded);
     remember_end(&bundle, &report);
+    points::reach(Point::DeleteNotPrinted);
     let answer = delete::response(report.pid, &report.exit)?;
     std::io::stdout()
         .write_all(&answer)

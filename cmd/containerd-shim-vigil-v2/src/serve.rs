@@ -13,6 +13,7 @@ use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{Delivery, Desk, Inherited, Limits, Place, Publish, Shim, chain};
+use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, process, signal};
 
 use crate::RUNTIME;
@@ -104,6 +105,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
             reaper_pid,
         }))
         .await?;
+        points::reach(Point::PairNotReady);
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);

@@ -20,6 +20,7 @@ use vigil_protocol::address::Address;
 use vigil_protocol::bootstrap::{self, Stdin};
 use vigil_protocol::probe::{Probe, probe};
 use vigil_reaper::Config;
+use vigil_sys::points::{self, Point};
 use vigil_sys::{Errno, fd, fork, listen, process};
 
 use crate::leave;
@@ -81,6 +82,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 
     let mut made = Made::default();
     let lock = hold(flags, &bundle, Path::new(address.path()), &mut made)?;
+    points::reach(Point::StartBeforeBind);
     let listener = bind(flags, Path::new(address.path()), &mut made)?;
     let exits_path = bundle.join(names::EXITS);
     // A file from an earlier life: nobody holds the lock, so nobody writes it.
@@ -126,6 +128,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         }
         return Err(error);
     }
+    points::reach(Point::AddressNotPrinted);
     made.keep();
     let mut out = std::io::stdout();
     out.write_all(&reply)

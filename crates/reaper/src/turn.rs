@@ -12,6 +12,7 @@ use vigil_relay::slots::Slots;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
+use vigil_sys::points::{self, Point};
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::Child;
 use vigil_sys::{Result, fd, listen, pidfd, process, scm, wait};
@@ -207,6 +208,7 @@ impl Reaper<'_> {
             if self.shim_lives && ended.pid == self.shim.pid {
                 shim = Some(ended.status);
             } else {
+                points::reach(Point::DeathNotRecorded);
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let now = now.unwrap_or_default();
                 self.deaths.record(Death {
@@ -217,6 +219,7 @@ impl Reaper<'_> {
                     at_nanos: now.subsec_nanos(),
                 });
                 let _ = self.bell.ring();
+                points::reach(Point::DeathNotReaped);
             }
             let _ = wait::reap(ended.pid);
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use vigil_model::{
     Answer, Effect, ExecId, Exit, Kind, Phase, Refusal, Request, Verb, What, Who, show, waited,
 };
+use vigil_sys::points::{self, Point};
 
 use crate::exits::exit_of;
 use crate::jobs::{self, create::Begun, create::Made, exec::Started, gone, verbs};
@@ -244,6 +245,7 @@ impl Owner {
                 }
             };
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+            points::reach(Point::DeleteDrained);
             let over = gone::delete(tools, plan).await;
             Message::VerbOver {
                 verb: Verb::Delete,
@@ -313,12 +315,14 @@ impl Owner {
                     self.take_over(begun);
                 }
                 self.replies.create_outcome = Some(Ok(Answer::Pid(pid)));
+                points::reach(Point::CreatedNotJournaled);
                 self.happen(What::CreateDone { init, claims });
+                points::reach(Point::CreatedNotTold);
                 self.look_at_exits();
             }
             Err(refusal) => {
                 self.replies.create_outcome = Some(Err(refusal));
-                self.happen(What::CreateFailed);
+                self.happen(What::CreateFailed { undone: true });
                 self.arm_idle();
             }
         }
@@ -360,7 +364,16 @@ impl Owner {
                     _ => Answer::Done,
                 };
                 self.replies.verb_outcome(verb, Ok(answer));
+                match verb {
+                    Verb::Start => points::reach(Point::StartedNotJournaled),
+                    Verb::Pause => points::reach(Point::PausedNotJournaled),
+                    Verb::Delete => points::reach(Point::DeletedNotJournaled),
+                    Verb::Resume | Verb::Update | Verb::Checkpoint => {}
+                }
                 self.happen(What::Done { verb, init });
+                if verb == Verb::Delete {
+                    points::reach(Point::DeletedNotTold);
+                }
                 self.look_at_exits();
             }
             Err(refusal) => {
@@ -384,6 +397,7 @@ impl Owner {
                     exec,
                     process: started.process,
                 });
+                points::reach(Point::ExecStartedNotTold);
                 self.look_at_exits();
             }
             Err(refusal) => {
@@ -415,7 +429,12 @@ impl Owner {
             if who == Who::Init {
                 self.look_at_ooms();
             }
+            let gate = match who {
+                Who::Init => Point::ExitJournaled,
+                Who::Exec(_) => Point::ExecExitJournaled,
+            };
             self.happen(What::Exited { who, exit });
+            points::reach(gate);
         }
     }
 

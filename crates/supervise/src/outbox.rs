@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use vigil_model::{Published, What};
+use vigil_model::{Published, TaskEvent, What, Who};
+use vigil_sys::points::{self, Point};
 
 use crate::owner::Message;
 
@@ -56,6 +57,10 @@ pub(crate) async fn send(bell: Bell, owner: mpsc::Sender<Message>, mut publisher
             bell.0.notified().await;
             continue;
         };
+        let init_exit = is_init_exit(&event);
+        if init_exit {
+            points::reach(Point::ExitNotSent);
+        }
         match publisher.publish(&event).await {
             Delivery::Acked => {}
             Delivery::Refused(says) => log::warn!("event {} refused: {says}", event.seq),
@@ -69,6 +74,9 @@ pub(crate) async fn send(bell: Bell, owner: mpsc::Sender<Message>, mut publisher
                 continue;
             }
         }
+        if init_exit {
+            points::reach(Point::ExitSent);
+        }
         told_down = false;
         pause = PAUSE_FIRST;
         if owner
@@ -79,4 +87,10 @@ pub(crate) async fn send(bell: Bell, owner: mpsc::Sender<Message>, mut publisher
             return;
         }
     }
+}
+
+/// Whether a crash around this event is a case of its own.
+fn is_init_exit(event: &Published) -> bool {
+    let init = Who::Init;
+    matches!(&event.event, TaskEvent::Exit { who, .. } if *who == init)
 }

@@ -21,6 +21,7 @@ use crate::limits::Limits;
 use crate::replies::{Outcome, Replies, answer};
 use crate::{clock, outbox};
 use vigil_sys::map;
+use vigil_sys::points::{self, Point};
 
 /// Where and for whom this shim works.
 #[derive(Debug, Clone)]
@@ -307,6 +308,7 @@ impl Owner {
     }
 
     fn ask_create(&mut self, create: request::Create, reply: Reply) {
+        points::reach(Point::BeforeCreate);
         if let Err(refusal) = self.ledger.takes_new_work() {
             return answer(Some(reply), Err(refusal));
         }
@@ -375,6 +377,7 @@ impl Owner {
         match self.decide(What::ExecDeleteAsked(exec)) {
             Ok(step) => {
                 self.carry(step);
+                points::reach(Point::ExecDeletedNotTold);
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
             }
             Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
@@ -399,6 +402,7 @@ impl Owner {
     }
 
     fn ask_shutdown(&mut self, reply: Reply) {
+        points::reach(Point::BeforeShutdown);
         match self.decide(What::ShutdownAsked) {
             Ok(step) => {
                 let leaves = step.intended().contains(&vigil_model::Effect::Leave);

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::sync::mpsc;
 use vigil_host::proc;
 use vigil_journal::{BootId, Tail, names};
+use vigil_sys::points::{self, Point};
 
 use crate::control::{Control, FromReaper};
 use crate::desk::{Desk, INBOX_MAX, Reply};
@@ -151,6 +152,7 @@ impl Shim {
             }
             Ok(()) | Err(_) => {}
         }
+        points::reach(Point::SocketRemoved);
         if let Err(error) = self.control.end().await {
             log::warn!(
                 "the reaper was not told of the end: {}",

@@ -18,6 +18,7 @@ pub mod listen;
 pub mod map;
 pub mod mount;
 pub mod pidfd;
+pub mod points;
 pub mod process;
 pub mod scm;
 pub mod signal;

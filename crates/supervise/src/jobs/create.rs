@@ -9,6 +9,7 @@ use vigil_host::runc::{Call, Invocation, Streams as Given};
 use vigil_host::stdio::Owner as StdioOwner;
 use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Claim, Incarnation, Kind, Plan, Refusal};
+use vigil_sys::points::{self, Point};
 
 use super::{Tools, gone, identify, runc, runtime};
 use crate::kept::Kept;
@@ -45,6 +46,7 @@ pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, Refusa
 
 async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {
     mount(tools, plan).await?;
+    points::reach(Point::RootfsMounted);
     if !plan.create.checkpoint.is_empty() {
         return Ok(Made {
             begun: None,
@@ -113,10 +115,12 @@ pub(crate) async fn begin(
             .spawn()
     };
     drop(child);
+    points::reach(Point::RuncCreateCalled);
     let (outcome, copying) = match running {
         Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
         Err(failure) => (Err(failure), Ok(())),
     };
+    points::reach(Point::RuncCreateDone);
     let identified = match outcome {
         Ok(()) => match identify::pid_in(&pid_file) {
             Ok(pid) => identify::identify(tools, pid, since).await,

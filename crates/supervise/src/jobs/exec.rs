@@ -7,6 +7,7 @@ use vigil_host::runc::{Call, Invocation, process_document};
 use vigil_host::stdio::Owner as StdioOwner;
 use vigil_model::{ExecId, ExecPlan, Incarnation, Plan, Refusal};
 use vigil_sys::pidfd;
+use vigil_sys::points::{self, Point};
 
 use super::create::given;
 use super::{Tools, identify, runc, runtime};
@@ -61,6 +62,7 @@ pub(crate) async fn start(
         Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
         Err(failure) => (Err(failure), Ok(())),
     };
+    points::reach(Point::RuncExecDone);
     let pid = identify::pid_in(&pid_file);
     let _ = std::fs::remove_file(&pid_file);
     let outcome = match outcome {

@@ -13,6 +13,7 @@ use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Claim, Kind, Plan, Refusal};
 
 use vigil_sys::pidfd;
+use vigil_sys::points::{self, Point};
 
 use super::{Tools, runc, runtime};
 use crate::watched::watch;
@@ -137,6 +138,7 @@ fn note_inodes(claims: &mut [Claim]) {
 /// Deletes the container of a task that has ended or was never started.
 pub(crate) async fn delete(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
     runc_delete(&tools, &plan, false).await?;
+    points::reach(Point::RuncDeleteDone);
     let claims = plan.claims.clone();
     clean(&tools, &plan, claims).await?;
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));

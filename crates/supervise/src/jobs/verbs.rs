@@ -7,6 +7,7 @@ use std::time::Duration;
 use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_model::{Kind, Plan, Refusal, request};
+use vigil_sys::points::{self, Point};
 
 use super::{Tools, runc, runtime};
 
@@ -130,6 +131,9 @@ pub(crate) async fn freeze(cgroup: Arc<Cgroup>, frozen: bool) -> Result<(), Refu
     cgroup
         .request_freeze(frozen)
         .map_err(|error| super::refusal(&error))?;
+    if !frozen {
+        points::reach(Point::ThawAsked);
+    }
     loop {
         match cgroup.freeze_state() {
             Ok(Some(now)) if now == wanted => return Ok(()),
