@@ -78,7 +78,7 @@ pub fn reconcile(
                 .or(seen.pid_file)
                 .unwrap_or(0),
             done: Vec::new(),
-            left: Vec::new(),
+            left: subject.left.clone(),
             notes: seen.notes.clone(),
         },
         seen,

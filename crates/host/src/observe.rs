@@ -21,6 +21,7 @@ pub use runc_state::RuncState;
 
 use crate::bundle::Spec;
 use crate::cgroup::{self, Cgroup, Hierarchies};
+use crate::enact::Left;
 use crate::proc::{self, Checked};
 use crate::rootfs::mountinfo;
 use crate::runc::Runtime;
@@ -67,6 +68,8 @@ pub struct Subject {
     pub socket: Option<PathBuf>,
     /// The reaper, if it lives.
     pub below: Option<Below>,
+    /// What an attempt before this one could not finish, for the tombstone.
+    pub left: Vec<Left>,
 }
 
 impl Subject {
@@ -92,6 +95,7 @@ impl Subject {
             runc_delete: RuncDelete::NotTried,
             socket: None,
             below: None,
+            left: Vec::new(),
         }
     }
 

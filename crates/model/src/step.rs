@@ -186,6 +186,17 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
         return Err(later(busy));
     }
     let refused = match (&draft.now().phase, verb) {
+        // Not *not found*: containerd takes that for the end of it and removes
+        // the bundle, with all that says what is left. On any other error it
+        // hangs up and runs `delete`, which finishes the undoing.
+        (Phase::Empty, Verb::Delete) if draft.now().remains => Some(Refusal::new(
+            Kind::Unknown,
+            "create failed and could not be undone: something of it is left",
+        )),
+        // Whoever made it has given up on it; its end comes within a deadline.
+        (Phase::Creating, Verb::Delete) => {
+            Some(Refusal::new(Kind::Later, "create is under way"))
+        }
         (Phase::Empty | Phase::Creating, _) => Some(not_created()),
 
         (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete)

@@ -100,6 +100,7 @@ impl Container {
                 runc_delete: RuncDelete::NotTried,
                 socket: Some(socket),
                 below: None,
+                left: Vec::new(),
             },
             init,
             strangers: Vec::new(),
