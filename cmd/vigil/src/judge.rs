@@ -91,7 +91,7 @@ fn nothing(case: Case) -> &'static str {
         Said::Gone => "deleted",
         Said::Nothing => "not created",
         Said::Unreadable => "nothing recorded, nothing left",
-        Said::Creating | Said::Live | Said::Ended => case.row,
+        Said::Creating | Said::HalfMade | Said::Live | Said::Ended => case.row,
     }
 }
 
@@ -117,6 +117,10 @@ fn beside_a_pair(case: Case) -> Judgement {
         }
         Verdict::ExitNotTold if case.told => fine("stopped"),
         Verdict::StillRunning | Verdict::ExitNotTold | Verdict::NeverRan => fine(case.row),
+        Verdict::HalfCreated if case.said == Said::HalfMade && case.told => fine("stopped"),
+        Verdict::HalfCreated if case.said == Said::HalfMade => {
+            wrong("its create failed, and what it made did not all go")
+        }
         Verdict::HalfCreated => fine("being created"),
         Verdict::Stragglers if case.settling => fine("stopping"),
         Verdict::Stragglers => wrong("init ended, and others of its container run on"),

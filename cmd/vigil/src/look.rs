@@ -176,7 +176,7 @@ impl Look {
         match self.subject.said {
             Said::Unreadable | Said::Creating => None,
             Said::Nothing | Said::Gone => Some(false),
-            Said::Live | Said::Ended => Some(true),
+            Said::HalfMade | Said::Live | Said::Ended => Some(true),
         }
     }
 }

@@ -100,13 +100,18 @@ fn nobody(verdict: Verdict, said: Said) -> Exit {
         Verdict::HalfCreated | Verdict::NeverRan => Because::NeverRan,
         Verdict::DiedUnseen | Verdict::StillRunning | Verdict::Stragglers => match said {
             Said::Live | Said::Ended => Because::ReaperGone,
-            Said::Unreadable | Said::Nothing | Said::Creating | Said::Gone => Because::NoRecord,
+            Said::Unreadable | Said::Nothing | Said::Creating | Said::HalfMade | Said::Gone => {
+                Because::NoRecord
+            }
         },
         Verdict::Leftovers | Verdict::NothingLeft => match said {
             Said::Nothing => Because::NeverRan,
-            Said::Unreadable | Said::Creating | Said::Live | Said::Ended | Said::Gone => {
-                Because::NoRecord
-            }
+            Said::Unreadable
+            | Said::Creating
+            | Said::HalfMade
+            | Said::Live
+            | Said::Ended
+            | Said::Gone => Because::NoRecord,
         },
         Verdict::ExitNotTold | Verdict::NotOurs | Verdict::Unclear | Verdict::Impossible => {
             Because::NoRecord

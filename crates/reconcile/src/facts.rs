@@ -24,6 +24,9 @@ pub enum Said {
     Nothing,
     /// A Create's intent without its outcome.
     Creating,
+    /// A Create or a restore that failed: what it made did not all go, or
+    /// nobody saw that it did. Its claims are recorded.
+    HalfMade,
     /// Created, running or paused.
     Live,
     /// Init's end is recorded.
@@ -38,7 +41,9 @@ impl From<&Phase> for Said {
             Phase::Empty => Said::Nothing,
             Phase::Creating => Said::Creating,
             Phase::Created { .. } | Phase::Running { .. } | Phase::Paused { .. } => Said::Live,
-            Phase::Stopped { .. } => Said::Ended,
+            // A restore that failed: its end is nobody's.
+            Phase::Stopped { init: None, .. } => Said::HalfMade,
+            Phase::Stopped { init: Some(_), .. } => Said::Ended,
             Phase::Deleted { .. } => Said::Gone,
         }
     }
@@ -128,8 +133,8 @@ pub struct Facts {
     pub exit: Exit,
     /// What is seen of the cgroups.
     pub group: Group,
-    /// Processes below the reaper other than the pair's own; `No` where there
-    /// is no reaper any more.
+    /// Processes of it that are known one by one, init aside: recorded execs,
+    /// what runc was making, what is below the reaper and not the pair's own.
     pub below: Present,
     /// How far `runc delete` came.
     pub runc_delete: RuncDelete,

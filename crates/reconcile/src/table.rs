@@ -119,11 +119,15 @@ static ROWS: &[Row] = &[
     row_of("running without a record",
         SAME, In(&[Said::Unreadable]), In(&[Init::Alive]), NOT_KNOWN, Any, Any,
         Verdict::StillRunning,
-        "The journal was torn or replaced; runc's state names an init whose start time fits."),
+        "The journal was torn or replaced; runc's state names an init whose start time fits, or a process has runc's mark for it."),
     row_of("killed inside create",
         SAME, In(&[Said::Creating]), In(&[Init::Alive, Init::Dead, Init::Unnamed, Init::Unknown]), NOT_KNOWN, Any, Any,
         Verdict::HalfCreated,
         "runc create was begun and its outcome never recorded: it may have run wholly, partly or not at all."),
+    row_of("a create not undone",
+        SAME, In(&[Said::HalfMade]), Any, Any, Any, Any,
+        Verdict::HalfCreated,
+        "A create or a restore failed, and its init slept uninterruptibly, or runc delete was killed, or a restore's end was recorded without a process."),
     row_of("alive under our id",
         SAME, In(&[Said::Nothing]), In(&[Init::Alive]), NOT_KNOWN, Any, Any,
         Verdict::NotOurs,
@@ -150,16 +154,8 @@ static ROWS: &[Row] = &[
         SAME, In(&[Said::Live, Said::Ended, Said::Creating, Said::Unreadable]), In(&[Init::Dead, Init::Unknown]), KNOWN, BUSY, Any,
         Verdict::Stragglers,
         "Init ended in a shared pid namespace, or execs of it have not died yet."),
-    row_of("ended without a process",
-        SAME, In(&[Said::Ended]), In(&[Init::Unnamed]), KNOWN, CALM, Any,
-        Verdict::ExitNotTold,
-        "A restore failed or was killed before it had a process; its end was recorded all the same."),
-    row_of("ended without a process, others left",
-        SAME, In(&[Said::Ended]), In(&[Init::Unnamed]), KNOWN, BUSY, Any,
-        Verdict::Stragglers,
-        "As above, and runc restore left processes in the cgroup."),
     row_of("an exit of nobody",
-        SAME, In(&[Said::Unreadable, Said::Nothing, Said::Creating, Said::Live]), In(&[Init::Unnamed]), KNOWN, Any, Any,
+        SAME, In(&[Said::Unreadable, Said::Nothing, Said::Creating, Said::Live, Said::Ended]), In(&[Init::Unnamed]), KNOWN, Any, Any,
         Verdict::Impossible,
         "Exits are kept by incarnation; without one there is nothing to find."),
     row_of("an exit without a task",
@@ -247,6 +243,7 @@ mod tests {
                 Said::Unreadable,
                 Said::Nothing,
                 Said::Creating,
+                Said::HalfMade,
                 Said::Live,
                 Said::Ended,
                 Said::Gone,
@@ -294,7 +291,7 @@ mod tests {
     fn exactly_one_row_fits_every_combination() {
         let mut used: BTreeMap<&str, usize> = BTreeMap::new();
         let all = every_combination();
-        assert_eq!(all.len(), 3 * 6 * 4 * 2 * 5 * 3 * 81);
+        assert_eq!(all.len(), 3 * 7 * 4 * 2 * 5 * 3 * 81);
         for facts in all {
             let fitting: Vec<_> = ROWS.iter().filter(|r| r.fits(&facts)).collect();
             assert_eq!(
