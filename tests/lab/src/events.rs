@@ -101,6 +101,8 @@ struct Heard {
     events: Vec<Event>,
     broken: Vec<String>,
     connections: Vec<UnixStream>,
+    /// How often all of them were cut.
+    cuts: usize,
     stop: bool,
 }
 
@@ -123,15 +125,16 @@ impl EventSink {
                 let Ok(copy) = connection.try_clone() else {
                     continue;
                 };
-                {
+                let cuts = {
                     let mut heard = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
                     if heard.stop {
                         return;
                     }
                     heard.connections.push(copy);
-                }
+                    heard.cuts
+                };
                 let shared = Arc::clone(&shared);
-                std::thread::spawn(move || serve(connection, &shared));
+                std::thread::spawn(move || serve(connection, cuts, &shared));
             }
         });
         Ok(Self {
@@ -210,20 +213,15 @@ impl EventSink {
 
     /// Hangs up on every publisher, as a dying containerd does; they may come again.
     pub fn hang_up(&self) {
-        for connection in self
-            .heard
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .connections
-            .drain(..)
-        {
+        let mut heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.cuts += 1;
+        for connection in heard.connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }
 
-fn serve(mut connection: UnixStream, shared: &(Mutex<Heard>, Condvar)) {
+fn serve(mut connection: UnixStream, cuts: usize, shared: &(Mutex<Heard>, Condvar)) {
     while let Ok(Some(frame)) = Frame::read(&mut connection) {
         let decoded = Request::parse_from_bytes(&frame.payload)
             .context("a ttrpc request")
@@ -237,6 +235,11 @@ fn serve(mut connection: UnixStream, shared: &(Mutex<Heard>, Condvar)) {
             });
         {
             let mut heard = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Read before the cut and not yet heard: its publisher says it again
+            // on its next connection, and that thread may be the faster one.
+            if heard.cuts != cuts {
+                return;
+            }
             match decoded {
                 Ok(event) => heard.events.push(event),
                 Err(error) => heard.broken.push(format!("{error:#}")),
