@@ -11,7 +11,7 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance test-cgroup2 check lint deny docs bench clean
+.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -31,14 +31,18 @@ demo: ## run a real container under Vigil and show its story
 	@$(MAKE) --no-print-directory build-release
 	@scripts/demo $(RELEASE)
 
-test: ## all tests, then the conformance suite on real containers
+test: ## all tests, then the conformance and fault suites on real containers
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) scripts/unit-tests
 	@$(MAKE) --no-print-directory conformance
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
 
 conformance: build ## behaviours of the Task API: Go's shims first, then ours
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-conformance --test conformance
+
+faults: build ## every fault of the catalogue and every crash point: Go's shims and ours, side by side
+	VIGIL_FAULTS=all VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
 
 test-cgroup2: ## conformance on a cgroup v2 host: Debian's kernel, emulated (5 minutes)
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image && scripts/setup vm

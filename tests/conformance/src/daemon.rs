@@ -8,26 +8,8 @@ use std::process::Stdio as Pipe;
 use std::sync::mpsc;
 
 use anyhow::{Context, Result, ensure};
-use vigil_lab::containerd::IMAGE;
-use vigil_lab::process::{Process, signal_if};
-use vigil_lab::{Containerd, ShimBinary, Version, by, until};
-
-use crate::runner::shims;
-
-/// A daemon with the runtime under test.
-pub struct Place {
-    containerd: Containerd,
-    runtime: &'static str,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Sockets that Go's `delete` leaves behind; `c` and `d` are all the ids used here.
-        for id in ["c", "d"] {
-            let _ = std::fs::remove_file(self.containerd.shim_socket(id));
-        }
-    }
-}
+use vigil_lab::suite::{Trial, shims};
+use vigil_lab::{Place, ShimBinary, Version, by, until};
 
 type Run = fn(&mut Place) -> Result<()>;
 
@@ -50,98 +32,41 @@ pub const TABLE: &[(&str, Run)] = &[
     ("metrics", metrics),
 ];
 
-/// One daemon behaviour with its full name.
-pub type DaemonTrial = (String, Box<dyn Fn() -> Result<()> + Send + Sync>);
-
 /// Every behaviour × (Go under both, ours under both).
 #[must_use]
-pub fn trials() -> Vec<DaemonTrial> {
+pub fn trials() -> Vec<Trial> {
     let there = shims();
     let has = |name: &str| there.iter().find(|s| s.name == name).cloned();
-    let mut pairs: Vec<(String, Version, Option<ShimBinary>, &'static str)> = Vec::new();
-    for (version, number, go) in [
-        (Version::Debian, "1.6.20", "go-1.6.20"),
-        (Version::V2_1, "2.1.9", "go-2.1.9"),
+    let mut pairs: Vec<(String, Version, ShimBinary)> = Vec::new();
+    for (whose, version, number, name) in [
+        ("go", Version::Debian, "1.6.20", "go-1.6.20"),
+        ("go", Version::V2_1, "2.1.9", "go-2.1.9"),
+        ("vigil", Version::Debian, "1.6.20", "vigil"),
+        ("vigil", Version::V2_1, "2.1.9", "vigil"),
     ] {
-        if version.installed() && has(go).is_some() {
-            pairs.push((
-                format!("go@{number}"),
-                version,
-                None,
-                "io.containerd.runc.v2",
-            ));
+        if let (true, Some(shim)) = (version.installed(), has(name)) {
+            pairs.push((format!("{whose}@{number}"), version, shim));
         }
     }
-    for (version, number) in [(Version::Debian, "1.6.20"), (Version::V2_1, "2.1.9")] {
-        if let (true, Some(ours)) = (version.installed(), has("vigil")) {
-            pairs.push((
-                format!("vigil@{number}"),
-                version,
-                Some(ours),
-                "io.containerd.vigil.v2",
-            ));
-        }
-    }
-    let mut trials: Vec<DaemonTrial> = Vec::new();
-    for (pair, version, shim, runtime) in pairs {
+    let mut trials = Vec::new();
+    for (pair, version, shim) in pairs {
         for &(name, run) in TABLE {
             let shim = shim.clone();
             let run = move || {
-                let mut place = Place {
-                    containerd: Containerd::start(version, shim.as_ref())?,
-                    runtime,
-                };
+                let mut place = Place::start(version, &shim)?;
                 let result = run(&mut place)
                     .and_then(|()| place.containerd.expect_clean().context("after it"));
                 result.with_context(|| place.containerd.log_tail())
             };
-            trials.push((format!("{pair}::{name}"), Box::new(run)));
+            trials.push(Trial {
+                shim: pair.clone(),
+                name: name.to_owned(),
+                alone: false,
+                run: Box::new(run),
+            });
         }
     }
     trials
-}
-
-impl Place {
-    fn run_args<'a>(&self, flags: &[&'a str], id: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["run", "--runtime", self.runtime];
-        args.extend(flags);
-        args.extend([IMAGE, id]);
-        args.extend(command);
-        args
-    }
-
-    fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Result<vigil_lab::shim::Ran> {
-        self.containerd.try_ctr(&self.run_args(flags, id, command))
-    }
-
-    fn detached(&self, id: &str, command: &[&str]) -> Result<()> {
-        self.containerd
-            .ctr(&self.run_args(&["-d"], id, command))
-            .map(drop)
-    }
-
-    fn expect_status(&self, id: &str, status: &str) -> Result<()> {
-        until(&format!("{id} to be {status}"), by(10.0), || {
-            self.containerd
-                .task_status(id)
-                .ok()
-                .flatten()
-                .filter(|s| s == status)
-                .map(drop)
-        })
-    }
-
-    fn end(&self, id: &str) -> Result<()> {
-        self.containerd
-            .ctr(&["tasks", "kill", "-s", "SIGKILL", id])?;
-        self.expect_status(id, "STOPPED")?;
-        self.remove(id)
-    }
-
-    fn remove(&self, id: &str) -> Result<()> {
-        self.containerd.ctr(&["tasks", "rm", id])?;
-        self.containerd.ctr(&["containers", "rm", id]).map(drop)
-    }
 }
 
 fn run_rm_exit_status(place: &mut Place) -> Result<()> {
@@ -329,17 +254,7 @@ fn exit_while_containerd_is_down(place: &mut Place) -> Result<()> {
         "c",
         &["sh", "-c", script],
     ))?;
-    let table = place.containerd.ctr(&["tasks", "ls"])?;
-    let pid: i32 = table
-        .lines()
-        .find_map(|l| {
-            l.strip_prefix("c ")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .context(table)?;
+    let pid = place.pid("c")?;
     place.containerd.stop(9)?;
     std::fs::write(&release, "")?;
     until("the container to end", by(5.0), || {
@@ -360,17 +275,7 @@ fn exit_while_containerd_is_down(place: &mut Place) -> Result<()> {
 fn killed_shim_leaves_nothing(place: &mut Place) -> Result<()> {
     place.detached("c", &["sh", "-c", "sleep 1000 & sleep 1000"])?;
     place.expect_status("c", "RUNNING")?;
-    let namespace = format!("-namespace {} ", place.containerd.namespace());
-    let shims: Vec<Process> = Process::marked(place.containerd.namespace())
-        .into_iter()
-        .filter(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&namespace))
-        .collect();
-    ensure!(!shims.is_empty(), "no shim");
-    for signal in [19, 9] {
-        for shim in &shims {
-            signal_if(shim.pid, signal, |now| now.cmdline == shim.cmdline);
-        }
-    }
+    ensure!(place.kill_shims("c")? > 0, "no shim");
     until("the task to disappear", by(10.0), || {
         place
             .containerd

@@ -1,40 +1,7 @@
 //! Where a shim departs from the suite, and why. A listed difference must *be* one: if
 //! the behaviour passes after all, the suite fails, so that this page stays true.
 
-/// One shim departing from one behaviour.
-#[derive(Debug, Clone, Copy)]
-pub struct Difference {
-    /// `go-1.6.20`, `go-2.1.9` or `vigil`.
-    pub shim: &'static str,
-    /// Name of the behaviour.
-    pub behaviour: &'static str,
-    /// Why.
-    pub reason: &'static str,
-    /// Whether it departs every time; a race in the shim may also go well.
-    pub always: bool,
-}
-
-const fn differs(shim: &'static str, behaviour: &'static str, reason: &'static str) -> Difference {
-    Difference {
-        shim,
-        behaviour,
-        reason,
-        always: true,
-    }
-}
-
-const fn may_differ(
-    shim: &'static str,
-    behaviour: &'static str,
-    reason: &'static str,
-) -> Difference {
-    Difference {
-        shim,
-        behaviour,
-        reason,
-        always: false,
-    }
-}
+use vigil_lab::suite::{Difference, differs, may_differ};
 
 /// All of them.
 pub const DIFFERENCES: &[Difference] = &[
@@ -230,11 +197,3 @@ pub const DIFFERENCES: &[Difference] = &[
         "Pids of a stopped task is empty, so containerd takes it for leaked (contract §2.3)",
     ),
 ];
-
-/// The difference listed for a shim and a behaviour.
-#[must_use]
-pub fn listed(shim: &str, behaviour: &str) -> Option<&'static Difference> {
-    DIFFERENCES
-        .iter()
-        .find(|d| d.shim == shim && d.behaviour == behaviour)
-}

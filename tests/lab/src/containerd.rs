@@ -65,6 +65,8 @@ pub struct Containerd {
     version: Version,
     process: Option<Child>,
     path: String,
+    /// What the daemon, and so every shim, gets beside the environment of the tests.
+    env: Vec<(String, String)>,
     /// Private directory; its mark is the namespace. Dropped last.
     pub scratch: Scratch,
 }
@@ -72,6 +74,15 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one and imports the busybox image. `shim` is put first in its PATH.
     pub fn start(version: Version, shim: Option<&ShimBinary>) -> Result<Self> {
+        Self::start_with(version, shim, &[])
+    }
+
+    /// The same with further environment for the daemon.
+    pub fn start_with(
+        version: Version,
+        shim: Option<&ShimBinary>,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
         // resolveRuntimePath (contract §1.6) looks in PATH; ours must come before any installed one.
         let mut path: Vec<String> = shim
@@ -87,6 +98,10 @@ impl Containerd {
             version,
             process: None,
             path: path.join(":"),
+            env: env
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
             scratch,
         };
         containerd.write_config()?;
@@ -165,6 +180,7 @@ impl Containerd {
             .arg("-c")
             .arg(self.scratch.path("config.toml"))
             .env("PATH", &self.path)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Pipe::null())
             .stdout(log.try_clone()?)

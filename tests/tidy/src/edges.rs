@@ -147,6 +147,7 @@ pub fn violations(graph: &Graph) -> Vec<String> {
     for test_only in [
         "vigil-lab",
         "vigil-conformance",
+        "vigil-faults",
         "vigil-tidy",
         "vigil-bench",
     ] {

@@ -1,0 +1,93 @@
+//! One case: a name that begins with its class, a title, and the function that tries it.
+
+use anyhow::Result;
+use vigil_lab::{Kit, Place};
+
+/// What a case is tried with.
+#[derive(Debug, Clone, Copy)]
+pub enum Run {
+    /// A shim, driven directly.
+    Kit(fn(&Kit) -> Result<()>),
+    /// A private containerd.
+    Daemon(fn(&mut Place) -> Result<()>),
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Every shim there is.
+    All,
+    /// Ours alone: it needs something of ours.
+    Ours,
+}
+
+/// One row of the suite.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Name of the function.
+    pub name: &'static str,
+    /// What must hold, in one line.
+    pub title: &'static str,
+    /// With what.
+    pub run: Run,
+    /// Of whom.
+    pub asked: Asked,
+    /// Nothing may run beside it.
+    pub alone: bool,
+}
+
+impl Case {
+    /// The class its name begins with, as the catalogue writes it: `F04`, `S5`.
+    #[must_use]
+    pub fn class(&self) -> String {
+        class_of(self.name)
+    }
+}
+
+/// The class a name begins with: letters and digits up to the first `_`; numbers after
+/// `F` keep their zero, as in the catalogue.
+#[must_use]
+pub fn class_of(name: &str) -> String {
+    let head = name.split('_').next().unwrap_or(name).to_uppercase();
+    match head.strip_prefix('F') {
+        Some(_) => head,
+        None => {
+            let (letter, number) = head.split_at(head.len().min(1));
+            format!("{letter}{}", number.trim_start_matches('0'))
+        }
+    }
+}
+
+/// Makes a table of cases; see the crate.
+#[macro_export]
+macro_rules! cases {
+    ($($with:ident $asked:ident $function:ident $title:literal $($alone:ident)?;)*) => {
+        /// The cases of this room.
+        pub const TABLE: &[$crate::Case] = &[
+            $($crate::Case {
+                name: stringify!($function),
+                title: $title,
+                run: $crate::Run::$with($function),
+                asked: $crate::Asked::$asked,
+                alone: $crate::cases!(@ $($alone)?),
+            },)*
+        ];
+    };
+    (@) => { false };
+    (@ alone) => { true };
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn classes_are_written_as_in_the_catalogue() {
+        for (name, class) in [
+            ("f04_delete", "F04"),
+            ("s05_x", "S5"),
+            ("s11b_y", "S11B"),
+            ("e1_z", "E1"),
+        ] {
+            assert_eq!(super::class_of(name), class);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Classes F01 to F05.
+
+use crate::cases;
+
+cases! {}

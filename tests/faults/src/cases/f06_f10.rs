@@ -1,0 +1,5 @@
+//! Classes F06 to F10.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F11 to F15.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F16 to F20.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F21 to F25.
+
+use crate::cases;
+
+cases! {}

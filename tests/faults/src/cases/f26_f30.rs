@@ -1,0 +1,5 @@
+//! Classes F26 to F30.
+
+use crate::cases;
+
+cases! {}

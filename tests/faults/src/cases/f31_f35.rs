@@ -1,0 +1,5 @@
+//! Classes F31 to F35.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F36 to F40.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F41 to F45.
+
+use crate::cases;
+
+cases! {}

@@ -1,0 +1,5 @@
+//! Classes F46 to F51.
+
+use crate::cases;
+
+cases! {}

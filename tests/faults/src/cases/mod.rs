@@ -1,0 +1,34 @@
+//! The classes of the catalogue, five to a file.
+
+use crate::Case;
+
+pub mod f01_f05;
+pub mod f06_f10;
+pub mod f11_f15;
+pub mod f16_f20;
+pub mod f21_f25;
+pub mod f26_f30;
+pub mod f31_f35;
+pub mod f36_f40;
+pub mod f41_f45;
+pub mod f46_f51;
+pub mod poor;
+
+/// All cases of the catalogue, in its order.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    [
+        f01_f05::TABLE,
+        f06_f10::TABLE,
+        f11_f15::TABLE,
+        f16_f20::TABLE,
+        f21_f25::TABLE,
+        f26_f30::TABLE,
+        f31_f35::TABLE,
+        f36_f40::TABLE,
+        f41_f45::TABLE,
+        f46_f51::TABLE,
+        poor::TABLE,
+    ]
+    .concat()
+}

@@ -1,0 +1,143 @@
+//! What holds for whom, side by side: one row a class, one column a shim.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use vigil_lab::suite::{Ended, Outcome};
+
+use crate::case::class_of;
+use crate::differences::OPEN;
+
+/// The shims, as columns.
+const COLUMNS: [(&str, &str); 3] = [
+    ("go-1.6.20", "Go 1.6.20"),
+    ("go-2.1.9", "Go 2.1.9"),
+    ("vigil", "Vigil"),
+];
+
+/// What became of the cases of one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    holds: usize,
+    differs: usize,
+    fails: usize,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Holds => self.holds += 1,
+            Outcome::Differs(reason) if !reason.starts_with(OPEN) => self.differs += 1,
+            Outcome::Differs(_) | Outcome::Fails(_) => self.fails += 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    /// `holds`, `fails 1 of 3`, `differs 1 of 2`; `–` when nothing was asked.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = self.holds + self.differs + self.fails;
+        let word = |f: &mut std::fmt::Formatter<'_>, word, count| {
+            if count == all {
+                write!(f, "{word}")
+            } else {
+                write!(f, "{word} {count} of {all}")
+            }
+        };
+        match (all, self.fails, self.differs) {
+            (0, ..) => f.write_str("–"),
+            (_, 0, 0) => f.write_str("holds"),
+            (_, 0, differs) => word(f, "differs", differs),
+            (_, fails, _) => word(f, "fails", fails),
+        }
+    }
+}
+
+/// Classes in the catalogue's order: by letter as it comes there, then by number.
+fn order(class: &str) -> (usize, u32, String) {
+    let letter = class.chars().next().unwrap_or('Z');
+    let digits: String = class[1..]
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    (
+        "FSEPD".find(letter).unwrap_or(9),
+        digits.parse().unwrap_or(0),
+        class.to_owned(),
+    )
+}
+
+/// The table as Markdown, which is readable as it is.
+#[must_use]
+pub fn text(ended: &[Ended]) -> String {
+    let mut rows: BTreeMap<(usize, u32, String), [Tally; 3]> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for one in ended {
+        let Some(column) = COLUMNS.iter().position(|(shim, _)| *shim == one.shim) else {
+            continue;
+        };
+        seen.insert(column);
+        rows.entry(order(&class_of(&one.name))).or_default()[column].add(&one.outcome);
+    }
+    let mut out = String::new();
+    let mut line = |cells: [String; 4]| {
+        let _ = writeln!(
+            out,
+            "| {:5} | {:14} | {:14} | {:14} |",
+            cells[0], cells[1], cells[2], cells[3]
+        );
+    };
+    let head = COLUMNS.map(|(_, title)| title.to_owned());
+    let [a, b, c] = head;
+    line(["class".to_owned(), a, b, c]);
+    line(
+        [
+            "-----",
+            "--------------",
+            "--------------",
+            "--------------",
+        ]
+        .map(str::to_owned),
+    );
+    for ((_, _, class), tallies) in rows {
+        let [a, b, c] = tallies.map(|tally| tally.to_string());
+        line([class, a, b, c]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_row_a_class_a_column_a_shim() {
+        let ended = |shim: &str, name: &str, outcome| Ended {
+            shim: shim.to_owned(),
+            name: name.to_owned(),
+            outcome,
+            took: Duration::ZERO,
+        };
+        let text = text(&[
+            ended("vigil", "s10_x", Outcome::Holds),
+            ended("vigil", "s09_x", Outcome::Differs("open: later")),
+            ended("vigil", "f02_x", Outcome::Holds),
+            ended("vigil", "f02_y", Outcome::Differs("a decision")),
+            ended("go-1.6.20", "f02_x", Outcome::Fails(String::new())),
+        ]);
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .skip(2)
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ["F02", "fails", "–", "differs 1 of 2"],
+                ["S9", "–", "–", "fails"],
+                ["S10", "–", "–", "holds"],
+            ]
+        );
+    }
+}
