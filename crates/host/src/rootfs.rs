@@ -17,6 +17,7 @@ use vigil_sys::{Errno, fd, pidfd, spawn};
 use crate::worker::Notes;
 use crate::{Error, Result, chain};
 
+mod holder;
 pub mod mountinfo;
 pub mod options;
 
@@ -373,26 +374,31 @@ pub struct Detached {
     pub kind: String,
     /// What was mounted.
     pub source: String,
+    /// Who keeps it, in words, if that could be seen.
+    pub holder: Option<String>,
 }
 
 impl Detached {
     /// The note a worker leaves about it.
     fn note(&self) -> String {
         format!(
-            "detached\t{}\t{}\t{}",
+            "detached\t{}\t{}\t{}\t{}",
             self.kind,
             self.source,
+            self.holder.as_deref().unwrap_or_default(),
             self.path.display()
         )
     }
 
     /// Reads such a note; `None`: it is about something else.
     pub fn from_note(note: &str) -> Option<Detached> {
-        let mut parts = note.strip_prefix("detached\t")?.splitn(3, '\t');
+        let mut parts = note.strip_prefix("detached\t")?.splitn(4, '\t');
         let (kind, source) = (parts.next()?.into(), parts.next()?.into());
+        let holder = parts.next()?;
         Some(Detached {
             kind,
             source,
+            holder: (!holder.is_empty()).then(|| holder.to_owned()),
             path: parts.next()?.into(),
         })
     }
@@ -464,6 +470,7 @@ fn unmount_one(
         what: point.path.display().to_string(),
         source,
     };
+    let mut holder = None;
     if let Manner::Patient(in_all) = manner {
         loop {
             match sys::umount(&point.path, UmountFlags::UMOUNT_NOFOLLOW) {
@@ -474,7 +481,11 @@ fn unmount_one(
                 // Gone meanwhile, or with the one it sat on.
                 Err(Errno::EINVAL | Errno::ENOENT) => return Ok(false),
                 Err(Errno::EBUSY) if begun.elapsed() < in_all => std::thread::sleep(BETWEEN),
-                Err(Errno::EBUSY) => break,
+                Err(Errno::EBUSY) => {
+                    // While its paths can still be seen.
+                    holder = holder::holder(&point.path);
+                    break;
+                }
                 Err(e) => return Err(failed(e)),
             }
         }
@@ -483,6 +494,7 @@ fn unmount_one(
         path: point.path.clone(),
         kind: point.kind.clone(),
         source: point.source.clone(),
+        holder,
     };
     match sys::umount(
         &point.path,

@@ -69,10 +69,14 @@ impl std::fmt::Display for Left {
             Left::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Left::Detached(mount) => write!(
                 f,
-                "detached {} from {} at {}",
+                "detached {} from {} at {}{}",
                 mount.kind,
                 mount.source,
-                mount.path.display()
+                mount.path.display(),
+                match &mount.holder {
+                    Some(holder) => format!(", held by {holder}"),
+                    None => String::new(),
+                }
             ),
             Left::Mounts(why) => write!(f, "mounts: {why}"),
             Left::Worker { pid, doing } => write!(f, "worker {pid}, stuck: {doing}"),
