@@ -49,13 +49,11 @@ impl Case {
 #[must_use]
 pub fn class_of(name: &str) -> String {
     let head = name.split('_').next().unwrap_or(name).to_uppercase();
-    match head.strip_prefix('F') {
-        Some(_) => head,
-        None => {
-            let (letter, number) = head.split_at(head.len().min(1));
-            format!("{letter}{}", number.trim_start_matches('0'))
-        }
+    if head.starts_with('F') {
+        return head;
     }
+    let (letter, number) = head.split_at(head.len().min(1));
+    format!("{letter}{}", number.trim_start_matches('0'))
 }
 
 /// Makes a table of cases; see the crate.
