@@ -41,7 +41,8 @@ struct Frozen {
 
 /// Its read ends when its standard input does, which is when the test's process is gone.
 /// The path is no argument: what bears the test's mark there is killed with the test.
-const WATCHDOG: &str = "read -r dir; read -r -t \"$0\" x; [ \"$x\" = over ] || exec /usr/sbin/fsfreeze -u \"$dir\"";
+const WATCHDOG: &str =
+    "read -r dir; read -r -t \"$0\" x; [ \"$x\" = over ] || exec /usr/sbin/fsfreeze -u \"$dir\"";
 
 /// Runs a tool of the machine, which must succeed.
 fn tool(name: &str, args: &[&str]) -> Result<()> {

@@ -34,7 +34,11 @@
 pub mod case;
 pub mod cases;
 pub mod differences;
+pub mod ice;
+pub mod rest;
 pub mod runner;
 pub mod table;
+pub mod watch;
+pub mod world;
 
 pub use case::{Asked, Case, Run};

@@ -23,6 +23,8 @@ pub struct Seen {
     pub states: Vec<Duration>,
     /// States that were not answered with success.
     pub failed: Vec<String>,
+    /// How long it was watched.
+    pub lasted: Duration,
 }
 
 impl Seen {
@@ -62,7 +64,8 @@ impl Seen {
             self.states.len() + self.failed.len(),
             self.failed[0]
         );
-        ensure!(self.states.len() >= 20, "only {} States", self.states.len());
+        let enough = self.lasted < Duration::from_secs(1) || self.states.len() >= 20;
+        ensure!(enough, "only {} States", self.states.len());
         let (half, most) = (self.quantile(0.5), self.quantile(1.0));
         // The machine is shared; a State that waits for what is stalled takes a second at least.
         ensure!(
@@ -77,6 +80,7 @@ impl Seen {
 /// A watch that is kept until it is ended.
 #[derive(Debug)]
 pub struct Watch {
+    began: Instant,
     over: Arc<AtomicBool>,
     sleeper: JoinHandle<Duration>,
     asker: JoinHandle<Seen>,
@@ -99,6 +103,7 @@ impl Watch {
         let (stop, id) = (Arc::clone(&over), container.id.clone());
         let asker = std::thread::spawn(move || ask(&task, &id, &stop));
         Ok(Self {
+            began: Instant::now(),
             over,
             sleeper,
             asker,
@@ -112,6 +117,7 @@ impl Watch {
         let asleep = self.sleeper.join().map_err(panicked)?;
         let mut seen = self.asker.join().map_err(panicked)?;
         seen.asleep = asleep;
+        seen.lasted = self.began.elapsed();
         seen.states.sort();
         Ok(seen)
     }
@@ -138,6 +144,17 @@ fn in_d(pid: i32) -> bool {
         stat.rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('D'))
     })
+}
+
+/// Whether a process that is no thread of the kernel's has a thread in D, frozen ones aside.
+#[must_use]
+pub fn waits_for_a_device(pid: i32) -> bool {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let stat = read("stat");
+    let of_the_kernel = stat
+        .rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.split(' ').nth(1).is_none_or(|p| p == "2" || p == "0"));
+    !of_the_kernel && in_d(pid) && !read("wchan").contains("refrigerator")
 }
 
 fn longest_sleep(pids: &[i32], over: &AtomicBool) -> Duration {

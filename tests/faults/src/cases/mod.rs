@@ -3,12 +3,18 @@
 use crate::Case;
 
 pub mod f01_f05;
+pub mod f04;
 pub mod f06_f10;
+pub mod f08;
 pub mod f11_f15;
+pub mod f15;
 pub mod f16_f20;
 pub mod f21_f25;
-pub mod f26_f30;
+pub mod f26;
+pub mod f28;
+pub mod f30;
 pub mod f31_f35;
+pub mod f33;
 pub mod f36_f40;
 pub mod f41_f45;
 pub mod f46_f51;
@@ -19,11 +25,17 @@ pub mod poor;
 pub fn all() -> Vec<Case> {
     [
         f01_f05::TABLE,
+        f04::TABLE,
         f06_f10::TABLE,
+        f08::TABLE,
         f11_f15::TABLE,
+        f15::TABLE,
         f16_f20::TABLE,
         f21_f25::TABLE,
-        f26_f30::TABLE,
+        f26::TABLE,
+        f28::TABLE,
+        f30::TABLE,
+        f33::TABLE,
         f31_f35::TABLE,
         f36_f40::TABLE,
         f41_f45::TABLE,

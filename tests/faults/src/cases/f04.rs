@@ -14,20 +14,22 @@ use vigil_lab::process::Process;
 use vigil_lab::residue::mount_points;
 use vigil_lab::{Kit, Spec, Task, by, until};
 
+use crate::cases;
 use crate::ice::{Ice, Layer};
-use crate::watch::Watch;
+use crate::rest::nothing_but_the_pair;
+use crate::watch::{Watch, waits_for_a_device};
 use crate::world::{nothing_left, runc_state, running_under, scripted};
 
-crate::faults! {
-    "F04 Delete while the rootfs' device stalls: an answer in 4 s, State meanwhile, nobody in D" f04_delete_over_a_stalled_device;
-    "F04 Delete while the device stalls, Shutdown: the pair leaves, a tombstone says what is left" f04_stalled_delete_leaves_a_tombstone;
-    "F04 After the stall the next `start` finishes what is left" f04_swept_by_start;
-    "F04 After the stall the next `delete` finishes what is left" f04_swept_by_delete;
-    "F04 After the stall `vigil repair --write` finishes what is left" f04_swept_by_repair;
-    "F04 `delete` of a killed pair while the device stalls: out in 4 s, and true" f04_delete_command_over_a_stalled_device;
-    "F04 A stall that ends within Delete's time: nothing is left, and nothing is said to be" f04_short_stall;
-    "F04 runc delete takes 12 s: Delete answers in 4 s, again the same, nothing left" f04_slow_runc_delete;
-    "F04 A client that hangs up in mid-Delete and asks again: the same answer" f04_client_hangs_up;
+cases! {
+    Kit All  f04_delete_over_a_stalled_device "Delete while the rootfs' device stalls: an answer in 4 s, State meanwhile, nobody in D";
+    Kit Ours f04_stalled_delete_leaves_a_tombstone "Delete while the device stalls, Shutdown: the pair leaves, a tombstone says what is left";
+    Kit Ours f04_swept_by_start "After the stall the next `start` finishes what is left";
+    Kit Ours f04_swept_by_delete "After the stall the next `delete` finishes what is left";
+    Kit Ours f04_swept_by_repair "After the stall `vigil repair --write` finishes what is left";
+    Kit All  f04_delete_command_over_a_stalled_device "`delete` of a killed pair while the device stalls: out in 4 s, and true";
+    Kit All  f04_short_stall "A stall that ends within Delete's time: nothing is left, and nothing is said to be";
+    Kit All  f04_slow_runc_delete "runc delete takes 12 s: Delete answers in 4 s, again the same, nothing left";
+    Kit All  f04_client_hangs_up "A client that hangs up in mid-Delete and asks again: the same answer";
 }
 
 /// A stall lasts at most so long, whatever becomes of the test.
@@ -86,25 +88,17 @@ fn f04_delete_over_a_stalled_device(kit: &Kit) -> Result<()> {
     // A while longer: who answered first and slept then would be found out.
     std::thread::sleep(Duration::from_millis(500));
     let seen = watch.end()?;
-    let stalled = stalled(kit);
+    let someone = stalled();
     ice.thaw();
     answer?;
     seen.calm()?;
-    ensure!(stalled, "nothing stalled: the test has tested nothing");
+    ensure!(someone, "nothing stalled: the test has tested nothing");
     Ok(())
 }
 
-/// Whether somebody of the test's is kept in D.
-fn stalled(kit: &Kit) -> bool {
-    let mark = kit.scratch.mark();
-    // In D only the name is read (see `Process::read`): the cgroup or the mounts tell whose it is.
-    let known = |p: &Process| {
-        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", p.pid));
-        mounts.is_ok_and(|m| m.contains(mark))
-    };
-    Process::all()
-        .iter()
-        .any(|p| p.state == 'D' && !p.cmdline.contains("kworker") && known(p))
+/// Whether somebody is kept in D by the stall.
+fn stalled() -> bool {
+    Process::all().iter().any(|p| waits_for_a_device(p.pid))
 }
 
 fn tombstone(kit: &Kit, id: &str) -> PathBuf {
@@ -170,7 +164,7 @@ fn f04_stalled_delete_leaves_a_tombstone(kit: &Kit) -> Result<()> {
 fn swept(kit: &Kit, container: &Container, sweep: impl Fn() -> Result<()>) -> Result<()> {
     let stone = tombstone(kit, &container.id);
     until("the worker to come back", by(10.0), || {
-        (!stalled(kit)).then_some(())
+        (!stalled()).then_some(())
     })?;
     sweep()?;
     let gone = until("the tombstone to be taken away", by(5.0), || {
@@ -270,7 +264,7 @@ fn f04_short_stall(kit: &Kit) -> Result<()> {
     let answer = std::thread::scope(|scope| {
         let asked = scope.spawn(|| answers(&container));
         let waits = until("somebody to wait for the device", by(3.0), || {
-            (stalled(kit) || asked.is_finished()).then_some(())
+            (stalled() || asked.is_finished()).then_some(())
         });
         ice.thaw();
         waits?;
@@ -295,7 +289,7 @@ fn f04_slow_runc_delete(kit: &Kit) -> Result<()> {
     let answer = answers(&container);
     watch.end()?.brisk()?;
     answer?;
-    nothing_left(kit, &container.id)?;
+    nothing_but_the_pair(kit, &container.id)?;
     let state = runc_state(kit, &container.id);
     ensure!(!state.exists(), "{} is left", state.display());
     Ok(())
@@ -321,7 +315,7 @@ fn f04_client_hangs_up(kit: &Kit) -> Result<()> {
         .delete(&container.id, "")
         .context("Delete, a third time")?;
     ensure!(again == first, "first {first:?}, then {again:?}");
-    nothing_left(kit, &container.id)
+    nothing_but_the_pair(kit, &container.id)
 }
 
 fn service(container: &Container) -> &'static str {
