@@ -3,8 +3,10 @@
 //! not see: after a kill it looks whether the process is gone, after a removal
 //! whether the thing is. What will not go is named in the report.
 
+mod hooks;
 mod keepsakes;
 mod report;
+mod runtime;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -65,6 +67,7 @@ pub fn reconcile(
         deadline,
         run,
         killed_alive: false,
+        hooks: runtime::Hooks::NotOwed,
         report: Report {
             verdict,
             row: row.map_or("no row", |row| row.name),

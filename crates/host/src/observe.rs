@@ -3,6 +3,7 @@
 //! does not say is looked up in the order of trust: runc's state, the spec,
 //! the names containerd uses by convention.
 
+mod others;
 mod runc_state;
 
 use std::fs;
@@ -11,13 +12,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use vigil_model::{
-    Before, BootId, Claim, Driver, Exit, Incarnation, Namespace, Phase, Task, TaskId, Verb,
+    Before, BootId, Claim, Driver, ExecPhase, Exit, Incarnation, Namespace, Phase, Task, TaskId,
+    Verb,
 };
 use vigil_reconcile as judge;
 use vigil_reconcile::{Boot, Facts, Group, Init, Present, RuncDelete, Said};
 use vigil_sys::pidfd;
 
-pub use runc_state::RuncState;
+pub use runc_state::{Found, RuncState};
 
 use crate::bundle::Spec;
 use crate::cgroup::{self, Cgroup, Hierarchies};
@@ -58,6 +60,8 @@ pub struct Subject {
     pub init: Option<Incarnation>,
     /// Its end.
     pub exit: Option<Exit>,
+    /// Its execs that were last seen running.
+    pub execs: Vec<Incarnation>,
     /// Its cgroups.
     pub claims: Vec<Claim>,
     /// Whether init has a pid namespace of its own.
@@ -90,6 +94,7 @@ impl Subject {
             boot: None,
             init: None,
             exit: None,
+            execs: Vec::new(),
             claims: Vec::new(),
             private_pid_ns: None,
             runc_delete: RuncDelete::NotTried,
@@ -117,6 +122,15 @@ impl Subject {
             | Phase::Running { .. }
             | Phase::Paused { .. } => None,
         };
+        let execs = task.standing.execs.values();
+        let running = execs.filter_map(|exec| match &exec.phase {
+            ExecPhase::Running { process } => Some(process.clone()),
+            ExecPhase::Added
+            | ExecPhase::Starting
+            | ExecPhase::Failed
+            | ExecPhase::Stopped { .. } => None,
+        });
+        self.execs = running.collect();
         self.runc_delete = match (phase, task.standing.busy) {
             (Phase::Deleted { .. }, _) => RuncDelete::Done,
             (_, Some(Verb::Delete)) => RuncDelete::Begun,
@@ -154,6 +168,11 @@ pub struct Observed {
     pub init: Option<Incarnation>,
     /// It, while it lives; opened and checked.
     pub init_fd: Option<OwnedFd>,
+    /// Others of it that are known one by one and may live: recorded execs,
+    /// and what the runtime was making.
+    pub others: Vec<Incarnation>,
+    /// What runc has written down of it.
+    pub runc: Found,
     /// Its end, from the record or from the kernel's memory.
     pub exit: Option<Exit>,
     /// The pid in the bundle's `init.pid`: to be shown, never to be signalled.
@@ -186,31 +205,57 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let mut notes = Vec::new();
     let runc_dir = subject.runc_dir();
     let mut runc_present = present(&runc_dir, &mut notes);
-    let mut state = note(RuncState::load(&runc_dir), &mut notes).flatten();
-    if state
-        .as_ref()
-        .is_some_and(|s| !s.may_be_of(&subject.bundle))
-    {
-        notes.push(format!(
-            "{} belongs to another bundle and is left alone",
-            runc_dir.display()
-        ));
-        state = None;
-        runc_present = Present::No;
+    let mut runc = Found::from(RuncState::load(&runc_dir));
+    match &runc {
+        Found::State(state) if !state.may_be_of(&subject.bundle) => {
+            notes.push(format!(
+                "{} belongs to another bundle and is left alone",
+                runc_dir.display()
+            ));
+            runc = Found::Nothing;
+            runc_present = Present::No;
+        }
+        Found::State(_) | Found::Nothing => {}
+        Found::Torn(error) | Found::Unread(error) => notes.push(said(error)),
     }
+    let state = match &runc {
+        Found::State(state) => Some(state),
+        Found::Nothing | Found::Torn(_) | Found::Unread(_) => None,
+    };
 
+    let (claims, guessed) = claims(subject, state, hierarchies, &mut notes);
+    let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
+    let group = look_at_group(cgroup.as_ref(), &mut notes);
+
+    let mut others = others::marked(subject, cgroup.as_ref(), &mut notes);
     let init = subject.init.clone().or_else(|| {
-        let init = state.as_ref()?.init.clone();
+        let init = state.and_then(|state| state.init.clone());
         if init.is_some() {
             notes.push("init is known from runc's state only".to_owned());
+            return init;
+        }
+        // Of several the last one made: the others only made it.
+        let init = others
+            .iter()
+            .max_by_key(|p| (p.start_ticks, p.pid))
+            .cloned();
+        if init.is_some() {
+            notes.push("init is known by the mark of the runtime only".to_owned());
         }
         init
     });
-    let (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
-
-    let claims = claims(subject, state.as_ref(), hierarchies, &mut notes);
-    let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
-    let group = look_at_group(cgroup.as_ref(), &mut notes);
+    others.retain(|other| Some(other) != init.as_ref());
+    others.extend(others::execs(subject, &mut notes));
+    let (boot, mut init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
+    if init_fact == Init::Unnamed
+        && subject.said != Said::Gone
+        && matches!(runc, Found::Torn(_) | Found::Unread(_))
+        && (!group_tells(group) || guessed && group == Group::Absent)
+    {
+        // Unread is not unwritten: it may name one that lives where nobody
+        // would look for it.
+        init_fact = Init::Unknown;
+    }
 
     let mounts = match note(
         mountinfo::below(&mountinfo::as_shown(&subject.rootfs())),
@@ -225,6 +270,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         .as_ref()
         .map_or(Present::No, |path| present(path, &mut notes));
     let below = match &subject.below {
+        _ if !others.is_empty() => Present::Yes,
         None => Present::No,
         Some(below) => match note(below.pids(), &mut notes) {
             Some(pids) if pids.is_empty() => Present::No,
@@ -252,6 +298,8 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         },
         init,
         init_fd,
+        others,
+        runc,
         exit,
         private_pid_ns: subject.private_pid_ns.unwrap_or_else(|| {
             Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
@@ -336,24 +384,34 @@ fn look_at_group(cgroup: Option<&Cgroup>, notes: &mut Vec<String>) -> Group {
     }
 }
 
+/// Whether a look at the cgroup is enough to know that nothing runs, or to end
+/// what does: it is ours, or not there.
+fn group_tells(group: Group) -> bool {
+    match group {
+        Group::Absent | Group::Empty | Group::Populated => true,
+        Group::Foreign | Group::Unknown => false,
+    }
+}
+
 /// The recorded claims, else what runc, the spec or convention say. What was
 /// there before is then not known; a directory that carries the container's id
-/// in its name is taken for its own, any other is not.
+/// in its name is taken for its own, any other is not. `true`: where they are
+/// is a guess.
 fn claims(
     subject: &Subject,
     state: Option<&RuncState>,
     hierarchies: Option<&Hierarchies>,
     notes: &mut Vec<String>,
-) -> Vec<Claim> {
+) -> (Vec<Claim>, bool) {
     if !subject.claims.is_empty() {
-        return subject.claims.clone();
+        return (subject.claims.clone(), false);
     }
     let Some(hierarchies) = hierarchies else {
-        return Vec::new();
+        return (Vec::new(), true);
     };
     // Without a Create nothing can be there that is ours.
     if subject.said == Said::Nothing && state.is_none() {
-        return Vec::new();
+        return (Vec::new(), false);
     }
     if let Some(state) = state.filter(|s| !s.cgroups.is_empty()) {
         notes.push("cgroups are known from runc's state only".to_owned());
@@ -361,9 +419,11 @@ fn claims(
             let controller = h.name.split(',').find_map(|name| state.cgroups.get(name))?;
             Some((h.name.clone(), controller.clone()))
         });
-        return dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
+        let claims = dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
+        return (claims, false);
     }
     let by_spec = note(Spec::load(&subject.bundle), notes).map(|spec| spec.cgroups_path);
+    let guessed = by_spec.is_none();
     let path = if let Some(path) = by_spec {
         notes.push("cgroups are known from config.json only".to_owned());
         path
@@ -378,25 +438,17 @@ fn claims(
         subject.systemd_cgroup,
         cgroup::systemd_host(),
     );
-    note(placement, notes)
-        .map(|placement| placement.dirs)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(name, dir)| named(subject, name, &dir))
-        .collect()
+    let Some(placement) = note(placement, notes) else {
+        return (Vec::new(), true);
+    };
+    let dirs = placement.dirs.into_iter();
+    let claims = dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
+    (claims, guessed)
 }
 
-/// A claim by name: `ID`, or systemd's `PREFIX-ID.scope`.
+/// A claim by name; see [`cgroup::named_for`].
 fn named(subject: &Subject, hierarchy: String, dir: &Path) -> Claim {
-    let id = subject.id.as_str();
-    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned());
-    let its_own = name.is_some_and(|name| {
-        name == id
-            || name
-                .strip_suffix(".scope")
-                .and_then(|unit| unit.strip_suffix(id))
-                .is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
-    });
+    let its_own = cgroup::named_for(dir, subject.id.as_str());
     Claim {
         hierarchy,
         path: dir.to_string_lossy().into_owned(),

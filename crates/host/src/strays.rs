@@ -1,11 +1,12 @@
 //! Runtime calls that outlived the pair that made them: a runc that hung while
 //! its shim and reaper were killed belongs to nobody, and no record names it.
-//! Each call carries its container in its environment, and is known by that.
+//! Each call carries its container in its environment, and is known by that;
+//! so does what it forked and has not handed over to the user's program yet.
 //! Read-only but for [`end`], which kills through pidfds and nothing else.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,10 @@ use crate::{Error, Result};
 /// The variable; its value is the container's directory below runc's root,
 /// which names root, namespace and id.
 pub(crate) const VARIABLE: &str = "VIGIL_CALL_FOR";
+
+/// What runc (1.0 on) gives to its `runc init` in place of its own environment:
+/// the same directory. crun forks without an exec and keeps ours.
+const RUNC_INIT: &str = "_LIBCONTAINER_STATEDIR";
 
 /// What a call for container `id` carries.
 pub(crate) fn mark(root: &Path, id: &str) -> OsString {
@@ -88,6 +93,30 @@ fn find(wanted: &[u8], session: Option<u32>) -> Result<Vec<(u32, OwnedFd)>> {
     Ok(found)
 }
 
+/// The start, in ticks, of this process if a runtime made it for the container
+/// with this state directory, and it is not the user's program yet. May wait
+/// for the memory of a process that sleeps: only in a worker.
+pub(crate) fn made_for(pid: u32, dir: &Path) -> Option<u64> {
+    let start = |pid| {
+        let stat = proc::stat(pid).ok().flatten()?;
+        (stat.state != 'D' && !stat.ended()).then_some(stat.start_ticks)
+    };
+    let before = start(pid)?;
+    let lines = [VARIABLE, RUNC_INIT].map(|name| {
+        let mut line = format!("{name}=").into_bytes();
+        line.extend(dir.as_os_str().as_bytes());
+        line
+    });
+    let marked = lines.iter().any(|line| has_line(pid, line));
+    // Read between two looks at the same one.
+    (marked && start(pid) == Some(before)).then_some(before)
+}
+
+fn has_line(pid: u32, wanted: &[u8]) -> bool {
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|line| line == wanted))
+}
+
 /// Whether this process is of the session and has the line in its
 /// environment. One that sleeps uninterruptibly is not asked: the answer may
 /// never come.
@@ -99,8 +128,7 @@ fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
                 && session.is_none_or(|session| stat.session == session) => {}
         Ok(_) | Err(_) => return false,
     }
-    std::fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|line| line == wanted))
+    has_line(pid, wanted)
 }
 
 #[cfg(test)]

@@ -68,6 +68,21 @@ fn failed(op: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
 }
 
 impl Tombstone {
+    /// One for a container of which no more is known than its record.
+    pub fn of(subject: &Subject, left: Vec<String>) -> Self {
+        Self {
+            id: subject.id.to_string(),
+            namespace: subject.namespace.to_string(),
+            bundle: subject.bundle.clone(),
+            runtime: PathBuf::from(&subject.runtime.program),
+            runtime_root: subject.runtime.root.clone(),
+            init: subject.init.clone(),
+            exit: subject.exit,
+            claims: subject.claims.clone(),
+            left,
+        }
+    }
+
     /// Its file: one for each container, so that a second attempt replaces
     /// the first.
     pub fn path(&self, run: &Path) -> PathBuf {

@@ -14,6 +14,10 @@ use vigil_reconcile::{Action, Group, RuncDelete};
 use vigil_sys::{fd, pidfd};
 
 use super::*;
+
+mod owed;
+mod unnamed;
+
 use crate::cgroup::{self, Cgroup};
 use crate::proc::{self, Checked};
 use crate::rootfs::{Manner, mountinfo, unmount_below};
@@ -38,6 +42,16 @@ impl Container {
 
     /// `prepare` is given the claims before runc runs.
     fn with(private_pid_ns: bool, prepare: impl FnOnce(&[Claim])) -> Self {
+        Self::of(private_pid_ns, prepare, |_| String::new())
+    }
+
+    /// `hooks` is given the test's directory, and gives what goes into the
+    /// spec beside the rest.
+    fn of(
+        private_pid_ns: bool,
+        prepare: impl FnOnce(&[Claim]),
+        hooks: impl FnOnce(&Path) -> String,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let name = format!(
             "vigil-test-{}-r{}",
@@ -52,7 +66,8 @@ impl Container {
         fs::create_dir_all(image.join("proc")).unwrap();
         fs::copy("/bin/busybox", image.join("bin/busybox")).expect("busybox-static is installed");
         sys_bind(&image, &rootfs);
-        fs::write(bundle.join("config.json"), config(&name, private_pid_ns)).unwrap();
+        let config = config(&name, private_pid_ns, &hooks(dir.path()));
+        fs::write(bundle.join("config.json"), config).unwrap();
         let socket = dir.path().join("socket");
         fs::write(&socket, "").unwrap();
 
@@ -95,6 +110,7 @@ impl Container {
                 boot: Some(init.boot.clone()),
                 init: Some(init.clone()),
                 exit: None,
+                execs: Vec::new(),
                 claims,
                 private_pid_ns: None,
                 runc_delete: RuncDelete::NotTried,
@@ -151,7 +167,7 @@ impl Container {
         assert!(!self.subject.runc_dir().exists(), "{report:?}");
         assert!(mountinfo::below(&self.subject.rootfs()).unwrap().is_empty());
         assert!(!self.subject.socket.as_ref().unwrap().exists());
-        assert!(!self.run().join("tombstones").exists());
+        assert!(Tombstone::all(&self.run()).unwrap().is_empty());
         let history = fs::read_to_string(self.run().join("history")).unwrap();
         assert!(history.contains(self.subject.id.as_str()));
     }
@@ -219,7 +235,7 @@ fn sys_bind(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
-fn config(name: &str, private_pid_ns: bool) -> String {
+fn config(name: &str, private_pid_ns: bool, hooks: &str) -> String {
     let pid_ns = if private_pid_ns {
         r#"{"type": "pid"}, "#
     } else {
@@ -230,7 +246,7 @@ fn config(name: &str, private_pid_ns: bool) -> String {
         "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}},
             "args": ["/bin/busybox", "sh", "-c",
                      "/bin/busybox sleep 100 & /bin/busybox sleep 100 & wait"]}},
-        "root": {{"path": "rootfs"}}, "hostname": "x",
+        "root": {{"path": "rootfs"}}, "hostname": "x", {hooks}
         "mounts": [{{"destination": "/proc", "type": "proc", "source": "proc"}}],
         "linux": {{"cgroupsPath": "/{name}",
             "namespaces": [{{"type": "mount"}}, {pid_ns}{{"type": "uts"}}]}}}}"#

@@ -4,25 +4,25 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vigil_model::{Incarnation, Status};
-use vigil_reconcile::{Action, Group, Present};
+use vigil_reconcile::{Action, Init, Present};
 use vigil_sys::{Errno, fd, pidfd};
 
+use super::runtime::Hooks;
 use super::{Left, Line, Report, Source, Tombstone, status_of};
 use crate::cgroup::Progress;
-use crate::observe::{Observed, Subject, said};
+use crate::observe::{Below, Observed, Subject, said};
 use crate::proc::{self, Checked};
 use crate::rootfs::{Detached, Manner, unmount_below};
-use crate::runc::{Call, Invocation};
 use crate::worker::{Outcome, Worker};
 
 /// `SIGKILL`.
 const KILL: i32 = 9;
 /// Kept back for what comes after an action that uses all it may.
-const RESERVE: Duration = Duration::from_millis(400);
+pub(super) const RESERVE: Duration = Duration::from_millis(400);
 /// How long a plain unmount is tried before the mount is detached.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the kernel gets to tell the status of what its parent reaps.
@@ -36,11 +36,13 @@ pub(super) struct Work<'a> {
     pub(super) seen: Observed,
     /// Init was alive, checked, when it was sent SIGKILL.
     pub(super) killed_alive: bool,
+    /// Who is to run the poststop hooks still.
+    pub(super) hooks: Hooks,
     pub(super) report: Report,
 }
 
 impl Work<'_> {
-    fn remaining(&self) -> Duration {
+    pub(super) fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
@@ -50,11 +52,11 @@ impl Work<'_> {
         Instant::now() + (left / 2).max(left.saturating_sub(RESERVE * 4))
     }
 
-    fn left(&mut self, left: Left) {
+    pub(super) fn left(&mut self, left: Left) {
         self.report.left.push(left);
     }
 
-    fn holds_out(&self) -> bool {
+    pub(super) fn holds_out(&self) -> bool {
         self.report
             .left
             .iter()
@@ -105,6 +107,12 @@ impl Work<'_> {
 
     fn kill_init(&mut self) -> crate::Result<()> {
         let Some(init) = self.seen.init.clone() else {
+            if self.seen.facts.init == Init::Unknown {
+                self.left(Left::Action {
+                    action: Action::KillInit,
+                    why: "which process it is could not be read".to_owned(),
+                });
+            }
             return Ok(());
         };
         if self.seen.init_fd.is_none() {
@@ -117,17 +125,8 @@ impl Work<'_> {
             return Ok(());
         };
         let alive = !is_dead(fd, &init)?;
-        match pidfd::send_signal(fd, KILL) {
-            Ok(()) => self.killed_alive |= alive,
-            Err(Errno::ESRCH) => {}
-            Err(source) => {
-                return Err(crate::Error::Kernel {
-                    op: "kill process",
-                    what: init.pid.to_string(),
-                    source,
-                });
-            }
-        }
+        let sent = kill(fd, init.pid)?;
+        self.killed_alive |= alive && sent;
         // Others may have to die first (a debugger, a pid namespace's
         // members), and they are killed next. Not waited for here.
         Ok(())
@@ -149,46 +148,24 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Kills by descent, looking again until nobody new is found.
+    /// Kills one by one, by descent and by name, looking again until nobody
+    /// is found.
     fn kill_below(&mut self) -> crate::Result<()> {
         let until = self.share();
-        let Some(below) = &self.subject.below else {
-            return Ok(());
-        };
         let mut pause = Duration::from_micros(500);
         loop {
-            let pids = below.pids()?;
-            if pids.is_empty() {
+            let mut alive = self.kill_others()?;
+            if let Some(below) = &self.subject.below {
+                alive.extend(kill_descendants(below)?);
+            }
+            if alive.is_empty() {
                 return Ok(());
             }
-            // Descriptors first, then once more who descends: a number that
-            // changed hands in between is no longer in the list, or is ours
-            // again.
-            let mut opened = Vec::new();
-            for &pid in &pids {
-                opened.extend(proc::open_now(pid)?);
-            }
-            let still = below.pids()?;
-            for (incarnation, fd) in &opened {
-                if !still.contains(&incarnation.pid) {
-                    continue;
-                }
-                match pidfd::send_signal(fd, KILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(source) => {
-                        return Err(crate::Error::Kernel {
-                            op: "kill process",
-                            what: incarnation.pid.to_string(),
-                            source,
-                        });
-                    }
-                }
-            }
             if Instant::now() >= until {
-                for pid in pids {
+                for pid in alive {
                     if let Some(holdout) = proc::holdout(pid)? {
                         let init = false;
-                        self.report.left.push(Left::Process { holdout, init });
+                        self.left(Left::Process { holdout, init });
                     }
                 }
                 return Ok(());
@@ -198,8 +175,22 @@ impl Work<'_> {
         }
     }
 
+    /// Kills those that were named by a record or a mark; who was still there.
+    fn kill_others(&mut self) -> crate::Result<Vec<u32>> {
+        let mut alive = Vec::new();
+        for other in &self.seen.others {
+            if let Checked::Same(fd) = proc::open_checked(other)?
+                && !is_dead(&fd, other)?
+            {
+                kill(&fd, other.pid)?;
+                alive.push(other.pid);
+            }
+        }
+        Ok(alive)
+    }
+
     /// Waits for init to be gone before anything is removed below it.
-    fn await_init(&mut self) -> crate::Result<()> {
+    pub(super) fn await_init(&mut self) -> crate::Result<()> {
         let until = self.share();
         let (Some(init), Some(fd)) = (&self.seen.init, &self.seen.init_fd) else {
             return Ok(());
@@ -223,48 +214,6 @@ impl Work<'_> {
         {
             let init = true;
             self.left(Left::Process { holdout, init });
-        }
-        Ok(())
-    }
-
-    fn runc_delete(&mut self) -> crate::Result<()> {
-        self.await_init()?;
-        if self.holds_out() {
-            // It would wait ten seconds for the same processes. Its state, and
-            // with it the hooks, are kept for the sweeper.
-            self.report
-                .notes
-                .push("runc delete is left for later: processes hold out".to_owned());
-            return Ok(());
-        }
-        // Without a pid namespace of its own, runc kills whatever is in the
-        // cgroup, strangers too.
-        if self.seen.facts.group == Group::Foreign && !self.seen.private_pid_ns {
-            self.report.notes.push(
-                "runc delete, and with it the poststop hooks, left out: the cgroup is shared"
-                    .to_owned(),
-            );
-            return Ok(());
-        }
-        // It removes its state before it runs the hooks: while the directory is
-        // there they have not run, once it is gone runc is not called again.
-        let dir = self.subject.runc_dir();
-        if look(&dir) == Present::No {
-            return Ok(());
-        }
-        let grace = Duration::from_millis(100);
-        let deadline = self.remaining().saturating_sub(RESERVE + grace);
-        if deadline.is_zero() {
-            self.left(Left::RuncState(dir));
-            return Ok(());
-        }
-        let call = Call::Delete {
-            id: self.subject.id.as_str(),
-            force: true,
-        };
-        if let Err(failure) = Invocation::new(&self.subject.runtime, call).run(deadline, grace) {
-            // What it left is removed by the actions that follow.
-            self.report.notes.push(failure.to_string());
         }
         Ok(())
     }
@@ -333,37 +282,6 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn remove_runc_state(&mut self) -> crate::Result<()> {
-        let dir = self.subject.runc_dir();
-        if look(&dir) == Present::No {
-            return Ok(());
-        }
-        if self.holds_out() {
-            self.left(Left::RuncState(dir));
-            return Ok(());
-        }
-        let at = dir.clone();
-        let worker = Worker::start("rmdir", move || match fs::remove_dir_all(&at) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
-        })?;
-        match worker.wait(self.remaining().max(RESERVE / 2))? {
-            Outcome::Done => {}
-            Outcome::Failed(why) => {
-                self.report.notes.push(why);
-                self.left(Left::RuncState(dir));
-            }
-            Outcome::Overdue { pid, left, doing } => {
-                self.left(Left::RuncState(dir));
-                if left {
-                    self.left(Left::Worker { pid, doing });
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn unlink_socket(&mut self) {
         let Some(path) = &self.subject.socket else {
             return;
@@ -427,17 +345,11 @@ impl Work<'_> {
 
     fn tombstone(&mut self) {
         self.answer_exit();
-        let subject = self.subject;
         let stone = Tombstone {
-            id: subject.id.to_string(),
-            namespace: subject.namespace.to_string(),
-            bundle: subject.bundle.clone(),
-            runtime: PathBuf::from(&subject.runtime.program),
-            runtime_root: subject.runtime.root.clone(),
             init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
             claims: self.seen.claims.clone(),
-            left: self.left_in_words(),
+            ..Tombstone::of(self.subject, self.left_in_words())
         };
         let result = if stone.left.is_empty() {
             stone.remove(self.run)
@@ -477,6 +389,37 @@ fn unopened(action: Action) -> Left {
     }
 }
 
+/// Kills what descends from the reaper; who was there.
+fn kill_descendants(below: &Below) -> crate::Result<Vec<u32>> {
+    let pids = below.pids()?;
+    // Descriptors first, then once more who descends: a number that changed
+    // hands in between is no longer in the list, or is ours again.
+    let mut opened = Vec::new();
+    for &pid in &pids {
+        opened.extend(proc::open_now(pid)?);
+    }
+    let still = below.pids()?;
+    for (incarnation, fd) in &opened {
+        if still.contains(&incarnation.pid) {
+            kill(fd, incarnation.pid)?;
+        }
+    }
+    Ok(pids)
+}
+
+/// `false` if it is gone by now, which is fine.
+fn kill(fd: &OwnedFd, pid: u32) -> crate::Result<bool> {
+    match pidfd::send_signal(fd, KILL) {
+        Ok(()) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(source) => Err(crate::Error::Kernel {
+            op: "kill process",
+            what: pid.to_string(),
+            source,
+        }),
+    }
+}
+
 fn is_dead(fd: &OwnedFd, init: &Incarnation) -> crate::Result<bool> {
     pidfd::is_dead(fd).map_err(|source| crate::Error::Kernel {
         op: "ask for process",
@@ -490,7 +433,7 @@ fn is_reaped(fd: &OwnedFd) -> bool {
     pidfd::send_signal(fd, 0) == Err(Errno::ESRCH)
 }
 
-fn look(path: &Path) -> Present {
+pub(super) fn look(path: &Path) -> Present {
     match fs::symlink_metadata(path) {
         Ok(_) => Present::Yes,
         Err(e) if e.kind() == ErrorKind::NotFound => Present::No,

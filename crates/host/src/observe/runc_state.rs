@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use vigil_model::Incarnation;
 
 use crate::proc::{self, read_bounded};
@@ -29,6 +30,14 @@ struct Raw {
 struct RawConfig {
     #[serde(default)]
     labels: Option<Vec<String>>,
+    #[serde(default, rename = "Hooks")]
+    hooks: Option<RawHooks>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RawHooks {
+    #[serde(default)]
+    poststop: Option<Vec<IgnoredAny>>,
 }
 
 /// `ROOT/ID/state.json`, as far as it is needed.
@@ -41,6 +50,34 @@ pub struct RuncState {
     pub cgroups: BTreeMap<String, PathBuf>,
     /// The bundle it was made from.
     pub bundle: Option<PathBuf>,
+    /// Whether there are hooks that `runc delete` would run.
+    pub poststop: bool,
+}
+
+/// What there is of it.
+#[derive(Debug)]
+pub enum Found {
+    /// It.
+    State(RuncState),
+    /// No such file: runc has not come so far, or somebody else keeps its
+    /// state under other names.
+    Nothing,
+    /// It is no state of runc's, and will not be one later: nothing can be
+    /// learned from it, by runc neither.
+    Torn(Error),
+    /// It could not be looked at, this time.
+    Unread(Error),
+}
+
+impl From<Result<Option<RuncState>>> for Found {
+    fn from(loaded: Result<Option<RuncState>>) -> Self {
+        match loaded {
+            Ok(Some(state)) => Found::State(state),
+            Ok(None) => Found::Nothing,
+            Err(error @ Error::Malformed { .. }) => Found::Torn(error),
+            Err(error) => Found::Unread(error),
+        }
+    }
 }
 
 impl RuncState {
@@ -70,8 +107,10 @@ impl RuncState {
         } else {
             None
         };
+        let poststop = raw.config.hooks.and_then(|hooks| hooks.poststop);
         Ok(Some(Self {
             init,
+            poststop: poststop.is_some_and(|hooks| !hooks.is_empty()),
             cgroups: raw.cgroup_paths.unwrap_or_default(),
             bundle: raw
                 .config
@@ -107,7 +146,7 @@ mod tests {
             &file,
             r#"{"id":"x","init_process_pid":7,"init_process_start":11,
                 "cgroup_paths":{"pids":"/sys/fs/cgroup/pids/x"},
-                "config":{"labels":["a=b","bundle=/b/x"]}}"#,
+                "config":{"labels":["a=b","bundle=/b/x"],"Hooks":{"prestart":null,"poststop":[{"path":"/x"}]}}}"#,
         )
         .unwrap();
         let state = RuncState::load(dir.path()).unwrap().unwrap();
@@ -116,9 +155,10 @@ mod tests {
         assert!(state.may_be_of(Path::new("/b/x")));
         assert!(!state.may_be_of(Path::new("/b/y")));
         assert_eq!(state.cgroups.len(), 1);
+        assert!(state.poststop);
         std::fs::write(&file, "{}").unwrap();
         let state = RuncState::load(dir.path()).unwrap().unwrap();
-        assert!(state.init.is_none() && state.may_be_of(Path::new("/any")));
+        assert!(!state.poststop && state.init.is_none() && state.may_be_of(Path::new("/any")));
         std::fs::write(&file, r#"{"init_process_pid":"#).unwrap();
         assert!(matches!(
             RuncState::load(dir.path()),
