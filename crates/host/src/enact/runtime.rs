@@ -28,7 +28,7 @@ pub(super) enum Hooks {
     NotOwed,
     /// The runtime's: it has failed, and its state is there.
     Runtimes,
-    /// Ours: the runtime must not be called.
+    /// Ours: the runtime must not be called, or has nothing to call them by.
     Ours,
 }
 
@@ -48,6 +48,12 @@ impl Work<'_> {
         if look(&self.subject.runc_dir()) == Present::No {
             return Ok(());
         }
+        // runc writes its state down after the createRuntime hooks: cut short
+        // between the two, it would remove the directory and run no other.
+        if self.unfinished() {
+            self.hooks = Hooks::Ours;
+            return Ok(());
+        }
         // Without a pid namespace of its own, runc kills whatever is in the
         // cgroup, strangers too.
         if self.seen.facts.group == Group::Foreign && !self.seen.private_pid_ns {
@@ -57,6 +63,14 @@ impl Work<'_> {
         self.hooks = Hooks::Runtimes;
         self.call_runc_delete();
         Ok(())
+    }
+
+    /// Whether runc began to make the container and got no further. Others keep
+    /// their state under the name `status`.
+    fn unfinished(&self) -> bool {
+        let dir = self.subject.runc_dir();
+        matches!(Found::from(RuncState::load(&dir)), Found::Nothing)
+            && look(&dir.join("status")) == Present::No
     }
 
     fn call_runc_delete(&mut self) {
@@ -119,8 +133,8 @@ impl Work<'_> {
                     .push("runc's state is torn, so runc cannot run the poststop hooks".to_owned());
                 self.run_hooks()
             }
-            // Whoever keeps its state under other names has had its chance; a
-            // runc that got no further has none to run.
+            Found::Nothing if self.hooks == Hooks::Ours => self.run_hooks(),
+            // Whoever keeps its state under other names has had its chance.
             Found::Nothing => true,
             Found::Unread(error) => {
                 self.report.notes.push(said(&error));

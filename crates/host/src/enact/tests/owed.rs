@@ -102,6 +102,20 @@ fn hooks_that_runc_cannot_run_any_more_are_run_all_the_same() {
     assert_eq!(told["bundle"], it.subject.bundle.to_str().unwrap());
 }
 
+/// runc 1.1 writes its state only after the createRuntime hooks.
+#[test]
+fn hooks_of_a_create_that_was_cut_short_are_run() {
+    let mut it = hooked(true, false);
+    fs::remove_file(it.subject.runc_dir().join("state.json")).unwrap();
+    it.subject.said = Said::Creating;
+    it.subject.init = None;
+    let report = it.reconcile(Goal::Gone);
+    it.assert_gone(&report);
+    assert_eq!(hooks_run(&it).len(), 1, "{report:?}");
+    it.reconcile(Goal::Gone);
+    assert_eq!(hooks_run(&it).len(), 1, "twice");
+}
+
 #[test]
 fn where_runc_would_kill_strangers_its_hooks_are_run_without_it() {
     let mut it = hooked(false, true);
