@@ -97,6 +97,36 @@ pub fn stat(pid: u32) -> Result<Option<Stat>> {
     })
 }
 
+/// The raw wait status of a process that is dead and not yet reaped, as its
+/// parent will get it; `None` if it is no zombie, or we may not know: the
+/// kernel shows 0 to who may not look, and 0 would be taken for a clean exit.
+pub fn zombie_status(process: &Incarnation) -> Result<Option<i32>> {
+    let Some(line) = read(process.pid, "stat")? else {
+        return Ok(None);
+    };
+    let of_it = parse_stat(&line)
+        .is_some_and(|stat| stat.state == 'Z' && stat.start_ticks == process.start_ticks);
+    // The last field, 52, since Linux 3.5; see proc_pid_stat(5).
+    let status = std::str::from_utf8(&line)
+        .ok()
+        .and_then(|text| text.split_ascii_whitespace().next_back()?.parse().ok());
+    Ok(match status {
+        Some(0) if !may_look() => None,
+        status => status.filter(|_| of_it),
+    })
+}
+
+/// Whether this process has `CAP_SYS_PTRACE`.
+fn may_look() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|set| set >> CAP_SYS_PTRACE & 1 == 1)
+}
+
 /// The kernel function a process waits in; empty if it runs or the kernel does
 /// not say.
 pub fn wchan(pid: u32) -> Result<Option<String>> {
@@ -472,5 +502,29 @@ mod tests {
         assert_eq!(below_shell, [grandchild]);
         assert_eq!(told, [true, true, false, false]);
         assert!(!descends(grandchild, me).unwrap(), "it is gone");
+    }
+
+    #[test]
+    fn the_end_of_a_zombie_is_told_and_of_nobody_else() {
+        let mut child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let us = incarnation(std::process::id()).unwrap().unwrap();
+        assert_eq!(zombie_status(&us).unwrap(), None);
+        loop {
+            let process = incarnation(child.id()).unwrap().unwrap();
+            let told = zombie_status(&process).unwrap();
+            if told.is_some() {
+                assert_eq!(told, Some(3 << 8));
+                let other = Incarnation {
+                    start_ticks: process.start_ticks + 1,
+                    ..process
+                };
+                assert_eq!(zombie_status(&other).unwrap(), None);
+                break;
+            }
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
     }
 }

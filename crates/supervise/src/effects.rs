@@ -4,13 +4,17 @@
 
 use std::time::Duration;
 
+use vigil_host::cgroup::Cgroup;
 use vigil_model::{
-    Answer, Effect, ExecId, Exit, Kind, Phase, Refusal, Request, Verb, What, Who, show, waited,
+    Answer, Effect, ExecId, Exit, Kind, Phase, Plan, Refusal, Request, Verb, What, Who, show,
+    waited,
 };
 use vigil_sys::points::{self, Point};
 
+use crate::desk::Reply;
 use crate::exits::exit_of;
-use crate::jobs::{self, create::Begun, create::Made, exec::Started, gone, verbs};
+use crate::jobs::create::{Begun, Made, NotMade};
+use crate::jobs::{self, exec::Started, gone, verbs};
 use crate::owner::{Ending, Message, Owner};
 use crate::replies::Outcome;
 use crate::{clock, ooms};
@@ -21,11 +25,19 @@ const OVERDUE: Duration = Duration::from_secs(3);
 /// How long the events get at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// What a copy gets at Delete to hand on what is in its pipe still, and what
+/// closing all of them may take.
+const LAST_BYTES: Duration = Duration::from_millis(100);
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// A process that can die has died by then.
+const DYING: Duration = Duration::from_secs(2);
+
 /// Work ends with a pause of this length.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// How Create ended.
-pub(crate) type CreateOver = Result<Made, Refusal>;
+pub(crate) type CreateOver = Result<Made, NotMade>;
 /// How a verb ended; a restore brings what it made.
 pub(crate) type VerbOver = Result<Option<Box<Begun>>, Refusal>;
 /// How the start of an exec ended.
@@ -135,6 +147,29 @@ impl Owner {
         });
     }
 
+    /// Looks once more, later, at an init that was killed.
+    pub(crate) fn watch_it_die(&self) {
+        self.job(async {
+            tokio::time::sleep(DYING).await;
+            Message::DeadByNow
+        });
+    }
+
+    /// Clears Create's way; its message brings the request back.
+    pub(crate) fn clear(&self, plan: Plan, reply: Reply) {
+        let tools = self.hands.tools.clone();
+        let plan = Box::new(plan);
+        self.job(async move {
+            let create = Box::new(plan.create.clone());
+            let over = jobs::clear::clear(tools, plan).await;
+            Message::Cleared {
+                create,
+                reply,
+                over,
+            }
+        });
+    }
+
     /// There are many shims and each mostly waits: what work needed of memory
     /// is given back a moment after the last of it. One timer, and none while
     /// nothing happens.
@@ -157,6 +192,10 @@ impl Owner {
             Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
                 let mut claims = plan.claims.clone();
                 let over = jobs::create::begin(&tools, &plan, &mut claims).await;
+                if over.is_err() {
+                    // The runtime may have restored it, wholly or partly.
+                    gone::undo(&tools, &plan).await;
+                }
                 Message::VerbOver {
                     verb,
                     over: over.map(|begun| Some(Box::new(begun))),
@@ -222,12 +261,23 @@ impl Owner {
         };
         let tools = self.hands.tools.clone();
         let never_started = matches!(self.task.standing.phase, Phase::Created { .. });
+        let end = self.end();
         let cgroup = self.hands.cgroup.clone();
         let streams = std::mem::take(&mut self.hands.streams);
         let pin = self.hands.pins.get(&Who::Init).copied();
+        let until = std::time::Instant::now() + gone::DELETE_WAIT;
         self.job(async move {
             if never_started && let Some(cgroup) = cgroup {
-                gone::kill_all(&cgroup, gone::KILL_WAIT).await;
+                if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
+                    let held = holdouts(&cgroup);
+                    return Message::VerbOver {
+                        verb: Verb::Delete,
+                        over: Err(Refusal::new(
+                            Kind::FailedPrecondition,
+                            format!("cannot delete a container that does not die: {held}"),
+                        )),
+                    };
+                }
                 if let Some(pin) = pin {
                     seen(&tools, pin).await;
                 }
@@ -236,7 +286,7 @@ impl Owner {
             // to end; Delete does not.
             let closing: Vec<_> = streams
                 .into_values()
-                .map(|streams| tokio::spawn(streams.close_all(Duration::from_millis(100))))
+                .map(|streams| tokio::spawn(streams.close_all(LAST_BYTES)))
                 .collect();
             let closed = async {
                 for one in closing {
@@ -244,14 +294,30 @@ impl Owner {
                     let _ = one.await;
                 }
             };
-            let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+            let _ = tokio::time::timeout(CLOSING, closed).await;
             points::reach(Point::DeleteDrained);
-            let over = gone::delete(tools, plan).await;
+            gone::delete(tools, plan, end, until).await;
             Message::VerbOver {
                 verb: Verb::Delete,
-                over: over.map(|()| None),
+                over: Ok(None),
             }
         });
+    }
+
+    /// What is known of init's end.
+    fn end(&self) -> gone::End {
+        let phase = &self.task.standing.phase;
+        gone::End {
+            init: phase.init().cloned(),
+            exit: match phase {
+                Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+                Phase::Empty
+                | Phase::Creating
+                | Phase::Created { .. }
+                | Phase::Running { .. }
+                | Phase::Paused { .. } => None,
+            },
+        }
     }
 
     fn start_exec(&mut self, exec: ExecId) {
@@ -274,34 +340,22 @@ impl Owner {
     /// After init's end. In a pid namespace of its own the kernel has already
     /// taken everything else down; frozen leftovers are thawed all the same.
     fn kill_rest(&mut self) {
-        let private = self
-            .task
-            .plan
-            .as_ref()
-            .is_some_and(|plan| plan.private_pid_ns);
-        match self.hands.cgroup.clone() {
-            Some(cgroup) if !private => self.job(async move {
-                if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
-                    for held in cgroup.holdouts().unwrap_or_default() {
-                        log::warn!(
-                            "process {} ({}) outlives its container: {} in {}",
-                            held.pid,
-                            held.comm,
-                            held.state,
-                            held.wchan
-                        );
-                    }
-                }
+        let Some(plan) = self.task.plan.clone() else {
+            return self.soon(What::RestGone);
+        };
+        if !plan.private_pid_ns {
+            let (tools, end) = (self.hands.tools.clone(), self.end());
+            return self.job(async move {
+                gone::end_rest(&tools, &plan, end).await;
                 Message::Happened(What::RestGone)
-            }),
-            Some(cgroup) => {
-                if let Err(error) = cgroup.thaw_all() {
-                    log::warn!("not thawed: {}", vigil_host::chain(&error));
-                }
-                self.soon(What::RestGone);
-            }
-            None => self.soon(What::RestGone),
+            });
         }
+        if let Some(cgroup) = &self.hands.cgroup
+            && let Err(error) = cgroup.thaw_all()
+        {
+            log::warn!("not thawed: {}", vigil_host::chain(&error));
+        }
+        self.soon(What::RestGone);
     }
 
     // --- jobs that ended ----------------------------------------------------
@@ -320,9 +374,9 @@ impl Owner {
                 points::reach(Point::CreatedNotTold);
                 self.look_at_exits();
             }
-            Err(refusal) => {
-                self.replies.create_outcome = Some(Err(refusal));
-                self.happen(What::CreateFailed { undone: true });
+            Err(NotMade { why, undone }) => {
+                self.replies.create_outcome = Some(Err(why));
+                self.happen(What::CreateFailed { undone });
                 self.arm_idle();
             }
         }
@@ -331,6 +385,7 @@ impl Owner {
     fn take_over(&mut self, begun: Begun) {
         self.hands.streams.insert(Who::Init, begun.streams);
         self.hands.pins.insert(Who::Init, begun.pin);
+        self.hands.know(&begun.init);
         self.hands.cgroup = Some(begun.cgroup);
         if let Some(watch) = &begun.oom {
             ooms::listen(watch, self.desk.clone());
@@ -418,8 +473,12 @@ impl Owner {
             .iter()
             .rev()
             .filter_map(|(who, pin)| {
-                let death = self.hands.tools.exits.pinned(*pin)?;
-                Some((who.clone(), exit_of(&death)))
+                let exit = match self.hands.tools.exits.pinned(*pin) {
+                    Some(death) => exit_of(&death),
+                    None if *who == Who::Init => self.hands.unrecorded_end()?,
+                    None => return None,
+                };
+                Some((who.clone(), exit))
             })
             .collect();
         for (who, exit) in dead {
@@ -508,6 +567,18 @@ impl Owner {
             Some(metrics) => Ok(Answer::Stats(Box::new(metrics))),
             None => Err(Refusal::new(Kind::NotFound, "cgroup does not exist")),
         }
+    }
+}
+
+/// Who does not die, in words.
+fn holdouts(cgroup: &Cgroup) -> String {
+    match cgroup.holdouts() {
+        Ok(held) if held.is_empty() => "its cgroup does not get empty".to_owned(),
+        Ok(held) => {
+            let held: Vec<String> = held.iter().take(4).map(ToString::to_string).collect();
+            held.join("; ")
+        }
+        Err(error) => vigil_host::chain(&error),
     }
 }
 

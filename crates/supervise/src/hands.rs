@@ -2,18 +2,19 @@
 //! and does the quick things; what takes time is a job.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vigil_host::cgroup::{Cgroup, OomWatch, claims, place, stats, systemd_host};
 use vigil_host::proc::{self, Checked};
-use vigil_host::{bundle, rootfs, runc};
+use vigil_host::{bundle, enact, rootfs, runc};
 use vigil_model::metrics::Metrics;
 use vigil_model::request::Create;
-use vigil_model::{Answer, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
+use vigil_model::{Answer, Exit, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
-use crate::jobs;
+use crate::{clock, jobs};
 use crate::kept::Kept;
 use crate::owner::Place;
 use crate::replies::Outcome;
@@ -35,8 +36,10 @@ pub(crate) struct Hands {
     /// What the verb under way was asked with.
     wish: Option<Request>,
     last_stats: Option<Metrics>,
-    /// Init was sent SIGKILL: nothing may keep it from dying.
-    killed: bool,
+    /// Init, held so that its death shows even if nobody records it.
+    init: Option<(Incarnation, OwnedFd)>,
+    /// When init was sent SIGKILL first: nothing may keep it from dying.
+    killed: Option<Instant>,
 }
 
 impl Hands {
@@ -49,7 +52,8 @@ impl Hands {
             oom: None,
             wish: None,
             last_stats: None,
-            killed: false,
+            init: None,
+            killed: None,
         }
     }
 
@@ -139,10 +143,70 @@ impl Hands {
         }
     }
 
+    /// Whether an earlier life of this id is to be cleared away first.
+    pub(crate) fn in_the_way(&self, plan: &Plan) -> bool {
+        jobs::clear::in_the_way(&self.tools, plan)
+    }
+
+    /// Holds init from now on.
+    pub(crate) fn know(&mut self, init: &Incarnation) {
+        self.init = match proc::open_checked(init) {
+            Ok(Checked::Same(fd)) => Some((init.clone(), fd)),
+            // Dead already: its end is recorded.
+            Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => None,
+            Err(error) => {
+                log::warn!("init is not held: {}", vigil_host::chain(&error));
+                None
+            }
+        };
+    }
+
+    /// The end of an init that is dead and whose death is not recorded: the
+    /// reaper is behind, or gone. `None` while it lives, or while its reaper is
+    /// about to say.
+    pub(crate) fn unrecorded_end(&self) -> Option<Exit> {
+        let (init, fd) = self.init.as_ref()?;
+        if pidfd::is_dead(fd) != Ok(true) {
+            return None;
+        }
+        let status = match proc::zombie_status(init) {
+            Ok(status) => status?,
+            Err(error) => {
+                log::warn!("no end of init: {}", vigil_host::chain(&error));
+                return None;
+            }
+        };
+        Some(Exit {
+            status: enact::status_of(status)?,
+            at: clock::now(),
+        })
+    }
+
+    /// Why init does not die of a SIGKILL it was sent, if it does not.
+    pub(crate) fn undying(&self) -> Option<String> {
+        let since = self.killed?.elapsed().as_secs();
+        let (init, fd) = self.init.as_ref()?;
+        if pidfd::is_dead(fd) != Ok(false) {
+            return None;
+        }
+        // Init itself may only wait for others of its pid namespace.
+        let others = self.cgroup.as_ref().and_then(|cg| cg.holdouts().ok());
+        let mut held = others.unwrap_or_default();
+        held.sort_by_key(|held| (held.state != 'D', held.pid != init.pid));
+        if held.is_empty() {
+            held.extend(proc::holdout(init.pid).ok().flatten());
+        }
+        let held: Vec<String> = held.iter().take(4).map(ToString::to_string).collect();
+        Some(format!(
+            "SIGKILL was sent {since} s ago, and there is {}",
+            held.join("; ")
+        ))
+    }
+
     /// v1 delivers nothing to what stands still, not even SIGKILL; and a
     /// freeze that was under way may complete after the signal was sent.
     pub(crate) fn let_die(&self) {
-        if self.killed
+        if self.killed.is_some()
             && let Some(cgroup) = &self.cgroup
             && let Err(error) = cgroup.thaw_all()
         {
@@ -188,7 +252,7 @@ impl Hands {
         }
         // Not for an exec: the container would run on as a paused one.
         if signal == 9 && *who == Who::Init {
-            self.killed = true;
+            self.killed.get_or_insert_with(Instant::now);
             self.let_die();
         }
         Ok(Answer::Done)
@@ -215,6 +279,7 @@ impl Hands {
         if *who == Who::Init {
             self.cgroup = None;
             self.oom = None;
+            self.init = None;
         }
         let control = self.tools.control.clone();
         tokio::spawn(async move {

@@ -47,6 +47,12 @@ pub struct Place {
 pub(crate) enum Message {
     /// A request.
     Ask { request: Request, reply: Reply },
+    /// What was in Create's way is not any more, or cannot be helped.
+    Cleared {
+        create: Box<request::Create>,
+        reply: Reply,
+        over: Result<(), Refusal>,
+    },
     /// Something happened.
     Happened(What),
     /// Create came to an end.
@@ -65,12 +71,23 @@ pub(crate) enum Message {
     Connected(OwnedFd),
     /// The reaper sent something unasked.
     FromReaper(FromReaper),
+    /// Init was killed a while ago.
+    DeadByNow,
     /// No Create for too long.
     Idle,
     /// Events are flushed, or their time is up.
     Flushed,
     /// Nothing was asked for a while: memory used for work can be given back.
     Quiet,
+}
+
+/// What is known of the way of a Create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nobody has looked.
+    Unseen,
+    /// What an earlier life left there is gone.
+    Cleared,
 }
 
 /// Why the owner stopped.
@@ -128,6 +145,14 @@ impl Owner {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Ask { request, reply } => self.ask(request, reply),
+            Message::Cleared {
+                create,
+                reply,
+                over,
+            } => match over {
+                Ok(()) => self.create(*create, reply, Way::Cleared),
+                Err(refusal) => answer(Some(reply), Err(refusal)),
+            },
             Message::Happened(what) => self.happen(what),
             Message::CreateOver(over) => self.create_over(*over),
             Message::VerbOver { verb, over } => self.verb_over(verb, over),
@@ -144,6 +169,15 @@ impl Owner {
             }
             Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
                 self.leave(Ending::ReaperLeaves);
+            }
+            Message::DeadByNow => {
+                self.look_at_exits();
+                if self.task.standing.phase.live_init().is_some() {
+                    self.hands.let_die();
+                    if let Some(why) = self.hands.undying() {
+                        log::warn!("a kill without a death: {why}");
+                    }
+                }
             }
             // Connections are served beside the owner; see `serve`.
             Message::FromReaper(FromReaper::Connection { .. })
@@ -217,7 +251,7 @@ impl Owner {
             return;
         }
         match request {
-            Request::Create(create) => self.ask_create(*create, reply),
+            Request::Create(create) => self.create(*create, reply, Way::Unseen),
             Request::Start(Who::Init) => self.ask_verb(Verb::Start, request, reply),
             Request::Start(Who::Exec(exec)) => self.ask_exec_start(exec, reply),
             Request::Exec { exec, stdio, spec } => {
@@ -307,18 +341,21 @@ impl Owner {
         Ok(Answer::Done)
     }
 
-    fn ask_create(&mut self, create: request::Create, reply: Reply) {
+    fn create(&mut self, create: request::Create, reply: Reply, way: Way) {
         points::reach(Point::BeforeCreate);
         if let Err(refusal) = self.ledger.takes_new_work() {
             return answer(Some(reply), Err(refusal));
         }
-        let outcome = self.hands.plan(&self.place, create).and_then(|plan| {
-            let step = self.decide(What::CreateAsked(Box::new(plan)))?;
+        let planned = self.hands.plan(&self.place, create).and_then(|plan| {
+            let step = self.decide(What::CreateAsked(Box::new(plan.clone())))?;
             JournalLedger::takes(&step)?;
-            Ok(step)
+            Ok((plan, step))
         });
-        match outcome {
-            Ok(step) => {
+        match planned {
+            Ok((plan, _)) if way == Way::Unseen && self.hands.in_the_way(&plan) => {
+                self.clear(plan, reply);
+            }
+            Ok((_, step)) => {
                 self.replies.create = Some(reply);
                 self.carry(step);
             }
@@ -339,7 +376,15 @@ impl Owner {
                 self.carry(step);
             }
             Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
-            Err(refusal) => answer(Some(reply), Err(refusal)),
+            Err(mut refusal) => {
+                if verb == Verb::Delete
+                    && let Some(why) = self.hands.undying()
+                {
+                    refusal.kind = Kind::FailedPrecondition;
+                    refusal.says = format!("{}: {why}", refusal.says);
+                }
+                answer(Some(reply), Err(refusal));
+            }
         }
     }
 
@@ -394,6 +439,9 @@ impl Owner {
             Ok(step) => {
                 self.carry(step);
                 let outcome = self.signal_outcome.take().unwrap_or(Ok(Answer::Done));
+                if signal == 9 && who == Who::Init {
+                    self.watch_it_die();
+                }
                 self.happen(What::KillDone { who, signal });
                 answer(Some(reply), outcome);
             }

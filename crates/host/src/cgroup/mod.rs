@@ -25,7 +25,7 @@ pub use freeze::Freeze;
 pub use hierarchy::{BASE, Hierarchies, Hierarchy, Mode};
 pub use kill::{Killing, Progress, Sent};
 pub use oom::{OomWatch, Wakes};
-pub use place::{Placement, claims, place, systemd_host};
+pub use place::{Placement, claims, named_for, place, systemd_host};
 pub use remove::Removal;
 pub use stats::stats;
 

@@ -232,6 +232,17 @@ fn before(hierarchy: &Hierarchy, dir: &Path) -> Before {
     }
 }
 
+/// Whether a cgroup carries a container's id as its name, as containerd and
+/// systemd's driver have it: `ID`, or `PREFIX-ID.scope`.
+pub fn named_for(dir: &Path, id: &str) -> bool {
+    let Some(name) = dir.file_name().map(|name| name.to_string_lossy()) else {
+        return false;
+    };
+    let unit = name.strip_suffix(".scope");
+    let prefix = unit.and_then(|unit| unit.strip_suffix(id));
+    name == id || prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]

@@ -33,15 +33,23 @@ pub(crate) struct Begun {
     pub(crate) oom: Option<OomWatch>,
 }
 
-/// Makes the container, or leaves nothing of it.
-pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, Refusal> {
-    // Before runc runs: afterwards nobody can tell whose it is.
-    let strangers = gone::strangers(&tools, &plan);
-    let outcome = attempt(&tools, &plan).await;
-    if outcome.is_err() {
-        gone::undo(&tools, &plan, strangers).await;
+/// A container that could not be made.
+#[derive(Debug)]
+pub(crate) struct NotMade {
+    pub(crate) why: Refusal,
+    /// Nothing is left of the attempt.
+    pub(crate) undone: bool,
+}
+
+/// Makes the container, or leaves nothing of it as far as it can.
+pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, NotMade> {
+    match attempt(&tools, &plan).await {
+        Ok(made) => Ok(made),
+        Err(why) => {
+            let undone = gone::undo(&tools, &plan).await;
+            Err(NotMade { why, undone })
+        }
     }
-    outcome
 }
 
 async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {

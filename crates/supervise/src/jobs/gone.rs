@@ -1,31 +1,41 @@
-//! Taking a container away: `runc delete`, its cgroups, its mounts. Used by
-//! Delete and by the undoing of a failed Create; every part may be repeated.
+//! Taking a container away: `runc delete`, its cgroups, its mounts, and what
+//! none of them finished through the one recovery path. Delete is answered in
+//! seconds in every case; whatever takes longer is left to a tombstone.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use vigil_host::cgroup::{Cgroup, Hierarchies, Killing, Progress};
-use vigil_host::observe::RuncState;
+use vigil_host::enact::Left;
 use vigil_host::rootfs::{self, Manner};
-use vigil_host::runc::{Call, Invocation};
+use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::worker::{Outcome, Worker};
-use vigil_model::{Claim, Kind, Plan, Refusal};
+use vigil_model::{Claim, Exit, Incarnation, Plan};
+use vigil_reconcile::{Goal, RuncDelete, Said};
 
 use vigil_sys::pidfd;
 use vigil_sys::points::{self, Point};
 
-use super::{Tools, runc, runtime};
+use super::{Tools, recover, runc, runtime};
 use crate::watched::watch;
 
 /// For mounting the rootfs: a loop or network device may be slow.
 pub(crate) const MOUNT_WAIT: Duration = Duration::from_mins(1);
-/// For unmounting and removing cgroups; Delete is answered within it.
-const CLEAN_WAIT: Duration = Duration::from_secs(3);
+/// All of Delete: it is answered within 4 s.
+pub(crate) const DELETE_WAIT: Duration = Duration::from_millis(3400);
+/// Of that, kept back for finishing what `runc delete` did not.
+const FINISH_WAIT: Duration = Duration::from_millis(1600);
+/// For unmounting and removing cgroups before it is done the thorough way.
+const CLEAN_WAIT: Duration = Duration::from_millis(1200);
+/// For undoing a Create, `runc delete` and hooks included.
+const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// For a busy mount before it is detached.
 const BUSY_WAIT: Duration = Duration::from_millis(500);
 /// For a cgroup whose last processes are dying.
-const REMOVE_WAIT: Duration = Duration::from_secs(1);
+const REMOVE_WAIT: Duration = Duration::from_millis(500);
+/// Between SIGTERM and SIGKILL to an overdue `runc delete`.
+const GRACE: Duration = Duration::from_millis(200);
 /// Between two looks at a worker nobody tells us the end of.
 const LOOK: Duration = Duration::from_millis(20);
 /// For everything in the cgroup to die.
@@ -37,7 +47,7 @@ pub(crate) async fn worked(worker: Worker, wait: Duration) -> Outcome {
 }
 
 /// As [`worked`], and what it said.
-async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, Vec<String>) {
+pub(crate) async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, Vec<String>) {
     let watched = worker
         .pidfd_owned()
         .ok()
@@ -88,90 +98,114 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
     }
 }
 
-/// Whether runc has a container of this id that is not known to be of this
-/// bundle: made by somebody else below the same root. Creating ours will fail,
-/// and undoing that must not take theirs away.
-pub(crate) fn strangers(tools: &Tools, plan: &Plan) -> bool {
-    let state = runtime(plan).root.join(tools.place.id.as_str());
-    exists(&state)
-        && !RuncState::load(&state)
-            .ok()
-            .flatten()
-            .is_some_and(|known| known.bundle.is_some() && known.may_be_of(&tools.place.bundle))
-}
-
-/// Undoes a Create that failed somewhere on its way.
-pub(crate) async fn undo(tools: &Tools, plan: &Plan, strangers: bool) {
-    let mut claims = plan.claims.clone();
-    let hierarchies = tools.hierarchies.read();
-    match hierarchies.and_then(|known| Cgroup::open(known, &claims)) {
-        Ok(cgroup) => {
-            if !kill_all(&cgroup, KILL_WAIT).await {
-                log::error!("a failed create leaves processes behind in its cgroup");
-            }
-        }
-        Err(error) => log::warn!("cgroup not opened: {}", vigil_host::chain(&error)),
-    }
-    note_inodes(&mut claims);
-    if strangers {
-        log::warn!("what runc has under this id is not ours and is left alone");
-    } else if let Err(refusal) = runc_delete(tools, plan, true).await {
-        log::warn!("{refusal}");
-    }
-    if let Err(refusal) = clean(tools, plan, claims).await {
-        log::error!("{refusal}");
-    }
+/// Undoes a Create, or a restore, that failed somewhere on its way: true if
+/// nothing is left of it.
+pub(crate) async fn undo(tools: &Tools, plan: &Plan) -> bool {
+    let subject = recover::subject(tools, plan, Said::Creating);
+    let undone = recover::recover(tools, subject, Goal::Keep, UNDO_WAIT).await;
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
+    undone.whole
 }
 
-/// What appeared where nothing was is ours; its inode says that it is still
-/// the same when it is removed.
-fn note_inodes(claims: &mut [Claim]) {
-    use std::os::unix::fs::MetadataExt;
-    for claim in claims.iter_mut().filter(|claim| claim.inode.is_none()) {
-        claim.inode = std::fs::symlink_metadata(&claim.path)
-            .ok()
-            .map(|found| found.ino());
-    }
+/// Ends what lives on after its init: in a shared pid namespace the kernel
+/// takes nobody down with it, and a process may have left the cgroup.
+pub(crate) async fn end_rest(tools: &Tools, plan: &Plan, end: End) {
+    let mut subject = recover::subject(tools, plan, Said::Ended);
+    subject.init = end.init;
+    subject.exit = end.exit;
+    recover::recover(tools, subject, Goal::Keep, KILL_WAIT).await;
 }
 
-/// Deletes the container of a task that has ended or was never started.
-pub(crate) async fn delete(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
-    runc_delete(&tools, &plan, false).await?;
+/// What is known of init's end.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) init: Option<Incarnation>,
+    pub(crate) exit: Option<Exit>,
+}
+
+/// Deletes the container of a task that has ended or was never started; what
+/// will not go by `until` is in a tombstone then.
+pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Instant) {
+    let ran = runc_delete(&tools, &plan, until - FINISH_WAIT).await;
     points::reach(Point::RuncDeleteDone);
-    let claims = plan.claims.clone();
-    clean(&tools, &plan, claims).await?;
+    let mut left = Vec::new();
+    let done = match &ran {
+        Ok(()) => match clean(&tools, &plan).await {
+            Ok(()) => true,
+            Err((why, stuck)) => {
+                log::warn!("clean-up: {why}");
+                left.extend(stuck);
+                false
+            }
+        },
+        Err(failure) => {
+            log::warn!("{failure}");
+            false
+        }
+    };
+    if !done {
+        let said = match end.exit {
+            Some(_) => Said::Ended,
+            None => Said::Live,
+        };
+        let mut subject = recover::subject(&tools, &plan, said);
+        subject.init = end.init;
+        subject.exit = end.exit;
+        subject.left = left;
+        subject.runc_delete = match ran {
+            Ok(()) => RuncDelete::Done,
+            Err(_) => RuncDelete::Begun,
+        };
+        let wait = until.saturating_duration_since(Instant::now());
+        recover::recover(&tools, subject, Goal::Gone, wait).await;
+    }
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
-    Ok(())
 }
 
-/// `runc delete`, unless runc knows nothing of the container any more.
-async fn runc_delete(tools: &Tools, plan: &Plan, force: bool) -> Result<(), Refusal> {
+/// `runc delete`, unless runc knows nothing of the container any more. One
+/// that has removed its state by `until` and is at the hooks is not disturbed:
+/// the container is gone, and the hooks shall run once.
+async fn runc_delete(tools: &Tools, plan: &Plan, until: Instant) -> Result<(), Failure> {
     let runtime = runtime(plan);
     let id = tools.place.id.as_str();
     let state = runtime.root.join(id);
     if !exists(&state) {
         return Ok(());
     }
-    let running = Invocation::new(&runtime, Call::Delete { id, force }).spawn();
-    let outcome = match running {
-        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
-        Err(failure) => Err(failure),
+    let running = Invocation::new(&runtime, Call::Delete { id, force: false }).spawn()?;
+    let wait = until.saturating_duration_since(Instant::now());
+    let deadlines = tools.deadlines;
+    let ended = runc::ends_within(&running, wait.min(deadlines.delete));
+    if !ended.await && !exists(&state) {
+        log::info!("runc delete is at the poststop hooks still, and is left to them");
+        tokio::spawn(async move {
+            if let (Err(failure), _) = runc::finish(running, &deadlines).await {
+                log::warn!("{failure}");
+            }
+        });
+        return Ok(());
+    }
+    let deadlines = vigil_host::runc::Deadlines {
+        delete: Duration::ZERO,
+        grace: deadlines.grace.min(GRACE),
+        ..deadlines
     };
-    match outcome {
+    match runc::finish(running, &deadlines).await.0 {
         Ok(()) => Ok(()),
         // Somebody else deleted it meanwhile: what was asked for is so.
-        Err(_) if !exists(&state) => Ok(()),
-        Err(failure) => Err(runc::refusal(&failure)),
+        Err(failure) if failure.class != Class::Overdue && !exists(&state) => Ok(()),
+        Err(failure) => Err(failure),
     }
 }
 
-fn exists(path: &Path) -> bool {
+pub(crate) fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
 
-/// What runc leaves or never knew: cgroups and mounts.
-async fn clean(tools: &Tools, plan: &Plan, claims: Vec<Claim>) -> Result<(), Refusal> {
+/// What runc leaves or never knew: cgroups and mounts. What hangs or was only
+/// detached is named, so that it is in the tombstone.
+async fn clean(tools: &Tools, plan: &Plan) -> Result<(), (String, Vec<Left>)> {
+    let claims = plan.claims.clone();
     let left = claims
         .iter()
         .any(|claim| claim.ours() && exists(Path::new(&claim.path)));
@@ -186,37 +220,34 @@ async fn clean(tools: &Tools, plan: &Plan, claims: Vec<Claim>) -> Result<(), Ref
             remove_cgroups(&claims)?;
         }
         if mounted {
-            let unmounted = rootfs::unmount_below(&rootfs, Manner::Patient(BUSY_WAIT), notes)
+            // What was only detached is in the notes.
+            let _ = rootfs::unmount_below(&rootfs, Manner::Patient(BUSY_WAIT), notes)
                 .map_err(|error| vigil_host::chain(&error))?;
-            for mount in unmounted.detached {
-                notes.say(&format!(
-                    "{} is busy and was only detached",
-                    mount.path.display()
-                ));
-            }
         }
         Ok(())
     })
-    .map_err(|error| super::refusal(&error))?;
+    .map_err(|error| (vigil_host::chain(&error), Vec::new()))?;
     let (outcome, said) = worked_saying(worker, CLEAN_WAIT).await;
+    let mut stuck = Vec::new();
     for line in said {
-        log::warn!("clean-up: {line}");
-    }
-    match outcome {
-        Outcome::Done => Ok(()),
-        Outcome::Failed(why) => Err(Refusal::new(Kind::Unknown, why)),
-        Outcome::Overdue { pid, doing, left } => {
-            let left = if left {
-                format!(", left to process {pid}, which sleeps uninterruptibly")
-            } else {
-                String::new()
-            };
-            Err(Refusal::new(
-                Kind::DeadlineExceeded,
-                format!("clean-up is overdue: {doing}{left}"),
-            ))
+        match rootfs::Detached::from_note(&line) {
+            Some(mount) => stuck.push(Left::Detached(mount)),
+            None => log::warn!("clean-up: {line}"),
         }
     }
+    let why = match outcome {
+        Outcome::Done if stuck.is_empty() => return Ok(()),
+        Outcome::Done => "a mount was busy".to_owned(),
+        Outcome::Failed(why) => why,
+        Outcome::Overdue { pid, doing, left } => {
+            let why = format!("overdue at: {doing}");
+            if left {
+                stuck.push(Left::Worker { pid, doing });
+            }
+            why
+        }
+    };
+    Err((why, stuck))
 }
 
 /// Runs in a worker.

@@ -2,10 +2,12 @@
 //! message to the owner. A job owns what it works with and decides nothing
 //! about the container; nothing here is cancelled by a client going away.
 
+pub(crate) mod clear;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod gone;
 pub(crate) mod identify;
+pub(crate) mod recover;
 pub(crate) mod runc;
 pub(crate) mod verbs;
 

@@ -1,7 +1,7 @@
 //! Waiting for runc without blocking: its deadline, then SIGTERM to its
 //! group, then SIGKILL, and always an outcome.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -26,11 +26,7 @@ pub(crate) async fn finish(
     deadlines: &Deadlines,
 ) -> (Result<(), Failure>, Running) {
     let deadline = deadlines.of(running.verb());
-    let pidfd = running
-        .pidfd()
-        .try_clone_to_owned()
-        .and_then(|copy| watch(copy, Interest::READABLE))
-        .ok();
+    let pidfd = pidfd_of(&running);
     let mut stuck = String::new();
     if !ended_within(running.pidfd(), pidfd.as_ref(), deadline).await {
         stuck = running.stuck_in();
@@ -84,7 +80,32 @@ async fn ended_within(call: BorrowedFd<'_>, pidfd: Option<&Watched>, wait: Durat
             }
         }
     };
-    tokio::time::timeout(wait, ended).await.is_ok()
+    // The last look is at the kernel: the reactor may be behind.
+    tokio::time::timeout(wait, ended).await.is_ok() || pidfd::is_dead(call) == Ok(true)
+}
+
+/// Whether a call ends in that time.
+pub(crate) fn ends_within(
+    running: &Running,
+    wait: Duration,
+) -> impl Future<Output = bool> + Send + use<> {
+    let watched = pidfd_of(running);
+    let own = running.pidfd().try_clone_to_owned();
+    async move {
+        match own {
+            Ok(own) => ended_within(own.as_fd(), watched.as_ref(), wait).await,
+            // Out of descriptors: its time is all there is.
+            Err(_) => {
+                tokio::time::sleep(wait).await;
+                false
+            }
+        }
+    }
+}
+
+fn pidfd_of(running: &Running) -> Option<Watched> {
+    let copy = running.pidfd().try_clone_to_owned();
+    copy.and_then(|copy| watch(copy, Interest::READABLE)).ok()
 }
 
 /// A failed call, for a client. The class decides the code; the text is for

@@ -1,0 +1,185 @@
+//! What an earlier life of this id left in Create's way: runc's state, a
+//! populated cgroup, a tombstone. Looked for before anything is recorded; what
+//! nobody alive looks after is brought to nothing the way `delete` does it.
+//! What a living shim looks after is never touched: the id is taken.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vigil_host::cgroup::{Cgroup, Hierarchies, named_for};
+use vigil_host::enact::{self, RUN, Tombstone};
+use vigil_host::observe::{RuncState, Subject, observe};
+use vigil_host::proc::{self, Checked};
+use vigil_host::worker::{Notes, Outcome, Worker};
+use vigil_journal::{lock, names};
+use vigil_model::{Before, Claim, Kind, Plan, Refusal};
+use vigil_reconcile::{Goal, Group, Said};
+use vigil_sys::pidfd;
+
+use super::{Tools, gone, recover};
+
+/// For bringing an earlier life to nothing; its client waits for Create.
+const WAIT: Duration = Duration::from_secs(10);
+/// Generations between a container's process and the shim that looks after it.
+const GENERATIONS: usize = 16;
+/// A note of the worker: the id is taken, by whom.
+const TAKEN: &str = "taken: ";
+
+/// Whether anything is to be looked at. A few looks at the file system; nothing
+/// is in the way of nearly every Create.
+pub(crate) fn in_the_way(tools: &Tools, plan: &Plan) -> bool {
+    let subject = recover::subject(tools, plan, Said::Unreadable);
+    let stone = Tombstone::of(&subject, Vec::new()).path(Path::new(RUN));
+    gone::exists(&subject.runc_dir())
+        || gone::exists(&stone)
+        || plan.claims.iter().any(|claim| left_behind(claim, &subject))
+}
+
+/// A cgroup that carries this id in its name and holds processes: nobody else
+/// has a use for it.
+fn left_behind(claim: &Claim, subject: &Subject) -> bool {
+    let populated = matches!(
+        claim.before,
+        Before::Existed {
+            populated: true,
+            ..
+        }
+    );
+    populated && named_for(Path::new(&claim.path), subject.id.as_str())
+}
+
+/// Clears the way, or says what stands in it.
+pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
+    let mut subject = recover::subject(&tools, &plan, Said::Unreadable);
+    let behind = |claim: &&Claim| {
+        matches!(claim.before, Before::Absent) || left_behind(claim, &subject)
+    };
+    let claims = plan.claims.iter().filter(behind).map(|claim| Claim {
+        before: Before::Absent,
+        ..claim.clone()
+    });
+    subject.claims = claims.collect();
+    let failed = |error: &vigil_host::Error| Refusal::new(Kind::Unknown, vigil_host::chain(error));
+    let worker = Worker::start_noting("clear", move |notes| {
+        work(subject, Instant::now() + WAIT, notes)
+    })
+    .map_err(|error| failed(&error))?;
+    let (outcome, said) = gone::worked_saying(worker, WAIT + WAIT / 10).await;
+    let mut taken = None;
+    for line in said {
+        match line.strip_prefix(TAKEN) {
+            Some(by) => taken = Some(by.to_owned()),
+            None => log::info!("an earlier life: {line}"),
+        }
+    }
+    let id = &tools.place.id;
+    match (outcome, taken) {
+        (_, Some(by)) => Err(Refusal::new(
+            Kind::AlreadyExists,
+            format!("container {id} exists: {by}"),
+        )),
+        (Outcome::Done, None) => Ok(()),
+        (Outcome::Failed(why), None) => Err(Refusal::new(
+            Kind::Unknown,
+            format!("an earlier container {id} is in the way: {why}"),
+        )),
+        (Outcome::Overdue { pid, doing, .. }, None) => Err(Refusal::new(
+            Kind::DeadlineExceeded,
+            format!("an earlier container {id} is in the way: worker {pid} is at: {doing}"),
+        )),
+    }
+}
+
+/// Runs in the worker.
+fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), String> {
+    notes.doing("look at what an earlier life left");
+    let dir = subject.runc_dir();
+    let state = RuncState::load(&dir).ok().flatten();
+    if let Some(by) = taken(&subject, state.as_ref())? {
+        notes.say(&format!("{TAKEN}{by}"));
+        return Err(by);
+    }
+    // What it said of itself is better than what its id suggests.
+    let stone = Tombstone::of(&subject, Vec::new()).path(Path::new(RUN));
+    if let Ok(known) = Tombstone::read(&stone).and_then(|stone| stone.subject()) {
+        let claims = std::mem::replace(&mut subject, known).claims;
+        if subject.claims.is_empty() {
+            subject.claims = claims;
+        }
+    }
+    // Its rootfs lies where its bundle was.
+    if let Some(bundle) = state.and_then(|state| state.bundle) {
+        subject.bundle = bundle;
+    }
+    notes.doing("bring an earlier life to nothing");
+    let seen = observe(&subject);
+    let report = enact::reconcile(&subject, seen, Goal::Gone, Path::new(RUN), deadline);
+    notes.say(&format!("{}: {:?}", report.row, report.done));
+    for note in &report.notes {
+        notes.say(note);
+    }
+    let left: Vec<String> = report.left.iter().map(ToString::to_string).collect();
+    for what in &left {
+        notes.say(&format!("left over: {what}"));
+    }
+    let again = observe(&subject).facts;
+    let busy = matches!(again.group, Group::Populated | Group::Unknown);
+    if busy || again.runc_state.possible() {
+        return Err(format!("{}: {}", report.row, left.join("; ")));
+    }
+    Ok(())
+}
+
+/// Who looks after a container of this id, if anybody does.
+fn taken(subject: &Subject, state: Option<&RuncState>) -> Result<Option<String>, String> {
+    let chain = |error: vigil_host::Error| vigil_host::chain(&error);
+    let mut pids = Vec::new();
+    if let Some(init) = state.and_then(|state| state.init.as_ref())
+        && let Checked::Same(fd) = proc::open_checked(init).map_err(chain)?
+        && !pidfd::is_dead(&fd).unwrap_or(true)
+    {
+        if let Some(theirs) = state.and_then(|state| state.bundle.as_ref())
+            && state.is_some_and(|state| !state.may_be_of(&subject.bundle))
+        {
+            let theirs = theirs.display();
+            return Ok(Some(format!("process {} runs it from {theirs}", init.pid)));
+        }
+        pids.push(init.pid);
+    }
+    if let Some(theirs) = state.and_then(|state| state.bundle.as_ref())
+        && *theirs != subject.bundle
+        && lock::is_held(&PathBuf::from(theirs).join(names::LOCK)).unwrap_or(false)
+    {
+        return Ok(Some(format!("a pair works in {}", theirs.display())));
+    }
+    let hierarchies = Hierarchies::read().map_err(chain)?;
+    let cgroup = Cgroup::open(&hierarchies, &subject.claims).map_err(chain)?;
+    pids.extend(cgroup.pids().map_err(chain)?);
+    for pid in pids {
+        if let Some(by) = shim_above(pid).map_err(chain)? {
+            return Ok(Some(format!("{by} looks after process {pid}")));
+        }
+    }
+    Ok(None)
+}
+
+/// The living shim or monitor a process descends from.
+fn shim_above(pid: u32) -> vigil_host::Result<Option<String>> {
+    let mut pid = pid;
+    for _ in 0..GENERATIONS {
+        let Some(stat) = proc::stat(pid)? else {
+            break;
+        };
+        if stat.parent <= 1 {
+            break;
+        }
+        pid = stat.parent;
+        let Some(above) = proc::stat(pid)? else {
+            break;
+        };
+        if above.comm.starts_with("containerd-shim") || above.comm == "conmon" {
+            return Ok(Some(format!("process {pid} ({})", above.comm)));
+        }
+    }
+    Ok(None)
+}

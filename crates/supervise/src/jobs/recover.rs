@@ -1,0 +1,157 @@
+//! The one recovery path from inside the shim: observe, decide, enact, as
+//! `delete` and the operator's tool do it. It waits, kills and unmounts, so it
+//! runs in a worker with a deadline; the shim only hears how it went. Used to
+//! undo a Create, to finish a Delete that the runtime did not finish, to clear
+//! what an earlier life left in the way, and to end what outlives its init.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vigil_host::enact::{self, Left, RUN, Tombstone};
+use vigil_host::observe::{Below, Subject, observe};
+use vigil_host::proc;
+use vigil_host::worker::{Notes, Outcome, Worker};
+use vigil_model::Plan;
+use vigil_reconcile::{Goal, Said};
+
+use super::{Tools, gone, runtime};
+
+/// What the worker gets beyond the deadline it works to.
+const BEYOND: Duration = Duration::from_millis(300);
+
+/// How a recovery came out.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    /// Nothing of the container is left, by a second look.
+    pub(crate) whole: bool,
+}
+
+/// The container of this plan, as a recovery sees it; `said` is what is true
+/// of it and not yet, or never, in the journal.
+pub(crate) fn subject(tools: &Tools, plan: &Plan, said: Said) -> Subject {
+    let place = &tools.place;
+    let mut subject = Subject::unrecorded(
+        place.id.clone(),
+        place.namespace.clone(),
+        place.bundle.clone(),
+        Path::new(""),
+    );
+    subject.runtime = runtime(plan);
+    subject.systemd_cgroup = Some(subject.runtime.systemd_cgroup);
+    subject.said = said;
+    // Unread, it is not known, and so it is to the rules.
+    subject.boot = proc::boot_id().ok();
+    subject.claims.clone_from(&plan.claims);
+    subject.private_pid_ns = Some(plan.private_pid_ns);
+    subject
+}
+
+/// Brings the container to the goal, as far as the time allows.
+pub(crate) async fn recover(
+    tools: &Tools,
+    subject: Subject,
+    goal: Goal,
+    wait: Duration,
+) -> Recovered {
+    let pair = (tools.place.reaper_pid, std::process::id());
+    let stone = Tombstone::of(&subject, Vec::new());
+    let worker = Worker::start_noting("recover", move |notes| {
+        work(subject, pair, goal, Instant::now() + wait, notes)
+    });
+    let worker = match worker {
+        Ok(worker) => worker,
+        Err(error) => {
+            // Out of processes or descriptors: nothing can be forked, and
+            // what is left waits for who comes after us.
+            let why = vigil_host::chain(&error);
+            log::error!("no recovery: {why}");
+            if goal == Goal::Gone {
+                entomb(stone, why);
+            }
+            return Recovered { whole: false };
+        }
+    };
+    let (outcome, said) = gone::worked_saying(worker, wait + BEYOND).await;
+    let mut left = Vec::new();
+    for line in said {
+        match line.strip_prefix(LEFT) {
+            Some(what) => left.push(what.to_owned()),
+            None => log::info!("recovery: {line}"),
+        }
+    }
+    let whole = match outcome {
+        Outcome::Done => true,
+        Outcome::Failed(why) => {
+            if left.is_empty() {
+                left.push(why);
+            }
+            false
+        }
+        Outcome::Overdue {
+            pid,
+            doing,
+            left: stuck,
+        } => {
+            let stuck = if stuck { ", sleeps uninterruptibly" } else { "" };
+            let why = format!("worker {pid}{stuck}: {doing}");
+            if goal == Goal::Gone {
+                entomb(stone, why.clone());
+            }
+            left.push(why);
+            false
+        }
+    };
+    for what in &left {
+        log::warn!("left over: {what}");
+    }
+    Recovered { whole }
+}
+
+/// The worker could not: what is left is named without it.
+fn entomb(mut stone: Tombstone, why: String) {
+    stone.left.push(why);
+    if let Err(error) = stone.write(Path::new(RUN)) {
+        log::error!("no tombstone: {}", vigil_host::chain(&error));
+    }
+}
+
+const LEFT: &str = "left: ";
+
+/// The container's processes by descent: what hangs below the reaper and was
+/// not started by the shim. The shim's own children (a call of the runtime, a
+/// logger that writes the last words, workers) end by their own deadlines.
+fn below(reaper: u32, shim: u32) -> Option<Below> {
+    let reaper = proc::incarnation(reaper).ok().flatten()?;
+    let mut spare = proc::descendants(shim).ok()?;
+    spare.push(shim);
+    Some(Below { reaper, spare })
+}
+
+/// Runs in the worker.
+fn work(
+    mut subject: Subject,
+    (reaper, shim): (u32, u32),
+    goal: Goal,
+    deadline: Instant,
+    notes: &Notes,
+) -> Result<(), String> {
+    notes.doing("look at the container");
+    subject.below = below(reaper, shim);
+    let subject = &subject;
+    let seen = observe(subject);
+    notes.doing("bring the container to nothing");
+    let report = enact::reconcile(subject, seen, goal, Path::new(RUN), deadline);
+    notes.say(&format!("{}: {:?}", report.row, report.done));
+    for note in &report.notes {
+        notes.say(note);
+    }
+    for left in &report.left {
+        notes.say(&format!("{LEFT}{left}"));
+    }
+    let gone = |left: &Left| matches!(left, Left::Detached(_));
+    let again = observe(subject).facts;
+    if report.left.iter().all(gone) && !again.residue() {
+        return Ok(());
+    }
+    Err(format!("{}: something is left of the container", report.row))
+}
