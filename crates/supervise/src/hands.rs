@@ -14,11 +14,11 @@ use vigil_model::request::Create;
 use vigil_model::{Answer, Exit, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
-use crate::{clock, jobs};
 use crate::kept::Kept;
 use crate::owner::Place;
 use crate::replies::Outcome;
 use crate::stdio::{Size, Streams};
+use crate::{clock, jobs};
 
 /// runc's state root unless the options say otherwise.
 const RUNC_ROOT: &str = "/run/containerd/runc";

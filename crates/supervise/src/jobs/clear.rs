@@ -51,9 +51,8 @@ fn left_behind(claim: &Claim, subject: &Subject) -> bool {
 /// Clears the way, or says what stands in it.
 pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
     let mut subject = recover::subject(&tools, &plan, Said::Unreadable);
-    let behind = |claim: &&Claim| {
-        matches!(claim.before, Before::Absent) || left_behind(claim, &subject)
-    };
+    let behind =
+        |claim: &&Claim| matches!(claim.before, Before::Absent) || left_behind(claim, &subject);
     let claims = plan.claims.iter().filter(behind).map(|claim| Claim {
         before: Before::Absent,
         ..claim.clone()

@@ -92,7 +92,11 @@ pub(crate) async fn recover(
             doing,
             left: stuck,
         } => {
-            let stuck = if stuck { ", sleeps uninterruptibly" } else { "" };
+            let stuck = if stuck {
+                ", sleeps uninterruptibly"
+            } else {
+                ""
+            };
             let why = format!("worker {pid}{stuck}: {doing}");
             if goal == Goal::Gone {
                 entomb(stone, why.clone());
@@ -153,5 +157,8 @@ fn work(
     if report.left.iter().all(gone) && !again.residue() {
         return Ok(());
     }
-    Err(format!("{}: something is left of the container", report.row))
+    Err(format!(
+        "{}: something is left of the container",
+        report.row
+    ))
 }
