@@ -3,8 +3,10 @@
 use crate::Case;
 
 pub mod f01_f05;
+pub mod f03;
 pub mod f04;
 pub mod f06_f10;
+pub mod f07;
 pub mod f08;
 pub mod f11_f15;
 pub mod f15;
@@ -25,8 +27,10 @@ pub mod poor;
 pub fn all() -> Vec<Case> {
     [
         f01_f05::TABLE,
+        f03::TABLE,
         f04::TABLE,
         f06_f10::TABLE,
+        f07::TABLE,
         f08::TABLE,
         f11_f15::TABLE,
         f15::TABLE,
