@@ -11,7 +11,9 @@ pub mod f08;
 pub mod f11_f15;
 pub mod f15;
 pub mod f16_f20;
+pub mod f18;
 pub mod f21_f25;
+pub mod f24;
 pub mod f26;
 pub mod f28;
 pub mod f30;
@@ -35,7 +37,9 @@ pub fn all() -> Vec<Case> {
         f11_f15::TABLE,
         f15::TABLE,
         f16_f20::TABLE,
+        f18::TABLE,
         f21_f25::TABLE,
+        f24::TABLE,
         f26::TABLE,
         f28::TABLE,
         f30::TABLE,
