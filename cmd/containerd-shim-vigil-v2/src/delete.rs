@@ -3,7 +3,9 @@
 //! and prints the true exit. stdout carries the protobuf and nothing else.
 //! Every file may be missing; it may run twice, and beside a live pair.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,13 +15,14 @@ use vigil_host::observe::Subject;
 use vigil_host::{proc, strays};
 use vigil_journal::pair::Pair;
 use vigil_journal::{exits, names};
-use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Record, Task};
+use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
 use vigil_supervise::exit_of;
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
+use crate::ended::{self, Ended};
 use crate::leave;
 
 /// All of it; containerd kills `delete` after 5 s.
@@ -40,17 +43,9 @@ pub fn run(flags: &Flags) -> Result<()> {
         bundle => PathBuf::from(bundle),
     };
     let socket = socket(flags, &bundle);
-    let _lock = if bundle.is_dir() {
-        Some(leave::take_lock(&bundle)?)
-    } else {
-        // Nothing to lock; a pair may have outlived its bundle all the same.
-        if let Some(path) = &socket
-            && let Ok(connection) = listen::connect(path, Duration::from_millis(100))
-        {
-            leave::dismiss_listener(&connection)?;
-        }
-        None
-    };
+    let _lock = lock(flags, &bundle, socket.as_deref())?;
+    // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
+    let socket = socket.filter(|path| listen::connect(path, Duration::from_millis(100)).is_err());
     points::reach(Point::DeleteLocked);
     let subject = subject(flags, &bundle, socket);
     let report = reconcile_to_gone(&subject, deadline);
@@ -64,12 +59,40 @@ pub fn run(flags: &Flags) -> Result<()> {
         );
     }
     points::reach(Point::DeleteNotRecorded);
-    remember_end(&bundle, &report);
+    let end = Ended {
+        pid: report.pid,
+        exit: report.exit,
+    };
+    let end = ended::read(&bundle).unwrap_or(end);
+    keep_end(&bundle, &end);
     points::reach(Point::DeleteNotPrinted);
-    let answer = delete::response(report.pid, &report.exit)?;
+    let answer = delete::response(end.pid, &end.exit)?;
     std::io::stdout()
         .write_all(&answer)
         .context("cannot write the answer to stdout")
+}
+
+/// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there
+/// is no lock to be had, a pair may be alive all the same: then who listens has to leave.
+fn lock(flags: &Flags, bundle: &Path, socket: Option<&Path>) -> Result<Option<File>> {
+    if bundle.is_dir() {
+        match leave::take_lock(bundle) {
+            Ok(file) => return Ok(Some(file)),
+            Err(error) if leave::is_without_lock(&error) => {
+                eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(path) = socket
+        && let Ok(connection) = listen::connect(path, Duration::from_millis(100))
+    {
+        // A stranger is none of our business, and neither is its socket.
+        if let Err(error) = leave::dismiss_listener(&connection, flags) {
+            eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
+        }
+    }
+    Ok(None)
 }
 
 /// The pair's socket: where it said it is, or where it must be.
@@ -78,7 +101,12 @@ fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
     let said = said
         .as_deref()
         .and_then(|uri| uri.trim().strip_prefix("unix://"));
-    if let Some(path) = said.filter(|path| path.starts_with('/')) {
+    // A power cut leaves NUL bytes; what is no socket is nobody's address.
+    let plain = |path: &&str| {
+        let kind = std::fs::symlink_metadata(path).map(|meta| meta.file_type());
+        path.starts_with('/') && kind.is_ok_and(|kind| kind.is_socket())
+    };
+    if let Some(path) = said.filter(plain) {
         return Some(PathBuf::from(path));
     }
     let address = Address::new(&flags.address, &flags.namespace, &flags.id, None).ok()?;
@@ -167,19 +195,25 @@ fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
     Some(exit_of(&death))
 }
 
-/// Init and its end where the journal does not name it: the number runc wrote down, if a
-/// registered process of that number has died. Nobody is signalled by it: it is dead.
+/// Init and its end where the journal does not name it. Nobody is signalled by it: it is
+/// dead.
 fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
-    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;
-    let pid = pid.trim().parse().ok()?;
     let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
     let exits = snapshot.exits().ok()?;
-    let death = exits
-        .registered(pid)
-        .filter(|death| death.start_ticks != 0)?;
+    let death = match std::fs::read_to_string(bundle.join("init.pid")) {
+        // The number runc wrote down, if a registered process of that number has died.
+        Ok(pid) => exits.registered(pid.trim().parse().ok()?)?,
+        // A Delete has taken it away. Init is the first to be registered, and its slot is
+        // its own for as long as the pair lives.
+        Err(error) if error.kind() == ErrorKind::NotFound => exits.pinned(0)?,
+        Err(_) => return None,
+    };
+    if death.start_ticks == 0 {
+        return None;
+    }
     let boot = exits.boot_id()?;
     let init = Incarnation {
-        pid,
+        pid: death.pid,
         start_ticks: death.start_ticks,
         pid_ns: proc::pid_namespace().ok()?,
         boot: BootId(String::from_utf8_lossy(boot.as_bytes()).into_owned()),
@@ -190,27 +224,36 @@ fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
 
 /// Records what was found before it is told, so that a second `delete` tells
 /// the same. The lock is ours, so nobody else writes the journal.
-fn remember_end(bundle: &Path, report: &Report) {
-    let outcome = (|| -> Result<()> {
-        let path = bundle.join(names::JOURNAL);
-        let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
-        let frames = opened.replayed.records.iter();
-        let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-        let Some(record) = Record::of_end(&task, report.exit, vigil_supervise::now()) else {
-            return Ok(());
-        };
-        let mut journal = opened.journal;
-        journal.append(KIND_RECORD, &record.encode()?)?;
-        Ok(())
-    })();
-    if let Err(error) = outcome
-        && bundle.is_dir()
-    {
+fn keep_end(bundle: &Path, end: &Ended) {
+    if !bundle.is_dir() {
+        return;
+    }
+    let kept = match remember_end(bundle, end) {
+        Ok(true) => return,
+        Ok(false) => ended::write(bundle, end),
+        Err(error) => ended::write(bundle, end).with_context(|| format!("{error:#}")),
+    };
+    if let Err(error) = kept {
         eprintln!(
             "warning: the end is not recorded: {}",
             vigil_supervise::chain(error.as_ref())
         );
     }
+}
+
+/// Whether the journal says the same from now on.
+fn remember_end(bundle: &Path, end: &Ended) -> Result<bool> {
+    let path = bundle.join(names::JOURNAL);
+    let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
+    let frames = opened.replayed.records.iter();
+    let mut task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
+    if let Some(record) = Record::of_end(&task, end.exit, vigil_supervise::now()) {
+        let mut journal = opened.journal;
+        journal.append(KIND_RECORD, &record.encode()?)?;
+        task.apply(&record);
+    }
+    let Ended { pid, exit } = *end;
+    Ok(task.standing.phase == Phase::Deleted { pid, exit })
 }
 
 /// With exit 0 containerd logs stderr as warnings.

@@ -11,6 +11,7 @@ use vigil_host::proc::{self, Checked};
 use vigil_journal::pair::{self, Pair};
 use vigil_journal::{lock, names};
 use vigil_model::{BootId, Incarnation};
+use vigil_protocol::Flags;
 use vigil_sys::fd::{self, Watch};
 use vigil_sys::{listen, pidfd, signal};
 
@@ -18,6 +19,15 @@ use vigil_sys::{listen, pidfd, signal};
 const ASKED: Duration = Duration::from_millis(500);
 /// For the lock, all in all; `delete` has 5 s and work to do after it.
 const LOCK: Duration = Duration::from_millis(2500);
+
+/// Whether there is no lock to be had here: no file can be made, or something else has
+/// its name. Nobody holds it, then, who could be asked to leave by it.
+pub fn is_without_lock(error: &Error) -> bool {
+    matches!(
+        error.downcast_ref::<lock::LockError>(),
+        Some(lock::LockError::Io { .. })
+    )
+}
 
 /// Takes the lock of the bundle, making whoever holds it leave.
 pub fn take_lock(bundle: &Path) -> Result<File> {
@@ -134,14 +144,34 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether a process was started as the shim of this container, by its own arguments.
+fn is_shim_of(pid: u32, flags: &Flags) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let has = |flag: &[u8], value: &str| {
+        words
+            .windows(2)
+            .any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
+    };
+    has(b"-namespace", flags.namespace.as_str()) && has(b"-id", flags.id.as_str())
+}
+
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so
-/// the kernel names it as the peer; its bundle may be gone.
-pub fn dismiss_listener(connection: &OwnedFd) -> Result<()> {
+/// the kernel names it as the peer; its bundle may be gone. Whoever listens there
+/// and is no shim of this container is left alone, which is an error with its pid.
+pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
     use std::os::fd::AsFd;
     let peer = listen::peer(connection.as_fd()).context("cannot see who listens")?;
     let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else {
         return Ok(());
     };
+    if !is_shim_of(reaper.pid, flags) {
+        bail!(
+            "process {} listens on the socket and is no shim of container {}",
+            reaper.pid,
+            flags.id
+        );
+    }
     let shims: Vec<OwnedFd> = proc::descendants(reaper.pid)?
         .into_iter()
         .filter_map(|pid| proc::open_now(pid).ok().flatten())

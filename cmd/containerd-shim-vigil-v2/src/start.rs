@@ -184,7 +184,7 @@ fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
         Err(Errno::EADDRINUSE) => {
             if let Ok(connection) = listen::connect(path, CONNECT_WAIT) {
                 refuse_if_busy(flags, path, leave::listener_of(&connection))?;
-                leave::dismiss_listener(&connection)?;
+                leave::dismiss_listener(&connection, flags)?;
             }
             // Nobody listens there any more.
             std::fs::remove_file(path)

@@ -43,14 +43,19 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
         path: path.to_owned(),
         source,
     };
-    let file = OpenOptions::new()
+    let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
+        .open(path);
+    let file = match opened {
+        // A file system that has become read-only: the lock needs no writing.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
+    }
+    .map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LockError::Held {

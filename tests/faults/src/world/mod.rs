@@ -19,7 +19,7 @@ use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
 use vigil_lab::{Kit, Residue, Spec, by, until};
 
-pub use small::{SmallRun, in_small_run};
+pub use small::{Medium, SmallRun, in_small_run};
 pub use stranger::{Stranger, with_pid};
 
 /// `usual` of something, or `whole` with `VIGIL_LONG=1`, where the promise is made for so many.
@@ -56,7 +56,9 @@ pub fn cgroups(mark: &str, id: &str) -> Vec<PathBuf> {
 /// runc's own directory for a container.
 #[must_use]
 pub fn runc_state(kit: &Kit, id: &str) -> PathBuf {
-    Path::new("/run/containerd/runc").join(kit.scratch.mark()).join(id)
+    Path::new("/run/containerd/runc")
+        .join(kit.scratch.mark())
+        .join(id)
 }
 
 /// A runc that does `body` first, a piece of sh. It finds `$verb`, `$id`, `$log`,
@@ -109,18 +111,28 @@ pub fn pid(container: &Container) -> Result<i32> {
 /// Waits until init is gone, whoever ended it.
 pub fn init_gone(container: &Container, seconds: f64) -> Result<()> {
     let pid = pid(container)?;
-    until(&format!("init {pid} to be gone"), by(seconds), || (!alive(pid)).then_some(()))
+    until(&format!("init {pid} to be gone"), by(seconds), || {
+        (!alive(pid)).then_some(())
+    })
 }
 
 /// State of init (or of an exec) as the shim tells it.
 pub fn status(container: &Container, exec: &str) -> Result<Status> {
     let state = container.task().patient(2.0).state(&container.id, exec)?;
-    state.status.enum_value().map_err(|n| anyhow::anyhow!("status {n}"))
+    state
+        .status
+        .enum_value()
+        .map_err(|n| anyhow::anyhow!("status {n}"))
 }
 
 /// `delete` as containerd runs it, with its five seconds; it must exit 0 and say something.
 pub fn deleted(container: &Container) -> Result<DeleteResponse> {
-    container.shim.delete().context("delete")?.ok().context("delete")
+    container
+        .shim
+        .delete()
+        .context("delete")?
+        .ok()
+        .context("delete")
 }
 
 /// Nothing of the container but its bundle is on the host.
@@ -134,10 +146,14 @@ pub fn nothing_left(kit: &Kit, id: &str) -> Result<()> {
             .filter(|line| match line.split_once(' ') {
                 Some(("mount", point)) => point.ends_with(&rootfs),
                 Some(("process", rest)) => {
-                    rest.contains(&arguments) || rest.contains(&format!("{name}]")) || rest.ends_with(&name)
+                    rest.contains(&arguments)
+                        || rest.contains(&format!("{name}]"))
+                        || rest.ends_with(&name)
                         || rest.contains(&format!("{name}/"))
                 }
-                Some(("cgroup", path)) => path.ends_with(&name) || path.contains(&format!("{name}/")),
+                Some(("cgroup", path)) => {
+                    path.ends_with(&name) || path.contains(&format!("{name}/"))
+                }
                 Some(("file", path)) => path.ends_with(&name),
                 _ => false,
             })

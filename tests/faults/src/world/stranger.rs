@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::process::alive;
+use vigil_lab::{by, until};
 
 /// A sleeping stranger; killed when dropped, and ends by itself soon after.
 #[derive(Debug)]
@@ -46,7 +47,10 @@ impl Stranger {
         ensure!(ended.is_none(), "a stranger was killed: {ended:?}");
         let process = vigil_lab::process::Process::read(i32::try_from(self.pid())?);
         let state = process.context("a stranger is gone")?.state;
-        ensure!(state == 'S' || state == 'R', "a stranger is in state {state}");
+        ensure!(
+            state == 'S' || state == 'R',
+            "a stranger is in state {state}"
+        );
         Ok(())
     }
 }
@@ -62,9 +66,13 @@ impl Drop for Stranger {
 /// number it gave last. Others fork too, so it takes some attempts.
 pub fn with_pid(pid: u32) -> Result<Stranger> {
     ensure!(!alive(i32::try_from(pid)?), "pid {pid} is not free");
+    // Whoever inherits orphans here may take its time with the dead.
+    let entry = format!("/proc/{pid}");
+    until(&format!("pid {pid} to be reaped"), by(30.0), || {
+        (!Path::new(&entry).exists()).then_some(())
+    })?;
     for _ in 0..500 {
-        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
-            .context("ns_last_pid")?;
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).context("ns_last_pid")?;
         let stranger = Stranger::new()?;
         if stranger.pid() == pid {
             return Ok(stranger);

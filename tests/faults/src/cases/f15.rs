@@ -15,22 +15,21 @@ use vigil_lab::process::alive;
 use vigil_lab::shim::run;
 use vigil_lab::{Kit, Spec, by, until};
 
-use crate::world::{
-    deleted, init_gone, nothing_left, pid, running_under, scripted, times,
-};
+use crate::cases;
+use crate::world::{deleted, init_gone, nothing_left, pid, running_under, scripted, times};
 
-crate::faults! {
-    "F15 `delete` with any subset of the bundle's files, and again with what is left" f15_any_subset_of_files;
-    "F15 50 at once, the pairs killed: all right, all in time" f15_fifty_at_once;
-    "F15 `delete` whose cwd was removed; the container's -bundle too" f15_cwd_is_gone;
-    "F15 `delete` beside a Delete that is under way in a living pair" f15_beside_a_live_delete;
-    "F15 `delete` beside a Create that is under way in a living pair" f15_beside_a_live_create;
-    "F15 runc that hangs, fails, prints to stdout or is missing in `delete`" f15_runc_is_of_no_help;
-    "F15 poststop hooks: once in an ordinary life, `delete` afterwards included" f15_poststop_once;
-    "F15 poststop hooks: once when the pair was killed, with four `delete`s at once and one after" f15_poststop_once_after_sigkill;
-    "F15 poststop hooks: at least once for each createRuntime when killed in mid-create" f15_poststop_for_each_create_runtime;
-    "F15 poststop hooks: at least once when killed inside `runc delete`" f15_poststop_after_death_in_delete;
-    "F15 poststop hooks that hang: `delete` is in time all the same" f15_poststop_that_hangs;
+cases! {
+    Kit All  f15_any_subset_of_files "`delete` with any subset of the bundle's files, and again with what is left";
+    Kit All  f15_fifty_at_once "50 at once, the pairs killed: all right, all in time";
+    Kit All  f15_cwd_is_gone "`delete` whose cwd was removed; the container's -bundle too";
+    Kit All  f15_beside_a_live_delete "`delete` beside a Delete that is under way in a living pair";
+    Kit All  f15_beside_a_live_create "`delete` beside a Create that is under way in a living pair";
+    Kit All  f15_runc_is_of_no_help "runc that hangs, fails, prints to stdout or is missing in `delete`";
+    Kit All  f15_poststop_once "poststop hooks: once in an ordinary life, `delete` afterwards included";
+    Kit All  f15_poststop_once_after_sigkill "poststop hooks: once when the pair was killed, with four `delete`s at once and one after";
+    Kit All  f15_poststop_for_each_create_runtime "poststop hooks: at least once for each createRuntime when killed in mid-create";
+    Kit All  f15_poststop_after_death_in_delete "poststop hooks: at least once when killed inside `runc delete`";
+    Kit All  f15_poststop_that_hangs "poststop hooks that hang: `delete` is in time all the same";
 }
 
 /// A few numbers that are the same in every run: xorshift.
@@ -81,11 +80,16 @@ fn f15_any_subset_of_files(kit: &Kit) -> Result<()> {
         ensure!(!alive(pid(&c)?), "{}: init lives on", without());
         nothing_left(kit, &c.id).with_context(without)?;
         // We killed it, or it is not known who it was; never something else.
-        ensure!([137, 255].contains(&said.exit_status), "{}: {said:?}", without());
+        ensure!(
+            [137, 255].contains(&said.exit_status),
+            "{}: {said:?}",
+            without()
+        );
         let again = deleted(&c).with_context(without)?;
         ensure!(
             again.exit_status == said.exit_status || !removed.is_empty(),
-            "{}: first {said:?}, then {again:?}", without()
+            "{}: first {said:?}, then {again:?}",
+            without()
         );
         c.bundle.remove().with_context(without)?;
     }
@@ -97,7 +101,11 @@ fn f15_fifty_at_once(kit: &Kit) -> Result<()> {
     let mut containers = Vec::new();
     for number in 0..count {
         // Half of them have a status of their own, which must come out.
-        let spec = if number % 2 == 0 { Spec::sleeper() } else { Spec::sh("exit 7") };
+        let spec = if number % 2 == 0 {
+            Spec::sleeper()
+        } else {
+            Spec::sh("exit 7")
+        };
         let c = kit.running(&spec)?;
         if number % 2 == 1 {
             ensure!(c.exit_status()? == 7);
@@ -108,15 +116,24 @@ fn f15_fifty_at_once(kit: &Kit) -> Result<()> {
         c.shim.kill_all()?;
     }
     let said: Vec<Result<DeleteResponse>> = std::thread::scope(|scope| {
-        let runs: Vec<_> = containers.iter().map(|c| scope.spawn(|| deleted(c))).collect();
+        let runs: Vec<_> = containers
+            .iter()
+            .map(|c| scope.spawn(|| deleted(c)))
+            .collect();
         runs.into_iter()
-            .map(|r| r.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked"))))
+            .map(|r| {
+                r.join()
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
+            })
             .collect()
     });
     for (number, (said, c)) in said.into_iter().zip(&containers).enumerate() {
         let said = said.with_context(|| format!("number {number} of {count}"))?;
         let wanted = if number % 2 == 0 { 137 } else { 7 };
-        ensure!(said.exit_status == wanted && said.pid == c.pid, "number {number}: {said:?}");
+        ensure!(
+            said.exit_status == wanted && said.pid == c.pid,
+            "number {number}: {said:?}"
+        );
         nothing_left(kit, &c.id)?;
     }
     Ok(())
@@ -156,12 +173,18 @@ fn f15_cwd_is_gone(kit: &Kit) -> Result<()> {
 }
 
 fn f15_beside_a_live_delete(kit: &Kit) -> Result<()> {
-    let (dir, options) = scripted(kit, "slow", "[ $verb = delete ] && { : >$dir/begun; sleep 1; }")?;
+    let (dir, options) = scripted(
+        kit,
+        "slow",
+        "[ $verb = delete ] && { : >$dir/begun; sleep 1; }",
+    )?;
     let c = running_under(kit, &Spec::sh("exit 7"), &options)?;
     ensure!(c.exit_status()? == 7);
     let (task, id) = (c.task().patient(8.0), c.id.clone());
     let live = std::thread::spawn(move || task.delete(&id, ""));
-    until("runc delete to be under way", by(5.0), || dir.join("begun").exists().then_some(()))?;
+    until("runc delete to be under way", by(5.0), || {
+        dir.join("begun").exists().then_some(())
+    })?;
     let said = deleted(&c)?;
     ensure!(said.exit_status == 7 && said.pid == c.pid, "{said:?}");
     // It may be answered, or the connection may have ended; it may not say something else.
@@ -175,16 +198,25 @@ fn f15_beside_a_live_delete(kit: &Kit) -> Result<()> {
 }
 
 fn f15_beside_a_live_create(kit: &Kit) -> Result<()> {
-    let (dir, options) = scripted(kit, "slow", "[ $verb = create ] && { : >$dir/begun; sleep 1; }")?;
+    let (dir, options) = scripted(
+        kit,
+        "slow",
+        "[ $verb = create ] && { : >$dir/begun; sleep 1; }",
+    )?;
     let c = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
     let mut request = c.bundle.create_request();
     request.options = Some(options).into();
     let task = c.task().patient(8.0);
     let live = std::thread::spawn(move || task.create(&request));
-    until("runc create to be under way", by(5.0), || dir.join("begun").exists().then_some(()))?;
+    until("runc create to be under way", by(5.0), || {
+        dir.join("begun").exists().then_some(())
+    })?;
     c.shim.delete()?.ok()?;
     let told = live.join().map_err(|_| anyhow::anyhow!("panicked"))?;
-    ensure!(told.is_err(), "Create said {told:?} and `delete` had removed it");
+    ensure!(
+        told.is_err(),
+        "Create said {told:?} and `delete` had removed it"
+    );
     // Longer than runc was asleep: nothing may come into being afterwards.
     std::thread::sleep(Duration::from_millis(1500));
     nothing_left(kit, &c.id)
@@ -203,11 +235,17 @@ fn f15_runc_is_of_no_help(kit: &Kit) -> Result<()> {
         let c = running_under(kit, &Spec::sleeper(), &options).context(body)?;
         c.shim.kill_all()?;
         let said = deleted(&c).context(body)?;
-        ensure!(said.exit_status == 137 && said.pid == c.pid, "{body}: {said:?}");
+        ensure!(
+            said.exit_status == 137 && said.pid == c.pid,
+            "{body}: {said:?}"
+        );
         nothing_left(kit, &c.id).context(body)?;
         fs::remove_dir_all(dir)?;
         // Nor does a second one find more to do, though there is no runc at all now.
-        ensure!(deleted(&c).context(body)?.exit_status == 137, "{body}: the second time");
+        ensure!(
+            deleted(&c).context(body)?.exit_status == 137,
+            "{body}: the second time"
+        );
     }
     Ok(())
 }
@@ -253,7 +291,11 @@ fn f15_poststop_once(kit: &Kit) -> Result<()> {
 
 fn f15_poststop_once_after_sigkill(kit: &Kit) -> Result<()> {
     for stopped in [false, true] {
-        let spec = if stopped { Spec::sh("exit 3") } else { Spec::sleeper() };
+        let spec = if stopped {
+            Spec::sh("exit 3")
+        } else {
+            Spec::sleeper()
+        };
         let spec = with_hooks(kit, spec, "", "sleep 0.3")?;
         let c = kit.running(&spec)?;
         if stopped {
@@ -263,7 +305,10 @@ fn f15_poststop_once_after_sigkill(kit: &Kit) -> Result<()> {
         let said: Vec<Result<DeleteResponse>> = std::thread::scope(|scope| {
             let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| deleted(&c))).collect();
             runs.into_iter()
-                .map(|r| r.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked"))))
+                .map(|r| {
+                    r.join()
+                        .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
+                })
                 .collect()
         });
         let wanted = if stopped { 3 } else { 137 };
@@ -272,7 +317,11 @@ fn f15_poststop_once_after_sigkill(kit: &Kit) -> Result<()> {
             ensure!(said.exit_status == wanted, "{said:?}, not {wanted}");
         }
         deleted(&c)?;
-        ensure!(hooked(kit)? == (1, 1), "stopped {stopped}: {:?}", hooked(kit)?);
+        ensure!(
+            hooked(kit)? == (1, 1),
+            "stopped {stopped}: {:?}",
+            hooked(kit)?
+        );
         nothing_left(kit, &c.id)?;
     }
     Ok(())
@@ -281,7 +330,12 @@ fn f15_poststop_once_after_sigkill(kit: &Kit) -> Result<()> {
 fn f15_poststop_for_each_create_runtime(kit: &Kit) -> Result<()> {
     // The pair is killed while the hook runs, and after runc has finished.
     for finish in [false, true] {
-        let spec = with_hooks(kit, Spec::sleeper(), if finish { "" } else { "sleep 3" }, "")?;
+        let spec = with_hooks(
+            kit,
+            Spec::sleeper(),
+            if finish { "" } else { "sleep 3" },
+            "",
+        )?;
         let body = "[ $verb = create ] && { runc \"$@\"; : >$dir/done; sleep 3; exit 0; }";
         let (dir, options) = scripted(kit, "late", body)?;
         let c = kit.prepared(&spec, Stdio::Output)?;
@@ -299,7 +353,10 @@ fn f15_poststop_for_each_create_runtime(kit: &Kit) -> Result<()> {
         c.shim.delete()?.ok()?;
         nothing_left(kit, &c.id)?;
         let (made, stopped) = hooked(kit)?;
-        ensure!(made == 1 && stopped >= 1, "{made} createRuntime, {stopped} poststop; finished: {finish}");
+        ensure!(
+            made == 1 && stopped >= 1,
+            "{made} createRuntime, {stopped} poststop; finished: {finish}"
+        );
         fs::remove_dir_all(dir)?;
     }
     Ok(())
@@ -311,7 +368,9 @@ fn f15_poststop_after_death_in_delete(kit: &Kit) -> Result<()> {
     ensure!(c.exit_status()? == 3);
     let (task, id) = (c.task().patient(8.0), c.id.clone());
     let asked = std::thread::spawn(move || task.delete(&id, "").map(drop));
-    until("the hook to run", by(5.0), || (hooked(kit).ok()?.1 == 1).then_some(()))?;
+    until("the hook to run", by(5.0), || {
+        (hooked(kit).ok()?.1 == 1).then_some(())
+    })?;
     c.shim.kill_all()?;
     let said = deleted(&c)?;
     ensure!(said.exit_status == 3, "{said:?}");

@@ -12,27 +12,32 @@ use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
 use vigil_lab::{Kit, Spec, by, until};
 
-use crate::world::{Stranger, cgroups, deleted, init_gone, nothing_left, pid, runc_state, with_pid};
+use crate::cases;
+use crate::world::{
+    Stranger, cgroups, deleted, init_gone, nothing_left, pid, runc_state, with_pid,
+};
 
-crate::faults! {
-    "F26 A directory in place of each file of the bundle" f26_a_directory_for_each_file;
-    "F26 All files torn at once: half of each" f26_all_torn;
-    "F26 All files gone at once, the container running" f26_all_gone;
-    "F26 NUL bytes after the end of each file, as a power cut leaves them" f26_nul_bytes_at_the_end;
-    "F26 runc's state.json missing, empty, torn" f26_state_json;
-    "F26 An empty bundle, and one with nothing but a mounted rootfs" f26_empty_bundle;
-    "F26 The journal's last record torn: the exit is the reaper's" f26_torn_tail_after_an_exit;
-    "F27 Every file has length zero after a power cut" f27_length_zero;
-    "F27 Files of another boot; init's pid and cgroup are strangers' now" f27_another_boot;
-    "F27 A new life over the bundle files of another boot" f27_start_over_another_boot;
+cases! {
+    Kit All  f26_a_directory_for_each_file "A directory in place of each file of the bundle";
+    Kit All  f26_all_torn "All files torn at once: half of each";
+    Kit All  f26_all_gone "All files gone at once, the container running";
+    Kit All  f26_nul_bytes_at_the_end "NUL bytes after the end of each file, as a power cut leaves them";
+    Kit All  f26_state_json "runc's state.json missing, empty, torn";
+    Kit All  f26_empty_bundle "An empty bundle, and one with nothing but a mounted rootfs";
+    Kit Ours f26_torn_tail_after_an_exit "The journal's last record torn: the exit is the reaper's";
+    Kit All  f27_length_zero "Every file has length zero after a power cut";
+    Kit Ours f27_another_boot "Files of another boot; init's pid and cgroup are strangers' now";
+    Kit Ours f27_start_over_another_boot "A new life over the bundle files of another boot";
 }
 
 /// Names of everything in the bundle that a runtime or containerd may have written.
 fn names(bundle: &Path) -> Result<Vec<String>> {
-    let names = fs::read_dir(bundle)?.flatten().filter(|e| {
-        e.file_type().is_ok_and(|t| t.is_file())
-    });
-    Ok(names.map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+    let names = fs::read_dir(bundle)?
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_file()));
+    Ok(names
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect())
 }
 
 /// The pair killed, the bundle spoilt, `delete`: whatever it says, the container is gone.
@@ -63,7 +68,10 @@ fn f26_a_directory_for_each_file(kit: &Kit) -> Result<()> {
             Ok(())
         });
         let status = status.with_context(|| format!("a directory for {name}"))?;
-        ensure!([137, 255].contains(&status), "a directory for {name}: {status}");
+        ensure!(
+            [137, 255].contains(&status),
+            "a directory for {name}: {status}"
+        );
     }
     Ok(())
 }
@@ -154,7 +162,10 @@ fn f26_empty_bundle(kit: &Kit) -> Result<()> {
         }
         for _ in 0..2 {
             let said = kit.caller.delete(&bundle.id, &bundle.dir)?.ok()?;
-            ensure!(said.exit_status == 255 || said.exit_status == 137, "{said:?}");
+            ensure!(
+                said.exit_status == 255 || said.exit_status == 137,
+                "{said:?}"
+            );
             nothing_left(kit, &bundle.id)?;
         }
     }
@@ -168,7 +179,10 @@ fn f26_torn_tail_after_an_exit(kit: &Kit) -> Result<()> {
         let path = bundle.join("journal");
         let mut bytes = fs::read(&path)?;
         // The last byte that was written: of the last record's checksum.
-        let last = bytes.iter().rposition(|b| *b != 0).context("an empty journal")?;
+        let last = bytes
+            .iter()
+            .rposition(|b| *b != 0)
+            .context("an empty journal")?;
         bytes[last] ^= 0x55;
         Ok(fs::write(&path, bytes)?)
     })?;
@@ -189,12 +203,16 @@ fn f27_length_zero(kit: &Kit) -> Result<()> {
 }
 
 /// crc32c, bit by bit.
-pub fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut sum = !0_u32;
     for byte in bytes {
         sum ^= u32::from(*byte);
         for _ in 0..8 {
-            sum = if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 };
+            sum = if sum & 1 == 1 {
+                sum >> 1 ^ 0x82f6_3b78
+            } else {
+                sum >> 1
+            };
         }
     }
     !sum
@@ -214,7 +232,10 @@ fn of_another_boot(bundle: &Path) -> Result<()> {
     };
     let path = bundle.join("journal");
     let mut journal = fs::read(&path)?;
-    ensure!(swap(&mut journal) == Some(32), "the boot id is not where FORMAT.md says");
+    ensure!(
+        swap(&mut journal) == Some(32),
+        "the boot id is not where FORMAT.md says"
+    );
     let sum = crc32c(&journal[..76]);
     journal[76..80].copy_from_slice(&sum.to_le_bytes());
     fs::write(&path, journal)?;
@@ -237,15 +258,22 @@ fn of_another_boot(bundle: &Path) -> Result<()> {
 fn rebooted(kit: &Kit, spec: &Spec) -> Result<Container> {
     let c = kit.running(spec)?;
     c.shim.kill_all()?;
-    for process in vigil_lab::process::Process::marked(&format!("{}/{}", kit.scratch.mark(), c.id)) {
+    for process in vigil_lab::process::Process::marked(&format!("{}/{}", kit.scratch.mark(), c.id))
+    {
         vigil_lab::process::signal_if(process.pid, 9, |now| now.cgroup == process.cgroup);
     }
     init_gone(&c, 5.0)?;
     until("the cgroups to be empty", by(5.0), || {
-        cgroups(kit.scratch.mark(), &c.id).iter().all(|d| fs::remove_dir(d).is_ok()).then_some(())
+        cgroups(kit.scratch.mark(), &c.id)
+            .iter()
+            .all(|d| fs::remove_dir(d).is_ok())
+            .then_some(())
     })?;
     fs::remove_dir_all(runc_state(kit, &c.id))?;
-    let _ = nix::mount::umount2(&c.bundle.dir.join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
+    let _ = nix::mount::umount2(
+        &c.bundle.dir.join("rootfs"),
+        nix::mount::MntFlags::MNT_DETACH,
+    );
     let _ = fs::remove_file(&c.shim.reply.socket);
     // Only ours can be told what boot it was; Go's files say nothing of it.
     if c.bundle.dir.join("journal").exists() {
@@ -264,18 +292,27 @@ fn f27_another_boot(kit: &Kit) -> Result<()> {
     let said = deleted(&c)?;
     namesake.unhurt().context("with init's number")?;
     member.unhurt().context("in a cgroup of that name")?;
-    ensure!(places.iter().all(|p| p.is_dir()), "a stranger's cgroup was removed");
-    ensure!(said.exit_status == 255, "{said:?}: nobody knows how it ended");
+    ensure!(
+        places.iter().all(|p| p.is_dir()),
+        "a stranger's cgroup was removed"
+    );
+    ensure!(
+        said.exit_status == 255,
+        "{said:?}: nobody knows how it ended"
+    );
     deleted(&c)?;
     namesake.unhurt()?;
     drop(member);
     until("the stranger's cgroups to go", by(5.0), || {
-        places.iter().all(|p| fs::remove_dir(p).is_ok() || !p.exists()).then_some(())
+        places
+            .iter()
+            .all(|p| fs::remove_dir(p).is_ok() || !p.exists())
+            .then_some(())
     })
 }
 
 /// Cgroups at the path of the container's, made by somebody else.
-pub fn made_again(kit: &Kit, c: &Container) -> Result<Vec<std::path::PathBuf>> {
+pub(crate) fn made_again(kit: &Kit, c: &Container) -> Result<Vec<std::path::PathBuf>> {
     let mut places = Vec::new();
     for parent in cgroups(kit.scratch.mark(), ".") {
         let place = parent.components().as_path().join(&c.id);
@@ -299,7 +336,12 @@ pub fn made_again(kit: &Kit, c: &Container) -> Result<Vec<std::path::PathBuf>> {
 fn f27_start_over_another_boot(kit: &Kit) -> Result<()> {
     let old = rebooted(kit, &Spec::sh("exit 3"))?;
     // containerd has removed nothing: the same id is created in what is there.
-    let Container { bundle, stdout, stderr, .. } = old;
+    let Container {
+        bundle,
+        stdout,
+        stderr,
+        ..
+    } = old;
     drop((stdout, stderr));
     let shim = kit.shim(&bundle)?;
     kit.read_all(&bundle)?;

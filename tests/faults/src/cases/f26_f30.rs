@@ -1,5 +1,0 @@
-//! Classes F26 to F30.
-
-use crate::cases;
-
-cases! {}
