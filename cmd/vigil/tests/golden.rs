@@ -104,6 +104,7 @@ fn keepsakes(node: &Node) {
         exit: None,
         claims: Vec::new(),
         left: vec!["cgroup /sys/fs/cgroup/pids/x".to_owned()],
+        stuck: Vec::new(),
     };
     stone.write(&run).unwrap();
 }

@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_reconcile::{Goal, Said, Verdict, plan, row};
 
-pub use keepsakes::{Line, RUN, Tombstone};
+pub use keepsakes::{Line, RUN, Stuck, Tombstone};
 pub use report::{Left, Report, Source};
 
 use crate::cgroup::Hierarchies;
@@ -78,6 +78,7 @@ pub fn reconcile(
                 .init
                 .as_ref()
                 .map(|init| init.pid)
+                .or(subject.pid)
                 .or(seen.pid_file)
                 .unwrap_or(0),
             done: Vec::new(),

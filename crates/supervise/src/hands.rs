@@ -198,7 +198,7 @@ impl Hands {
         }
         let held: Vec<String> = held.iter().take(4).map(ToString::to_string).collect();
         Some(format!(
-            "SIGKILL was sent {since} s ago, and there is {}",
+            "since SIGKILL was sent, {since} s ago, there is {}",
             held.join("; ")
         ))
     }

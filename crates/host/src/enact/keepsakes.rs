@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vigil_model::{Claim, Exit, Incarnation, Namespace, TaskId};
 use vigil_reconcile::{RuncDelete, Said};
+use vigil_sys::pidfd;
 
 use crate::observe::Subject;
-use crate::proc::read_bounded;
+use crate::proc::{self, Checked, read_bounded};
 use crate::{Error, Result};
 
 /// Where tombstones and history lie on a host.
@@ -43,6 +44,26 @@ pub struct Tombstone {
     pub claims: Vec<Claim>,
     /// What is left, in words.
     pub left: Vec<String>,
+    /// Workers among it that slept uninterruptibly: the stone stands as long
+    /// as one of them does.
+    #[serde(default)]
+    pub stuck: Vec<Stuck>,
+}
+
+/// A worker that did not come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stuck {
+    /// Which.
+    pub worker: Incarnation,
+    /// What it was at.
+    pub doing: String,
+}
+
+impl Stuck {
+    /// Whether it is still there.
+    pub fn stands(&self) -> bool {
+        matches!(proc::open_checked(&self.worker), Ok(Checked::Same(fd)) if pidfd::is_dead(&fd) == Ok(false))
+    }
 }
 
 /// The line a container leaves.
@@ -80,6 +101,7 @@ impl Tombstone {
             exit: subject.exit,
             claims: subject.claims.clone(),
             left,
+            stuck: Vec::new(),
         }
     }
 
@@ -288,6 +310,7 @@ mod tests {
             exit: None,
             claims: Vec::new(),
             left: vec!["socket /s".to_owned()],
+            stuck: Vec::new(),
         };
         let path = stone.write(dir.path()).unwrap();
         fs::write(path.with_file_name("n-y.json"), "{").unwrap();

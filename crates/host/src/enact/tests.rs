@@ -109,6 +109,7 @@ impl Container {
                 said: Said::Live,
                 boot: Some(init.boot.clone()),
                 init: Some(init.clone()),
+                pid: None,
                 exit: None,
                 execs: Vec::new(),
                 claims,

@@ -12,7 +12,7 @@ use vigil_reconcile::{Action, Init, Present};
 use vigil_sys::{Errno, fd, pidfd};
 
 use super::runtime::Hooks;
-use super::{Left, Line, Report, Source, Tombstone, status_of};
+use super::{Left, Line, Report, Source, Stuck, Tombstone, status_of};
 use crate::cgroup::Progress;
 use crate::observe::{Below, Observed, Subject, said};
 use crate::proc::{self, Checked};
@@ -345,12 +345,14 @@ impl Work<'_> {
 
     fn tombstone(&mut self) {
         self.answer_exit();
-        let stone = Tombstone {
+        let stuck = self.stuck();
+        let mut stone = Tombstone {
             init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
             claims: self.seen.claims.clone(),
             ..Tombstone::of(self.subject, self.left_in_words())
         };
+        stone.stuck = stuck;
         let result = if stone.left.is_empty() {
             stone.remove(self.run)
         } else {
@@ -359,6 +361,31 @@ impl Work<'_> {
         if let Err(e) = result {
             self.report.notes.push(said(&e));
         }
+    }
+
+    /// The workers that do not come back: those of this attempt, and those an
+    /// earlier one named that are still there.
+    fn stuck(&mut self) -> Vec<Stuck> {
+        let mut stuck = Vec::new();
+        for left in &self.report.left {
+            if let Left::Worker { pid, doing } = left
+                && let Ok(Some(worker)) = proc::incarnation(*pid)
+            {
+                let doing = doing.clone();
+                stuck.push(Stuck { worker, doing });
+            }
+        }
+        let path = Tombstone::of(self.subject, Vec::new()).path(self.run);
+        let earlier = Tombstone::read(&path).map(|stone| stone.stuck);
+        for before in earlier.unwrap_or_default() {
+            let known = stuck.iter().any(|now| now.worker == before.worker);
+            if !known && before.stands() {
+                let (pid, doing) = (before.worker.pid, before.doing.clone());
+                self.left(Left::Worker { pid, doing });
+                stuck.push(before);
+            }
+        }
+        stuck
     }
 
     fn history(&mut self) {
