@@ -3,6 +3,7 @@
 //! what the reaper starts as the shim. Errors go to stderr as one line, exit 1.
 
 mod delete;
+mod ended;
 mod info;
 mod leave;
 mod serve;

@@ -2,6 +2,7 @@
 //! and the address. Any of them may be missing, torn or foreign; what is there
 //! is used, and what is not is said. Never writes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use vigil_host::enact::status_of;
@@ -100,18 +101,24 @@ fn seen_end(bundle: &Path, init: &Incarnation, notes: &mut Vec<String>) -> Optio
     Some(exit_of(&death))
 }
 
-/// Init and its end without a journal: the number runc wrote down, if a
-/// registered process of that number has died. Nobody is signalled by it: it is dead.
+/// Init and its end where the journal does not name it. Nobody is signalled by it: it is
+/// dead.
 fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
-    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok()?;
-    let pid = pid.trim().parse().ok()?;
     let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
     let exits = snapshot.exits().ok()?;
-    let death = exits
-        .registered(pid)
-        .filter(|death| death.start_ticks != 0)?;
+    let death = match std::fs::read_to_string(bundle.join("init.pid")) {
+        // The number runc wrote down, if a registered process of that number has died.
+        Ok(pid) => exits.registered(pid.trim().parse().ok()?)?,
+        // A Delete has taken it away. Init is the first to be registered, and its slot is
+        // its own for as long as the pair lives.
+        Err(error) if error.kind() == ErrorKind::NotFound => exits.pinned(0)?,
+        Err(_) => return None,
+    };
+    if death.start_ticks == 0 {
+        return None;
+    }
     let init = Incarnation {
-        pid,
+        pid: death.pid,
         start_ticks: death.start_ticks,
         pid_ns: proc::pid_namespace().ok()?,
         boot: BootId(exits.boot_id()?.to_string()),

@@ -58,6 +58,8 @@ pub struct Subject {
     pub boot: Option<BootId>,
     /// Init.
     pub init: Option<Incarnation>,
+    /// Init's pid where no more of it is on record: it was deleted.
+    pub pid: Option<u32>,
     /// Its end.
     pub exit: Option<Exit>,
     /// Its execs that were last seen running.
@@ -93,6 +95,7 @@ impl Subject {
             said: Said::Unreadable,
             boot: None,
             init: None,
+            pid: None,
             exit: None,
             execs: Vec::new(),
             claims: Vec::new(),
@@ -107,11 +110,15 @@ impl Subject {
     /// Takes over what the journal says; `boot` is from its header.
     pub fn recall(&mut self, task: &Task, boot: BootId) {
         let phase = &task.standing.phase;
-        self.said = if task.standing.remains {
-            Said::Creating
+        // Deleted since, it remains no more.
+        self.said = if task.standing.remains && *phase == Phase::Empty {
+            Said::HalfMade
         } else {
             Said::from(phase)
         };
+        if let Phase::Deleted { pid, .. } = phase {
+            self.pid = Some(*pid).filter(|pid| *pid != 0);
+        }
         self.boot = Some(boot);
         self.init = phase.init().cloned();
         self.exit = match phase {
