@@ -1,16 +1,19 @@
 //! What cases ask of a container and of its pair while both live: who is in it, what is
 //! left of it, whether it answers soon.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use containerd_shim_protos::api::Status;
 use protobuf::well_known_types::any::Any;
+use serde_json::Value;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::Process;
+use vigil_lab::process::{Process, signal_if};
 use vigil_lab::task::{V2, V3};
-use vigil_lab::{CallError, FifoReader, Kit, Residue, Shim, Spec, Task, by, until};
+use vigil_lab::{CallError, Fact, FifoReader, Kit, Residue, Shim, Spec, Task, by, until};
 
 use crate::world::unified;
 
@@ -131,4 +134,99 @@ pub fn members(kit: &Kit, id: &str) -> Vec<Process> {
         .into_iter()
         .filter(|p| p.state != 'Z' && p.cgroup.lines().any(inside))
         .collect()
+}
+
+/// Init has died; State says so within a second, and never RUNNING after that.
+pub fn stopped_within_a_second(container: &Container) -> Result<()> {
+    let task = another_connection(container)?.patient(2.0);
+    until("State to say that it has ended", by(1.0), || {
+        let state = task.state(&container.id, "").ok()?;
+        (state.status.enum_value() == Ok(Status::STOPPED)).then_some(())
+    })
+}
+
+/// Sends a signal to init, whose incarnation nobody else can have: it was not reaped.
+pub fn signal_init(container: &Container, signal: i32) -> Result<()> {
+    let pid = i32::try_from(container.pid)?;
+    let mark = container.bundle.dir.display().to_string();
+    let ours = |p: &Process| {
+        let name = mark.rsplit('/').take(2).collect::<Vec<_>>();
+        p.cgroup.contains(&format!("/{}/{}", name[1], name[0]))
+    };
+    ensure!(signal_if(pid, signal, ours), "no init {pid} to signal");
+    Ok(())
+}
+
+/// One exit event of init, with what Wait and Delete say.
+pub fn one_exit(kit: &Kit, container: &Container, status: u32) -> Result<()> {
+    let waited = container.task().wait(&container.id, "").context("Wait")?;
+    ensure!(waited.exit_status == status, "Wait says {waited:?}");
+    let told = kit
+        .sink
+        .wait("the exit of init", by(8.0), |e| match &e.fact {
+            Fact::Exit(exit) if exit.id == container.id && exit.container_id == container.id => {
+                Some(exit.clone())
+            }
+            _ => None,
+        })?;
+    ensure!(
+        told.exit_status == status && told.pid == container.pid,
+        "the event says {told:?}"
+    );
+    ensure!(
+        told.exited_at == waited.exited_at,
+        "the event says {told:?}, Wait {waited:?}"
+    );
+    let deleted = container
+        .task()
+        .delete(&container.id, "")
+        .context("Delete")?;
+    ensure!(
+        deleted.exit_status == status
+            && deleted.pid == container.pid
+            && deleted.exited_at == waited.exited_at,
+        "Delete says {deleted:?}, Wait {waited:?}"
+    );
+    let exits = kit.sink.all().into_iter().filter(
+        |e| matches!(&e.fact, Fact::Exit(x) if x.id == container.id && x.container_id == container.id),
+    );
+    ensure!(
+        exits.count() == 1,
+        "told more than once: {:?}",
+        kit.sink.story()
+    );
+    Ok(())
+}
+
+/// Moves a process to the cgroup this test is in, in every hierarchy.
+pub fn move_out(pid: i32) -> Result<()> {
+    for line in fs::read_to_string("/proc/self/cgroup")?.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let names = fields.next().unwrap_or_default();
+        let path = fields.next().unwrap_or_default();
+        let base = Path::new("/sys/fs/cgroup");
+        let places: Vec<PathBuf> = if names.is_empty() {
+            vec![base.join("unified"), base.to_owned()]
+        } else {
+            vec![base.join(names.trim_start_matches("name="))]
+        };
+        for place in places {
+            let procs = place
+                .join(path.trim_start_matches('/'))
+                .join("cgroup.procs");
+            if procs.exists() {
+                fs::write(&procs, pid.to_string())
+                    .with_context(|| format!("moving {pid} into {}", procs.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Changes the bundle's `config.json` before Create.
+pub fn configure(container: &Container, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let path = container.bundle.dir.join("config.json");
+    let mut config = serde_json::from_slice(&fs::read(&path)?)?;
+    change(&mut config);
+    Ok(fs::write(&path, serde_json::to_vec(&config)?)?)
 }

@@ -3,7 +3,6 @@
 //! unless the owner lives; then nothing of the owner's is touched.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use containerd_shim_protos::api::Status;
@@ -14,7 +13,7 @@ use vigil_lab::residue::mount_points;
 use vigil_lab::{Code, Kit, Shim, Spec, by, until};
 
 use crate::cases;
-use crate::rest::{members, nothing_but_the_pair};
+use crate::rest::{members, move_out, nothing_but_the_pair};
 use crate::world::{cgroups, nothing_left, runc_state, status};
 
 cases! {
@@ -218,34 +217,6 @@ fn f18_every_subset_left_alive(kit: &Kit) -> Result<()> {
         subset.push(Part::Cgroup);
     }
     each(all, |subset| after(kit, subset, true))
-}
-
-/// Moves a process to the cgroup this test is in, in every hierarchy.
-fn move_out(pid: i32) -> Result<()> {
-    for line in fs::read_to_string("/proc/self/cgroup")?.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (names, path) = (
-            fields.next().unwrap_or_default(),
-            fields.next().unwrap_or_default(),
-        );
-        let base = Path::new("/sys/fs/cgroup");
-        let places: Vec<PathBuf> = if names.is_empty() {
-            vec![base.join("unified"), base.to_owned()]
-        } else {
-            let name = names.trim_start_matches("name=");
-            vec![base.join(name)]
-        };
-        for place in places {
-            let procs = place
-                .join(path.trim_start_matches('/'))
-                .join("cgroup.procs");
-            if procs.exists() {
-                fs::write(&procs, pid.to_string())
-                    .with_context(|| format!("moving {pid} into {}", procs.display()))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn f18_alive_without_cgroup(kit: &Kit) -> Result<()> {

@@ -2,10 +2,11 @@
 
 use crate::Case;
 
-pub mod f01_f05;
+pub mod f01;
+pub mod f02;
 pub mod f03;
 pub mod f04;
-pub mod f06_f10;
+pub mod f06;
 pub mod f07;
 pub mod f08;
 pub mod f11_f15;
@@ -28,10 +29,11 @@ pub mod poor;
 #[must_use]
 pub fn all() -> Vec<Case> {
     [
-        f01_f05::TABLE,
+        f01::TABLE,
+        f02::TABLE,
         f03::TABLE,
         f04::TABLE,
-        f06_f10::TABLE,
+        f06::TABLE,
         f07::TABLE,
         f08::TABLE,
         f11_f15::TABLE,

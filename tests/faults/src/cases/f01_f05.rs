@@ -1,5 +1,0 @@
-//! Classes F01 to F05.
-
-use crate::cases;
-
-cases! {}

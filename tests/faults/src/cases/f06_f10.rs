@@ -1,5 +1,0 @@
-//! Classes F06 to F10.
-
-use crate::cases;
-
-cases! {}
