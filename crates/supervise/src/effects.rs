@@ -434,6 +434,7 @@ impl Owner {
             Err(refusal) => {
                 self.replies.verb_outcome(verb, Err(refusal));
                 self.happen(What::Failed(verb));
+                self.leave_nothing_frozen();
                 // A runc that fails may have seen what we have not yet.
                 self.look_at_exits();
             }
@@ -458,7 +459,23 @@ impl Owner {
             Err(refusal) => {
                 self.replies.exec_outcome(&exec, Err(refusal));
                 self.happen(What::ExecStartFailed(exec));
+                self.leave_nothing_frozen();
             }
+        }
+    }
+
+    /// A runtime that was killed, or gave up, may have frozen the container for
+    /// a moment and not thawed it; nobody else would. Its own cgroup only:
+    /// what is frozen below it, its workload froze.
+    fn leave_nothing_frozen(&self) {
+        if matches!(
+            self.task.standing.phase,
+            Phase::Created { .. } | Phase::Running { .. }
+        ) && self.task.standing.busy.is_none()
+            && let Some(cgroup) = &self.hands.cgroup
+            && let Err(error) = cgroup.request_freeze(false)
+        {
+            log::warn!("not thawed: {}", vigil_host::chain(&error));
         }
     }
 

@@ -271,6 +271,32 @@ fn runc_exec_that_fails_or_hangs() {
 }
 
 #[test]
+fn an_update_that_gets_stuck_half_way_leaves_nothing_frozen() {
+    trial(60, |kit| {
+        kit.caller
+            .env
+            .push(("VIGIL_DEADLINE_UPDATE_MS".into(), "500".into()));
+        let runc = FaultyRunc::new(kit.scratch.dir(), "update", "freezes-and-hangs")?;
+        let script = "while :; do echo tick; sleep 0.05; done";
+        let container = kit.prepared(&Spec::sh(script), Stdio::Output)?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc.options()).into();
+        let (task, id) = (container.task(), &container.id);
+        task.create(&request)?;
+        task.start(id, "")?;
+        container.out()?.expect("tick", by(10.0))?;
+        let told = task.update(id, &json!({}));
+        ensure!(told.is_err(), "it was not stuck");
+        let before = container.out()?.so_far().len();
+        until("the container to run on", by(10.0), || {
+            (container.out().ok()?.so_far().len() > before + 100).then_some(())
+        })?;
+        task.kill(id, "", 9, false)?;
+        Ok(())
+    });
+}
+
+#[test]
 fn resources_that_are_none() {
     trial(40, |kit| {
         let container = running(kit)?;
