@@ -52,6 +52,11 @@ impl Work<'_> {
         Instant::now() + (left / 2).max(left.saturating_sub(RESERVE * 4))
     }
 
+    /// Until when the slowest action may take; what comes after it is quick.
+    fn last_moment(&self) -> Instant {
+        Instant::now() + self.remaining().saturating_sub(RESERVE * 2)
+    }
+
     pub(super) fn left(&mut self, left: Left) {
         self.report.left.push(left);
     }
@@ -124,7 +129,8 @@ impl Work<'_> {
         let Some(fd) = &self.seen.init_fd else {
             return Ok(());
         };
-        let alive = !is_dead(fd, &init)?;
+        // One that waits in exit(2) for its namespace's others has ended by itself.
+        let alive = !is_dead(fd, &init)? && !proc::is_exiting(init.pid)?;
         let sent = kill(fd, init.pid)?;
         self.killed_alive |= alive && sent;
         // Others may have to die first (a debugger, a pid namespace's
@@ -138,7 +144,12 @@ impl Work<'_> {
             self.left(unopened(Action::KillCgroup));
             return Ok(());
         };
-        if cgroup.kill_until(until)? == Progress::Waiting {
+        let mut progress = cgroup.kill_until(until)?;
+        // Those who only wait in exit(2) for somebody else to reap a process get all the time.
+        if progress == Progress::Waiting && all_exiting(&cgroup.holdouts()?) {
+            progress = cgroup.kill_until(self.last_moment())?;
+        }
+        if progress == Progress::Waiting {
             let init = self.seen.init.as_ref().map(|init| init.pid);
             for holdout in cgroup.holdouts()? {
                 let init = Some(holdout.pid) == init;
@@ -317,7 +328,7 @@ impl Work<'_> {
         // The kernel tells once its parent has reaped it, which is a matter
         // of moments; an older kernel never does.
         let until = Instant::now() + REAPED_IN.min(self.remaining());
-        let mut known = None;
+        let known;
         loop {
             // In this order: reaped between the two, it is asked once more.
             let last = is_reaped(fd) || Instant::now() >= until;
@@ -327,7 +338,11 @@ impl Work<'_> {
                     break;
                 }
                 Ok(None) if !last => std::thread::sleep(Duration::from_millis(1)),
-                Ok(None) | Err(_) => break,
+                Ok(None) | Err(_) => {
+                    // Whoever inherited it takes its time, or the kernel keeps nothing.
+                    known = self.status_of_zombie();
+                    break;
+                }
             }
         }
         if let Some(status) = known {
@@ -337,6 +352,12 @@ impl Work<'_> {
             self.report.exit.status = Status::Signalled(9);
             self.report.source = Source::Killed;
         }
+    }
+
+    /// What a dead init's parent would be told, while it is not reaped.
+    fn status_of_zombie(&self) -> Option<Status> {
+        let init = self.seen.init.as_ref()?;
+        proc::zombie_status(init).ok().flatten().and_then(status_of)
     }
 
     fn left_in_words(&self) -> Vec<String> {
@@ -453,6 +474,12 @@ fn is_dead(fd: &OwnedFd, init: &Incarnation) -> crate::Result<bool> {
         what: init.pid.to_string(),
         source,
     })
+}
+
+fn all_exiting(holdouts: &[proc::Holdout]) -> bool {
+    holdouts
+        .iter()
+        .all(|holdout| proc::is_exiting(holdout.pid).unwrap_or(false))
 }
 
 /// Whether a dead process was reaped: nothing more will be known of it then.
