@@ -35,6 +35,7 @@ pub mod case;
 pub mod cases;
 pub mod differences;
 pub mod ice;
+pub mod matrix;
 pub mod rest;
 pub mod runner;
 pub mod table;

@@ -12,7 +12,7 @@ use vigil_lab::{Place, ShimBinary, Version};
 use crate::case::{Asked, Case, Run};
 use crate::cases;
 use crate::differences::DIFFERENCES;
-use crate::table;
+use crate::{matrix, table};
 
 /// How long one case may take.
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -61,6 +61,9 @@ fn trials(shims: &[ShimBinary]) -> Vec<Trial> {
                 alone: case.alone,
                 run: Box::new(move || attempt(&asked, case.run)),
             });
+        }
+        if shim.name == "vigil" {
+            trials.extend(matrix::trials(shim));
         }
     }
     trials
