@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use vigil_lab::Code;
 use vigil_lab::kit::Container;
 use vigil_lab::task::{Task, V2, V3};
 
@@ -129,6 +130,8 @@ fn ask(task: &Task, id: &str, over: &AtomicBool) -> Seen {
         let at = Instant::now();
         match task.state(id, "") {
             Ok(_) => seen.states.push(at.elapsed()),
+            // After Delete has been answered; an answer all the same.
+            Err(error) if error.is(Code::NotFound) => seen.states.push(at.elapsed()),
             Err(error) => seen.failed.push(error.to_string()),
         }
         std::thread::sleep(Duration::from_millis(10));
