@@ -9,6 +9,7 @@ mod runc_state;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vigil_model::{
@@ -36,6 +37,16 @@ pub struct Below {
     /// What descends from it and is no part of the container: the shim,
     /// workers, loggers.
     pub spare: Vec<u32>,
+}
+
+/// What a tombstone adds to the record: only what it names is looked at, since
+/// the id, and with it every path, may be somebody else's by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stone {
+    /// How often a sweeper has tried.
+    pub tries: u32,
+    /// Inode of runc's state directory, if it was left.
+    pub runc_state: Option<u64>,
 }
 
 /// What is on record of a container. Everything that the journal or the exit
@@ -76,6 +87,8 @@ pub struct Subject {
     pub below: Option<Below>,
     /// What an attempt before this one could not finish, for the tombstone.
     pub left: Vec<Left>,
+    /// What its tombstone says, for a sweeper.
+    pub stone: Option<Stone>,
 }
 
 impl Subject {
@@ -104,6 +117,7 @@ impl Subject {
             socket: None,
             below: None,
             left: Vec::new(),
+            stone: None,
         }
     }
 
@@ -160,6 +174,14 @@ impl Subject {
         self.bundle.join("rootfs")
     }
 
+    /// Whether what lies at [`Subject::runc_dir`] may be the container's.
+    pub(crate) fn owns_runc_dir(&self) -> bool {
+        self.stone.is_none_or(|stone| {
+            fs::symlink_metadata(self.runc_dir())
+                .is_ok_and(|meta| Some(meta.ino()) == stone.runc_state)
+        })
+    }
+
     /// runc's state directory of the container.
     pub fn runc_dir(&self) -> PathBuf {
         self.runtime.root.join(self.id.as_str())
@@ -214,6 +236,10 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let mut runc_present = present(&runc_dir, &mut notes);
     let mut runc = Found::from(RuncState::load(&runc_dir));
     match &runc {
+        _ if runc_present == Present::Yes && !subject.owns_runc_dir() => {
+            runc = Found::Nothing;
+            runc_present = Present::No;
+        }
         Found::State(state) if !state.may_be_of(&subject.bundle) => {
             notes.push(format!(
                 "{} belongs to another bundle and is left alone",
@@ -311,7 +337,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         private_pid_ns: subject.private_pid_ns.unwrap_or_else(|| {
             Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
         }),
-        pid_file: pid_file(&subject.bundle),
+        pid_file: pid_file(&subject.bundle).filter(|_| subject.stone.is_none()),
         cgroup,
         claims,
         notes,
@@ -410,7 +436,7 @@ fn claims(
     hierarchies: Option<&Hierarchies>,
     notes: &mut Vec<String>,
 ) -> (Vec<Claim>, bool) {
-    if !subject.claims.is_empty() {
+    if !subject.claims.is_empty() || subject.stone.is_some() {
         return (subject.claims.clone(), false);
     }
     let Some(hierarchies) = hierarchies else {

@@ -74,6 +74,10 @@ impl Work<'_> {
     }
 
     fn call_runc_delete(&mut self) {
+        // Once more at the last moment: it goes by the id alone.
+        if !self.subject.owns_runc_dir() {
+            return;
+        }
         let deadline = self.remaining().saturating_sub(RESERVE + GRACE);
         if deadline.is_zero() {
             return;
@@ -90,7 +94,7 @@ impl Work<'_> {
     /// Once cgroups and mounts are gone, which may be what it failed for.
     pub(super) fn remove_runc_state(&mut self) -> crate::Result<()> {
         let dir = self.subject.runc_dir();
-        if look(&dir) == Present::No {
+        if look(&dir) == Present::No || !self.subject.owns_runc_dir() {
             return Ok(());
         }
         if self.holds_out() {
@@ -104,7 +108,7 @@ impl Work<'_> {
             self.left(Left::RuncState(dir));
             return Ok(());
         }
-        if look(&dir) == Present::No {
+        if look(&dir) == Present::No || !self.subject.owns_runc_dir() {
             return Ok(());
         }
         self.remove_tree(dir)

@@ -16,6 +16,7 @@ use vigil_sys::{fd, pidfd};
 use super::*;
 
 mod owed;
+mod swept;
 mod unnamed;
 
 use crate::cgroup::{self, Cgroup};
@@ -118,6 +119,7 @@ impl Container {
                 socket: Some(socket),
                 below: None,
                 left: Vec::new(),
+                stone: None,
             },
             init,
             strangers: Vec::new(),

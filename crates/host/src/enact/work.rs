@@ -370,10 +370,20 @@ impl Work<'_> {
         let mut stone = Tombstone {
             init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
-            claims: self.seen.claims.clone(),
+            claims: Tombstone::narrow(&self.seen.claims),
+            private_pid_ns: Some(self.seen.private_pid_ns),
             ..Tombstone::of(self.subject, self.left_in_words())
         };
         stone.stuck = stuck;
+        if let Some(before) = self.subject.stone {
+            // Put up by a later life of the id while we worked: not ours to change.
+            let now = Tombstone::read(&stone.path(self.run));
+            if now.is_ok_and(|now| now.init != stone.init) {
+                return;
+            }
+            stone.tries = before.tries.saturating_add(1);
+            stone.runc_state = stone.runc_state.and(before.runc_state);
+        }
         let result = if stone.left.is_empty() {
             stone.remove(self.run)
         } else {
@@ -410,6 +420,10 @@ impl Work<'_> {
     }
 
     fn history(&mut self) {
+        // A sweeper that got no further has nothing to tell.
+        if self.subject.stone.is_some() && !self.report.left.is_empty() {
+            return;
+        }
         self.answer_exit();
         let line = Line {
             id: self.subject.id.to_string(),
