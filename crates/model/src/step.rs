@@ -90,6 +90,7 @@ pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
         What::RestGone => rest_gone(&mut draft),
         What::Drained(who) => drained(&mut draft, who),
         What::Overdue => overdue(&mut draft),
+        What::SeenFrozen(frozen) => seen_frozen(&mut draft, frozen),
         What::Oom { count } => oom(&mut draft, count),
         What::Acked { seq } => draft.change(Change::Acked { seq }),
         What::ShutdownAsked => shutdown_asked(&mut draft),
@@ -696,6 +697,34 @@ fn answer_unstarted(draft: &mut Draft<'_>) {
         .collect();
     for exec in unstarted {
         draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+    }
+}
+
+/// What is seen outranks what was done last: the container stands still by
+/// somebody else's hand, or runs again by it. Not while a verb may be at it.
+fn seen_frozen(draft: &mut Draft<'_>, frozen: bool) {
+    if draft.now().busy.is_some() {
+        return;
+    }
+    match (&draft.now().phase, frozen) {
+        (Phase::Running { .. }, true) => {
+            draft.change(Change::Frozen);
+            draft.publish(TaskEvent::Paused);
+        }
+        (Phase::Paused { .. }, false) => {
+            draft.change(Change::Thawed);
+            draft.publish(TaskEvent::Resumed);
+        }
+        (
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. }
+            | Phase::Deleted { .. },
+            _,
+        ) => {}
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vigil_host::cgroup::Cgroup;
+use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_model::{
     Answer, Effect, ExecId, Exit, Kind, Phase, Plan, Refusal, Request, Verb, What, Who, show,
     waited,
@@ -511,6 +511,33 @@ impl Owner {
             };
             self.happen(What::Exited { who, exit });
             points::reach(gate);
+        }
+    }
+
+    /// Takes over what others have done to the container's cgroup.
+    pub(crate) fn look_at_freezer(&mut self) {
+        let still = match self.task.standing.phase {
+            Phase::Running { .. } => false,
+            Phase::Paused { .. } => true,
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Stopped { .. }
+            | Phase::Deleted { .. } => return,
+        };
+        if self.task.standing.busy.is_some() {
+            return;
+        }
+        let seen = self.hands.cgroup.as_ref().and_then(|cgroup| {
+            let state = cgroup.freeze_state().ok()??;
+            match state {
+                Freeze::Frozen => Some(true),
+                Freeze::Thawed => Some(false),
+                Freeze::Freezing => None,
+            }
+        });
+        if let Some(seen) = seen.filter(|seen| *seen != still) {
+            self.happen(What::SeenFrozen(seen));
         }
     }
 

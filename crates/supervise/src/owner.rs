@@ -269,6 +269,7 @@ impl Owner {
             }
             Request::State(who) => {
                 self.look_at_exits();
+                self.look_at_freezer();
                 let state = show::state(&self.task, self.place.id.as_str(), &who);
                 answer(
                     Some(reply),
@@ -364,6 +365,9 @@ impl Owner {
     }
 
     fn ask_verb(&mut self, verb: Verb, request: Request, reply: Reply) {
+        if matches!(verb, Verb::Pause | Verb::Resume | Verb::Delete) {
+            self.look_at_freezer();
+        }
         if verb == Verb::Start
             && let Err(refusal) = self.ledger.takes_new_work()
         {
