@@ -206,13 +206,19 @@ impl Work<'_> {
         let (Some(init), Some(fd)) = (&self.seen.init, &self.seen.init_fd) else {
             return Ok(());
         };
-        let gone = fd::wait_readable(fd, until.saturating_duration_since(Instant::now())).map_err(
-            |source| crate::Error::Kernel {
+        let wait = |until: Instant| {
+            let left = until.saturating_duration_since(Instant::now());
+            fd::wait_readable(fd, left).map_err(|source| crate::Error::Kernel {
                 op: "wait for process",
                 what: init.pid.to_string(),
                 source,
-            },
-        )?;
+            })
+        };
+        let mut gone = wait(until)?;
+        if !gone && proc::is_exiting(init.pid)? {
+            // Dead but for somebody who is to reap a process of its pid namespace.
+            gone = wait(self.last_moment())?;
+        }
         let pid = init.pid;
         let named = self
             .report
