@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vigil_host::enact::{Report, reconcile_to_gone};
+use vigil_host::enact::{RUN, Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
-use vigil_host::{proc, strays};
+use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
 use vigil_journal::{exits, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
@@ -67,9 +67,15 @@ pub fn run(flags: &Flags) -> Result<()> {
     keep_end(&bundle, &end);
     points::reach(Point::DeleteNotPrinted);
     let answer = delete::response(end.pid, &end.exit)?;
-    std::io::stdout()
-        .write_all(&answer)
-        .context("cannot write the answer to stdout")
+    let mut out = std::io::stdout();
+    out.write_all(&answer)
+        .and_then(|()| out.flush())
+        .context("cannot write the answer to stdout")?;
+    // What other containers left. Nobody waits for it, and out of processes it is for the
+    // next one to do.
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    let _ = sweep::start(Path::new(RUN), Some(own));
+    Ok(())
 }
 
 /// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there
