@@ -189,9 +189,9 @@ pub fn exited_7_again(seen: &Seen) -> Result<()> {
     one_end(seen, 7, 2)
 }
 
-/// Nobody saw how it ended, and nobody says otherwise.
-pub fn end_unknown(seen: &Seen) -> Result<()> {
-    one_end(seen, 255, 1)
+/// The kernel's word for it may be lost with the reaper; then nobody says otherwise.
+pub fn exited_7_or_unknown(seen: &Seen) -> Result<()> {
+    one_end(seen, 7, 1).or_else(|_| one_end(seen, 255, 1))
 }
 
 /// It was deleted before the pair died; nothing more is told.

@@ -1,5 +1,6 @@
 //! The rows: where the pair dies, how it is brought there, and what must be so after.
 
+use anyhow::Result;
 use vigil_sys::points::Point;
 
 use super::Variant::{self, ContainerdToo, OneOfThree, Plain, StateFull, TornRecord};
@@ -27,10 +28,15 @@ pub enum Act {
 /// Who dies there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dies {
-    /// Everything of the runtime that works for this container.
-    All,
-    /// The process that is at the gate, by its own hand; the others live on.
-    Itself,
+    /// Reaper and shim. `start`, if it still runs, lives on.
+    Pair,
+    /// `start` and what it has made so far. containerd runs no `delete` for a `start` that
+    /// failed, so nobody is left to remove a socket until the id is used again.
+    StartToo,
+    /// `start` alone: the pair does not know that nobody has heard of it.
+    StartAlone,
+    /// `delete` at the gate, after reaper and shim.
+    Delete,
 }
 
 /// One row.
@@ -38,266 +44,75 @@ pub enum Dies {
 pub struct Gate {
     /// Begins with the row's name in the catalogue.
     pub name: &'static str,
-    /// Where the process stops that is then killed.
-    pub point: Option<Point>,
-    /// Where runc stops (see `tests/programs/gated-runc`).
-    pub runc: Option<&'static str>,
+    /// Where the process stops.
+    pub point: Point,
     /// How it gets there.
     pub act: Act,
     /// Who dies.
     pub dies: Dies,
     /// What must be so after, beside what must always be so.
-    pub end: fn(&Seen) -> anyhow::Result<()>,
+    pub end: fn(&Seen) -> Result<()>,
     /// With what else going wrong.
     pub variants: &'static [Variant],
+    /// Where runc stops too (see `tests/programs/gated-runc`).
+    pub runc: Option<&'static str>,
 }
 
 const BOTH: &[Variant] = &[Plain, ContainerdToo];
 const ALL: &[Variant] = &[Plain, ContainerdToo, OneOfThree, TornRecord, StateFull];
-const RECORDS: &[Variant] = &[Plain, ContainerdToo, TornRecord, StateFull];
+const SOLO: &[Variant] = &[Plain, ContainerdToo, TornRecord, StateFull];
 
-const fn gate(
-    name: &'static str,
-    point: Point,
-    act: Act,
-    end: fn(&Seen) -> anyhow::Result<()>,
-    variants: &'static [Variant],
-) -> Gate {
-    Gate {
-        name,
-        point: Some(point),
-        runc: None,
-        act,
-        dies: Dies::All,
-        end,
-        variants,
-    }
+macro_rules! gates {
+    ($($name:ident $point:ident $act:ident $dies:ident $end:ident $variants:ident $($runc:literal)?;)+) => {
+        /// All of them.
+        pub const GATES: &[Gate] = &[
+            $(Gate {
+                name: stringify!($name),
+                point: Point::$point,
+                act: Act::$act,
+                dies: Dies::$dies,
+                end: ends::$end,
+                variants: $variants,
+                runc: gates!(@ $($runc)?),
+            },)+
+        ];
+    };
+    (@) => { None };
+    (@ $runc:literal) => { Some($runc) };
 }
 
-/// All of them.
-pub const GATES: &[Gate] = &[
-    gate(
-        "s01_before_bind",
-        Point::StartBeforeBind,
-        Act::Run,
-        ends::nothing_told,
-        BOTH,
-    ),
-    gate(
-        "s02_pair_not_ready",
-        Point::PairNotReady,
-        Act::Run,
-        ends::nothing_told,
-        BOTH,
-    ),
-    gate(
-        "s02_address_not_printed",
-        Point::AddressNotPrinted,
-        Act::Run,
-        ends::nothing_told,
-        BOTH,
-    ),
-    Gate {
-        dies: Dies::Itself,
-        ..gate(
-            "s02_start_alone_dies",
-            Point::AddressNotPrinted,
-            Act::Run,
-            ends::nothing_told,
-            BOTH,
-        )
-    },
-    gate(
-        "s03_before_create",
-        Point::BeforeCreate,
-        Act::Run,
-        ends::no_task,
-        BOTH,
-    ),
-    gate(
-        "s04_rootfs_mounted",
-        Point::RootfsMounted,
-        Act::Run,
-        ends::no_task,
-        ALL,
-    ),
-    Gate {
-        runc: Some("no-state"),
-        ..gate(
-            "s05_runc_without_state",
-            Point::RuncCreateCalled,
-            Act::Run,
-            ends::no_task,
-            ALL,
-        )
-    },
-    Gate {
-        point: None,
-        runc: Some("no-pid-file"),
-        ..gate(
-            "s06_runc_without_pid_file",
-            Point::RuncCreateCalled,
-            Act::Run,
-            ends::no_task,
-            BOTH,
-        )
-    },
-    gate(
-        "s07_runc_create_done",
-        Point::RuncCreateDone,
-        Act::Run,
-        ends::no_task,
-        BOTH,
-    ),
-    gate(
-        "s07_created_not_journaled",
-        Point::CreatedNotJournaled,
-        Act::Run,
-        ends::no_task,
-        BOTH,
-    ),
-    gate(
-        "s08_created_not_told",
-        Point::CreatedNotTold,
-        Act::Run,
-        ends::created_then_killed,
-        RECORDS,
-    ),
-    gate(
-        "s09_started_not_journaled",
-        Point::StartedNotJournaled,
-        Act::Run,
-        ends::killed,
-        ALL,
-    ),
-    gate(
-        "s10_death_not_recorded",
-        Point::DeathNotRecorded,
-        Act::Exit,
-        ends::end_unknown,
-        BOTH,
-    ),
-    gate(
-        "s10_death_not_reaped",
-        Point::DeathNotReaped,
-        Act::Exit,
-        ends::exited_7,
-        RECORDS,
-    ),
-    gate(
-        "s11_exit_journaled",
-        Point::ExitJournaled,
-        Act::Exit,
-        ends::exited_7,
-        ALL,
-    ),
-    gate(
-        "s11_exit_not_sent",
-        Point::ExitNotSent,
-        Act::Exit,
-        ends::exited_7,
-        BOTH,
-    ),
-    gate(
-        "s12_exit_sent",
-        Point::ExitSent,
-        Act::Exit,
-        ends::exited_7_again,
-        RECORDS,
-    ),
-    gate(
-        "s13_delete_drained",
-        Point::DeleteDrained,
-        Act::Remove,
-        ends::exited_7_again,
-        BOTH,
-    ),
-    gate(
-        "s14_runc_delete_done",
-        Point::RuncDeleteDone,
-        Act::Remove,
-        ends::exited_7_again,
-        ALL,
-    ),
-    gate(
-        "s15_deleted_not_journaled",
-        Point::DeletedNotJournaled,
-        Act::Remove,
-        ends::exited_7_again,
-        BOTH,
-    ),
-    gate(
-        "s15_deleted_not_told",
-        Point::DeletedNotTold,
-        Act::Remove,
-        ends::exited_7_again,
-        RECORDS,
-    ),
-    gate(
-        "s16_before_shutdown",
-        Point::BeforeShutdown,
-        Act::Remove,
-        ends::deleted_7,
-        BOTH,
-    ),
-    gate(
-        "s17_socket_removed",
-        Point::SocketRemoved,
-        Act::Remove,
-        ends::deleted_7,
-        BOTH,
-    ),
-    gate(
-        "e1_runc_exec_done",
-        Point::RuncExecDone,
-        Act::Exec,
-        ends::killed,
-        BOTH,
-    ),
-    gate(
-        "e2_exec_started",
-        Point::ExecStartedNotTold,
-        Act::Exec,
-        ends::killed,
-        BOTH,
-    ),
-    gate(
-        "e3_exec_exited",
-        Point::ExecExitJournaled,
-        Act::Exec,
-        ends::killed,
-        BOTH,
-    ),
-    gate(
-        "e4_exec_deleted",
-        Point::ExecDeletedNotTold,
-        Act::Exec,
-        ends::killed,
-        BOTH,
-    ),
-    gate(
-        "p1_frozen_not_journaled",
-        Point::PausedNotJournaled,
-        Act::Pause,
-        ends::killed,
-        ALL,
-    ),
-    gate(
-        "p2_thaw_half_done",
-        Point::ThawAsked,
-        Act::Resume,
-        ends::killed,
-        BOTH,
-    ),
-    gate_of_delete("d1_delete_locked", Point::DeleteLocked),
-    gate_of_delete("d2_delete_not_recorded", Point::DeleteNotRecorded),
-    gate_of_delete("d3_delete_not_printed", Point::DeleteNotPrinted),
-];
-
-/// Killed in `delete`: the next `delete` says the same.
-const fn gate_of_delete(name: &'static str, point: Point) -> Gate {
-    Gate {
-        dies: Dies::Itself,
-        ..gate(name, point, Act::Lose, ends::exited_7_again, BOTH)
-    }
+gates! {
+    s01_before_bind           StartBeforeBind     Run    StartToo   nothing_told        BOTH;
+    s02_pair_not_ready        PairNotReady        Run    StartToo   nothing_told        BOTH;
+    s02_pair_alone_dies       PairNotReady        Run    Pair       nothing_told        BOTH;
+    s02_address_not_printed   AddressNotPrinted   Run    StartToo   nothing_told        BOTH;
+    s02_start_alone_dies      AddressNotPrinted   Run    StartAlone nothing_told        BOTH;
+    s03_before_create         BeforeCreate        Run    Pair       no_task             BOTH;
+    s04_rootfs_mounted        RootfsMounted       Run    Pair       no_task             ALL;
+    s05_runc_without_state    RuncCreateCalled    Run    Pair       no_task             ALL  "no-state";
+    s06_runc_without_pid_file RuncCreateCalled    Run    Pair       no_task             BOTH "no-pid-file";
+    s07_runc_create_done      RuncCreateDone      Run    Pair       no_task             BOTH;
+    s07_created_not_journaled CreatedNotJournaled Run    Pair       no_task             BOTH;
+    s08_created_not_told      CreatedNotTold      Run    Pair       created_then_killed SOLO;
+    s09_started_not_journaled StartedNotJournaled Run    Pair       killed              ALL;
+    s10_death_not_recorded    DeathNotRecorded    Exit   Pair       exited_7_or_unknown BOTH;
+    s10_death_not_reaped      DeathNotReaped      Exit   Pair       exited_7            SOLO;
+    s11_exit_journaled        ExitJournaled       Exit   Pair       exited_7            ALL;
+    s11_exit_not_sent         ExitNotSent         Exit   Pair       exited_7            BOTH;
+    s12_exit_sent             ExitSent            Exit   Pair       exited_7_again      SOLO;
+    s13_delete_drained        DeleteDrained       Remove Pair       exited_7_again      BOTH;
+    s14_runc_delete_done      RuncDeleteDone      Remove Pair       exited_7_again      ALL;
+    s15_deleted_not_journaled DeletedNotJournaled Remove Pair       exited_7_again      BOTH;
+    s15_deleted_not_told      DeletedNotTold      Remove Pair       exited_7_again      SOLO;
+    s16_before_shutdown       BeforeShutdown      Remove Pair       deleted_7           BOTH;
+    s17_socket_removed        SocketRemoved       Remove Pair       deleted_7           BOTH;
+    e1_runc_exec_done         RuncExecDone        Exec   Pair       killed              BOTH;
+    e2_exec_started           ExecStartedNotTold  Exec   Pair       killed              BOTH;
+    e3_exec_exited            ExecExitJournaled   Exec   Pair       killed              BOTH;
+    e4_exec_deleted           ExecDeletedNotTold  Exec   Pair       killed              BOTH;
+    p1_frozen_not_journaled   PausedNotJournaled  Pause  Pair       killed              ALL;
+    p2_thaw_half_done         ThawAsked           Resume Pair       killed              BOTH;
+    d1_delete_locked          DeleteLocked        Lose   Delete     exited_7_again      BOTH;
+    d2_delete_not_recorded    DeleteNotRecorded   Lose   Delete     exited_7_again      BOTH;
+    d3_delete_not_printed     DeleteNotPrinted    Lose   Delete     exited_7_again      BOTH;
 }

@@ -87,7 +87,7 @@ fn attempt(shim: &ShimBinary, gate: &'static Gate, variant: Variant) -> Result<(
 fn every_point_is_a_gate() -> Result<()> {
     let missing: Vec<&Point> = Point::ALL
         .iter()
-        .filter(|point| !GATES.iter().any(|gate| gate.point == Some(**point)))
+        .filter(|point| !GATES.iter().any(|gate| gate.point == **point))
         .collect();
     ensure!(missing.is_empty(), "no gate for {missing:?}");
     Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::kit::repository;
+use vigil_lab::place::kill_at_once;
 use vigil_lab::process::{Process, alive, signal_if};
 use vigil_lab::shim::Ran;
 use vigil_lab::{Place, Scratch, ShimBinary, Version, by, until};
@@ -154,9 +155,14 @@ impl Scene {
             seen.client_ok = Some(ran.status.success());
         }
         self.calm().context("after the crash")?;
+        ensure!(
+            self.reached().exists(),
+            "{:?} was never reached",
+            self.gate.point
+        );
         (seen.events, seen.deletes) = self.collect()?;
         (self.gate.end)(&seen)
-            .and_then(|()| ends::always(&seen, self.gate.dies == Dies::Itself))
+            .and_then(|()| ends::always(&seen, self.gate.dies == Dies::Delete))
             .with_context(|| format!("{seen:#?}"))?;
         // Nobody else was hurt.
         ensure!(
@@ -176,6 +182,10 @@ impl Scene {
                 .with_context(|| format!("the end of {id}"))?;
         }
         self.listener.0.kill()?;
+        if self.variant == Variant::StateFull {
+            self.place.containerd.stop(15)?;
+            nix::mount::umount(&self.place.containerd.scratch.path("state"))?;
+        }
         self.place.containerd.expect_clean().context("in the end")
     }
 
@@ -235,14 +245,15 @@ impl Scene {
     }
 
     fn arm(&self) -> Result<()> {
-        if let Some(point) = self.gate.point {
-            let action = if self.gate.act == Act::Lose {
-                "kill"
-            } else {
-                "stop"
-            };
-            fs::write(self.tools.path("points").join(point.code()), action)?;
-        }
+        let action = if self.gate.act == Act::Lose {
+            "kill"
+        } else {
+            "stop"
+        };
+        fs::write(
+            self.tools.path("points").join(self.gate.point.code()),
+            action,
+        )?;
         if let Some(instant) = self.gate.runc {
             let gate = self.tools.path("bin/runc.gate");
             fs::write(gate, format!("{instant} {HIT}\n"))?;
@@ -278,20 +289,18 @@ impl Scene {
             Act::Exit => Some(self.place.pid(HIT)?),
             _ => None,
         };
-        if let Some(point) = self.gate.point {
-            let reached = self
-                .tools
-                .path("points")
-                .join(point.code())
-                .with_extension("reached");
-            until(&format!("{point:?} to be reached"), by(15.0), || {
+        let reached = self.reached();
+        until(
+            &format!("{:?} to be reached", self.gate.point),
+            by(15.0),
+            || {
                 if let Some(pid) = pid.filter(|_| !reached.exists()) {
                     self.end_init(pid);
                 }
                 let at = fs::read_to_string(&reached).ok()?.parse().ok()?;
                 Process::read(at).filter(|p| p.state == 'T').map(drop)
-            })?;
-        }
+            },
+        )?;
         if self.gate.runc.is_some() {
             let reached = self.tools.path("bin/runc.reached");
             let said = until("runc to stop", by(15.0), || {
@@ -304,37 +313,27 @@ impl Scene {
         Ok(())
     }
 
-    fn deaths(&mut self) -> Result<()> {
-        if self.gate.dies == Dies::Itself && self.gate.act != Act::Lose {
-            return self.start_dies();
-        }
-        // All stopped first, so that nobody can react to another's death.
-        for process in self.place.shims(HIT) {
-            signal_if(process.pid, 19, |now| now.cmdline == process.cmdline);
-        }
-        if self.variant == Variant::ContainerdToo {
-            self.place.containerd.stop(9)?;
-        }
-        ensure!(self.place.kill_shims(HIT)? > 0, "nobody to kill");
-        if self.variant == Variant::ContainerdToo {
-            self.place.containerd.launch()?;
-        }
-        Ok(())
+    /// There once the gate was reached.
+    fn reached(&self) -> PathBuf {
+        let point = self.tools.path("points").join(self.gate.point.code());
+        point.with_extension("reached")
     }
 
-    /// Only `start`: the pair it has made does not know.
-    fn start_dies(&mut self) -> Result<()> {
-        let starts = self.place.shims(HIT);
-        let start = starts.iter().find(|p| p.cmdline.ends_with(" start"));
-        let start = start.with_context(|| format!("no start among {starts:?}"))?;
+    fn deaths(&mut self) -> Result<()> {
+        // Before anyone dies: nothing that is stopped may lose its parent and be let run.
+        if self.variant == Variant::ContainerdToo {
+            self.place.containerd.freeze()?;
+        }
+        let mut doomed = self.place.shims(HIT);
+        match self.gate.dies {
+            Dies::StartToo => {}
+            Dies::StartAlone => doomed.retain(is_start),
+            Dies::Pair | Dies::Delete => doomed.retain(|p| !is_start(p)),
+        }
+        ensure!(!doomed.is_empty(), "nobody to kill");
+        kill_at_once(&doomed)?;
         if self.variant == Variant::ContainerdToo {
             self.place.containerd.stop(9)?;
-        }
-        ensure!(
-            signal_if(start.pid, 9, |now| now.cmdline == start.cmdline),
-            "no start"
-        );
-        if self.variant == Variant::ContainerdToo {
             self.place.containerd.launch()?;
         }
         Ok(())
@@ -401,7 +400,7 @@ impl Scene {
         let is_ours = |line: &str| {
             line.ends_with(&own)
                 || line.contains(&below)
-                || line.contains(&named)
+                || line.contains(mark) && line.contains(&named)
                 || line.contains(socket.to_str().unwrap_or("?"))
         };
         let mut left = Vec::new();
@@ -431,6 +430,12 @@ impl Scene {
         self.place.expect_status(HIT, "RUNNING")?;
         self.place.end(HIT)
     }
+}
+
+/// The reaper is forked from `start` and keeps its arguments, but leads a session.
+fn is_start(process: &Process) -> bool {
+    let leads = process.field("NSsid") == Some(process.pid.to_string());
+    process.cmdline.ends_with(" start") && !leads
 }
 
 fn listen(place: &Place) -> Result<Listener> {
