@@ -125,10 +125,14 @@ impl Listener {
         Ok(Self(child, path))
     }
 
-    /// Topics so far, without their `/tasks/`.
+    /// Topics so far, without their `/tasks/`; one that came again with the same bytes and
+    /// the same time is the one whose acknowledgement was cut off.
     fn topics(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.1).unwrap_or_default();
-        text.lines()
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.dedup();
+        lines
+            .into_iter()
             .filter_map(|line| line.split_whitespace().find(|w| w.starts_with("/tasks/")))
             .map(|topic| topic.trim_start_matches("/tasks/").to_owned())
             .collect()

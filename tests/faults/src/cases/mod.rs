@@ -11,9 +11,14 @@ pub mod f06;
 pub mod f07;
 pub mod f08;
 pub mod f09;
-pub mod f11_f15;
+pub mod f10;
+pub mod f11;
+pub mod f12;
+pub mod f13;
+pub mod f14;
 pub mod f15;
-pub mod f16_f20;
+pub mod f16;
+pub mod f17;
 pub mod f18;
 pub mod f21_f25;
 pub mod f24;
@@ -41,9 +46,14 @@ pub fn all() -> Vec<Case> {
         f07::TABLE,
         f08::TABLE,
         f09::TABLE,
-        f11_f15::TABLE,
+        f10::TABLE,
+        f11::TABLE,
+        f12::TABLE,
+        f13::TABLE,
+        f14::TABLE,
         f15::TABLE,
-        f16_f20::TABLE,
+        f16::TABLE,
+        f17::TABLE,
         f18::TABLE,
         f21_f25::TABLE,
         f24::TABLE,
