@@ -211,6 +211,13 @@ impl Containerd {
         Ok(())
     }
 
+    /// Replaces the daemon by one of another version, as an upgrade does; containers stay.
+    pub fn relaunch_as(&mut self, version: Version) -> Result<()> {
+        self.stop(15)?;
+        self.version = version;
+        self.launch()
+    }
+
     /// Ends the daemon with SIGTERM, or SIGKILL; containers stay.
     pub fn stop(&mut self, signal: i32) -> Result<()> {
         let Some(mut child) = self.process.take() else {

@@ -1,4 +1,4 @@
-//! The classes of the catalogue, five to a file.
+//! The classes of the catalogue, a file each.
 
 use crate::Case;
 
@@ -20,7 +20,11 @@ pub mod f15;
 pub mod f16;
 pub mod f17;
 pub mod f18;
-pub mod f21_f25;
+pub mod f19;
+pub mod f20;
+pub mod f21;
+pub mod f22;
+pub mod f23;
 pub mod f24;
 pub mod f25;
 pub mod f26;
@@ -55,7 +59,11 @@ pub fn all() -> Vec<Case> {
         f16::TABLE,
         f17::TABLE,
         f18::TABLE,
-        f21_f25::TABLE,
+        f19::TABLE,
+        f20::TABLE,
+        f21::TABLE,
+        f22::TABLE,
+        f23::TABLE,
         f24::TABLE,
         f25::TABLE,
         f26::TABLE,
