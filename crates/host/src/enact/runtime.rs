@@ -13,6 +13,7 @@ use super::Left;
 use super::hooks::Poststop;
 use super::work::{RESERVE, Work, look};
 use crate::observe::{Found, RuncState, said};
+use crate::rootfs::{Manner, unmount_below};
 use crate::runc::{Call, Invocation};
 use crate::worker::{Outcome, Worker};
 
@@ -193,10 +194,15 @@ impl Work<'_> {
 
     fn remove_tree(&mut self, dir: PathBuf) -> crate::Result<()> {
         let at = dir.clone();
-        let worker = Worker::start("rmdir", move || match fs::remove_dir_all(&at) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
+        let worker = Worker::start_noting("rmdir", move |notes| {
+            // A runc that was killed early leaves itself mounted there, read-only.
+            let unmounted = unmount_below(&at, Manner::Patient(GRACE), notes);
+            unmounted.map(drop).map_err(|e| said(&e))?;
+            match fs::remove_dir_all(&at) {
+                Ok(()) => Ok(()),
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
+            }
         })?;
         match worker.wait(self.remaining().max(RESERVE / 2))? {
             Outcome::Done => {}
