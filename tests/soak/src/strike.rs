@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use vigil_lab::process::{Process, signal_if};
 use vigil_lab::{Task, by, until};
 use vigil_sys::pidfd;
@@ -53,8 +53,11 @@ impl Pair {
     /// Finds out by Connect, which names the reaper; also before Create.
     pub fn of(task: &Task, id: &str) -> Result<Self> {
         let reaper = i32::try_from(task.connect_task(id)?.shim_pid)?;
-        let found = processes(id);
-        ensure!(found.len() == 2, "not a pair: {found:?}");
+        // One that is just being executed has no arguments to be found by.
+        let found = until("reaper and shim", by(5.0), || {
+            Some(processes(id)).filter(|found| found.len() == 2)
+        });
+        let found = found.with_context(|| format!("there are {:?}", processes(id)))?;
         let (mut reapers, mut shims): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|p| p.pid == reaper);
         let reaper = reapers.pop().context("Connect names a stranger")?;
