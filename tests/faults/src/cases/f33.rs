@@ -40,7 +40,7 @@ fn no_more_fds(pid: i32) -> Result<()> {
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
-    let free = (0..).find(|n| !open.contains(n)).unwrap_or(0);
+    let free = (0..1_000_000).find(|n| !open.contains(n)).unwrap_or(0);
     limit_fds(pid, free)
 }
 
