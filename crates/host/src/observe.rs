@@ -153,8 +153,9 @@ impl Subject {
         });
         self.execs = running.collect();
         self.runc_delete = match (phase, task.standing.busy) {
-            (Phase::Deleted { .. }, _) => RuncDelete::Done,
-            (_, Some(Verb::Delete)) => RuncDelete::Begun,
+            // A Delete is answered in time, also when runc's state is left to
+            // whoever comes next: the directory says whether the hooks ran.
+            (Phase::Deleted { .. }, _) | (_, Some(Verb::Delete)) => RuncDelete::Begun,
             (_, _) => RuncDelete::NotTried,
         };
         if let Some(plan) = &task.plan {
