@@ -12,6 +12,7 @@ use vigil_lab::{Place, ShimBinary, Version};
 use crate::case::{Asked, Case, Run};
 use crate::cases;
 use crate::differences::DIFFERENCES;
+use crate::elsewhere;
 use crate::{matrix, table};
 
 /// How long one case may take.
@@ -87,5 +88,8 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     print!("\n{}", table::text(&ended));
+    if all_shims {
+        print!("\n{}", elsewhere::text());
+    }
     verdict(&ended, false)
 }

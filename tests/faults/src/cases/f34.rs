@@ -27,6 +27,7 @@ cases! {
     Kit    All  f35_log_reader_gone "The reader of the log has gone, came back, or removed the fifo: a whole life";
     Kit    All  f36_client_of_an_exec_dies "An exec whose client has died can be killed; it dies with the container, nothing of it is left";
     Daemon All  f36_ctr_exec_killed "`ctr tasks exec` SIGKILLed: the container is served, killed and deleted in time";
+    Daemon All  f36_exec_across_a_restart "An exec runs while containerd is killed and restarted: listed, served, gone with its container";
     Kit    All  f36_exec_that_daemonises "An exec that leaves its session: killed with the container in a shared pid namespace too";
 }
 
@@ -331,6 +332,35 @@ fn f36_ctr_exec_killed(place: &mut Place) -> Result<()> {
             .iter()
             .any(|p| p.cmdline == "sleep 1001"))
         .then_some(())
+    })
+}
+
+fn f36_exec_across_a_restart(place: &mut Place) -> Result<()> {
+    place.detached("c", &["sleep", "1000"])?;
+    place.expect_status("c", "RUNNING")?;
+    let args = [
+        "tasks",
+        "exec",
+        "-d",
+        "--exec-id",
+        "e1",
+        "c",
+        "sleep",
+        "1001",
+    ];
+    place.containerd.ctr(&args)?;
+    for signal in [9, 15] {
+        place.containerd.stop(signal)?;
+        place.containerd.launch()?;
+        place.expect_status("c", "RUNNING")?;
+        let ps = place.containerd.ctr(&["tasks", "ps", "c"])?;
+        ensure!(ps.lines().count() == 3 && ps.contains("e1"), "{ps}");
+    }
+    place.end("c")?;
+    let mark = place.containerd.namespace().to_owned();
+    until("the exec to be gone", by(5.0), || {
+        let all = Process::marked(&mark);
+        (!all.iter().any(|p| p.cmdline == "sleep 1001")).then_some(())
     })
 }
 
