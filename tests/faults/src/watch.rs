@@ -149,15 +149,18 @@ fn in_d(pid: i32) -> bool {
     })
 }
 
-/// Whether a process that is no thread of the kernel's has a thread in D, frozen ones aside.
+/// Whether a process that is no thread of the kernel's has a thread in D. Only in our own
+/// cgroup, where runtimes and their workers are: what a freezer of v1 holds is in D too.
 #[must_use]
 pub fn waits_for_a_device(pid: i32) -> bool {
-    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let stat = read("stat");
+    let read = |pid: &str, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let number = pid.to_string();
+    let stat = read(&number, "stat").unwrap_or_default();
     let of_the_kernel = stat
         .rsplit_once(") ")
         .is_none_or(|(_, rest)| rest.split(' ').nth(1).is_none_or(|p| p == "2" || p == "0"));
-    !of_the_kernel && in_d(pid) && !read("wchan").contains("refrigerator")
+    let ours = read(&number, "cgroup").ok() == read("self", "cgroup").ok();
+    !of_the_kernel && ours && in_d(pid)
 }
 
 fn longest_sleep(pids: &[i32], over: &AtomicBool) -> Duration {
