@@ -18,6 +18,7 @@ use vigil_journal::{exits, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
+use vigil_reconcile::Said;
 use vigil_supervise::exit_of;
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
@@ -131,9 +132,13 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     // A call of runc may have outlived the pair in the middle of it.
     let mut midway = true;
     match remembered(bundle) {
-        Ok((task, boot)) => {
-            midway = task.standing.midway();
+        Ok(Remembered { task, boot, whole }) => {
+            midway = task.standing.midway() || !whole;
             subject.recall(&task, boot);
+            // What is torn may be the record of all there is.
+            if !whole && subject.said == Said::Nothing {
+                subject.said = Said::Unreadable;
+            }
         }
         Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
     }
@@ -148,7 +153,7 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     // The journal is bad, or failed before it could name init.
     if subject.init.is_none()
         && subject.exit.is_none()
-        && subject.said != vigil_reconcile::Said::Nothing
+        && subject.said != Said::Nothing
         && let Some((init, exit)) = ended_init(bundle)
     {
         subject.init = Some(init);
@@ -173,7 +178,15 @@ fn end_calls(subject: &Subject) {
     }
 }
 
-fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
+/// What the journal says.
+struct Remembered {
+    task: Task,
+    boot: BootId,
+    /// Its last record was not cut off.
+    whole: bool,
+}
+
+fn remembered(bundle: &Path) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
     let replayed = vigil_journal::replay(&path)?;
     if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {
@@ -185,7 +198,11 @@ fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
         .map(|record| (record.kind, &record.payload[..]));
     let task = Task::replay(frames).with_context(|| format!("cannot read {}", path.display()))?;
     let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
-    Ok((task, BootId(boot)))
+    Ok(Remembered {
+        task,
+        boot: BootId(boot),
+        whole: replayed.tail == vigil_journal::Tail::Clean,
+    })
 }
 
 /// What the reaper saw of init's end, if the shim did not live to record it.

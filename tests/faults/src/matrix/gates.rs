@@ -96,7 +96,7 @@ gates! {
     s08_created_not_told      CreatedNotTold      Run    Pair       created_then_killed SOLO;
     s09_started_not_journaled StartedNotJournaled Run    Pair       killed              ALL;
     s10_death_not_recorded    DeathNotRecorded    Exit   Pair       exited_7_or_unknown BOTH;
-    s10_death_not_reaped      DeathNotReaped      Exit   Pair       exited_7            SOLO;
+    s10_death_not_reaped      DeathNotReaped      Exit   Pair       exited_7_again      SOLO;
     s11_exit_journaled        ExitJournaled       Exit   Pair       exited_7            ALL;
     s11_exit_not_sent         ExitNotSent         Exit   Pair       exited_7            BOTH;
     s12_exit_sent             ExitSent            Exit   Pair       exited_7_again      SOLO;
