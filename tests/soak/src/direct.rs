@@ -18,8 +18,8 @@ use vigil_lab::process::mkfifo;
 use vigil_lab::shim::Caller;
 use vigil_lab::task::V2;
 use vigil_lab::{
-    Bundle, CallError, EventSink, Fact, FifoReader, Residue, Scratch, Shim, ShimBinary, Spec, Task,
-    by, until,
+    Bundle, CallError, Code, EventSink, Fact, FifoReader, Residue, Scratch, Shim, ShimBinary, Spec,
+    Task, by, until,
 };
 
 use crate::judge::UNKNOWN;
@@ -223,7 +223,12 @@ impl Stage<'_> {
         let Some(pair) = self.pair.get() else {
             // `start` has not answered yet.
             life.blow_begins();
-            outcome.struck = strike::all_of(&life.id, false, &life.story) > 0;
+            // Not before there is anything to hit: containerd runs no `delete` beside a `start`.
+            let hit = until("", by(5.0), || {
+                let hit = strike::all_of(&life.id, false, &life.story);
+                (hit > 0).then_some(())
+            });
+            outcome.struck = hit.is_ok();
             self.delete(&mut outcome);
             // What `start` had not forked when the others were killed.
             strike::all_of(&life.id, false, &life.story);
@@ -496,7 +501,10 @@ impl Stage<'_> {
             Step::Wait => {
                 let waited = match task.patient(3.0).wait(id, "") {
                     // A signal that came before the shell had set its trap is ignored by an init.
-                    Err(CallError::Deadline) => {
+                    // (The shim keeps the same time, and may say so first.)
+                    Err(error)
+                        if error == CallError::Deadline || error.is(Code::DeadlineExceeded) =>
+                    {
                         life.kill_is_sent();
                         task.kill(id, "", 9, false)?;
                         task.wait(id, "")?
