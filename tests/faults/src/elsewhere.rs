@@ -39,6 +39,112 @@ const fn missing(class: &'static str, what: &'static str, reason: &'static str) 
 
 /// In the catalogue's order.
 pub const COVERED: &[Covered] = &[
+    covered(
+        "F01",
+        "hostile/tests/frames",
+        "pids_of_twenty_thousand_processes",
+    ),
+    covered("F01", "conformance/src/exec", "exec_early_exits"),
+    covered("F02", "hostile/tests/pair", "sigkill_of_both"),
+    covered("F02", "hostile/tests/pair", "sigkill_of_the_shim"),
+    covered("F02", "hostile/tests/pair", "sigkill_of_the_reaper_first"),
+    covered("F02", "conformance/src/ends", "delete_after_kill_cleans"),
+    covered("F02", "conformance/src/ends", "delete_of_paused"),
+    covered("F02", "conformance/src/ends", "delete_with_execs"),
+    covered(
+        "F02",
+        "conformance/src/daemon",
+        "killed_shim_leaves_nothing",
+    ),
+    covered(
+        "F03",
+        "hostile/tests/create",
+        "runc_that_hangs_is_ended_at_its_deadline",
+    ),
+    covered(
+        "F03",
+        "hostile/tests/create",
+        "runc_that_hangs_in_start_and_delete",
+    ),
+    covered("F03", "hostile/tests/exec", "runc_exec_that_fails_or_hangs"),
+    covered(
+        "F05",
+        "conformance/src/daemon",
+        "exit_while_containerd_is_down",
+    ),
+    covered(
+        "F05",
+        "conformance/src/daemon",
+        "restart_with_running_container",
+    ),
+    covered(
+        "F05",
+        "hostile/tests/events",
+        "a_containerd_that_comes_back_hears_everything_in_order",
+    ),
+    covered(
+        "F05",
+        "hostile/tests/events",
+        "hang_ups_in_between_lose_nothing_and_keep_the_order",
+    ),
+    covered(
+        "F05",
+        "hostile/tests/events",
+        "a_sink_that_never_answers_delays_nobody",
+    ),
+    covered(
+        "F05",
+        "hostile/tests/events",
+        "a_thousand_events_wait_in_little_memory",
+    ),
+    covered("F06", "conformance/src/exec", "execs_die_with_init"),
+    covered("F06", "conformance/src/exec", "exec_start_after_init_exit"),
+    covered("F06", "conformance/src/events", "exec_exits_before_init"),
+    covered("F07", "hostile/tests/midway", "in_the_middle_of_create"),
+    covered(
+        "F07",
+        "hostile/tests/create",
+        "runc_that_fails_in_each_of_its_ways",
+    ),
+    covered("F09", "conformance/src/signals", "leftovers_die_with_init"),
+    covered("F09", "conformance/src/ends", "delete_with_host_pids"),
+    covered(
+        "F10",
+        "hostile/tests/pair",
+        "a_pair_that_hears_nothing_is_made_to_leave",
+    ),
+    covered("F11", "hostile/tests/pair", "a_pair_nobody_needs_leaves"),
+    covered(
+        "F11",
+        "conformance/src/lifecycle",
+        "shutdown_with_container_does_nothing",
+    ),
+    covered(
+        "F11",
+        "conformance/src/lifecycle",
+        "shutdown_of_an_empty_shim",
+    ),
+    covered("F12", "conformance/src/stdio", "reader_may_come_back"),
+    covered(
+        "F12",
+        "hostile/tests/create",
+        "a_logger_that_ends_at_once_costs_the_output_not_the_container",
+    ),
+    covered(
+        "F13",
+        "conformance/src/stdio",
+        "background_child_holds_output",
+    ),
+    covered(
+        "F13",
+        "hostile/tests/loops",
+        "the_end_comes_with_a_slow_reader_and_with_a_child_that_holds_the_pipe",
+    ),
+    covered(
+        "F14",
+        "conformance/src/cgroups",
+        "delete_with_nested_frozen",
+    ),
     covered("F15", "hostile/tests/pair", "delete_without_a_bundle"),
     covered(
         "F15",
@@ -51,6 +157,36 @@ pub const COVERED: &[Covered] = &[
         "conformance/src/ends",
         "delete_reports_the_true_status",
     ),
+    covered(
+        "F16",
+        "conformance/src/ends",
+        "delete_reports_the_true_status",
+    ),
+    covered("F16", "conformance/src/ends", "program_missing"),
+    covered("F16", "conformance/src/daemon", "run_rm_exit_status"),
+    covered("F18", "hostile/tests/pair", "start_over_a_pair_with_a_task"),
+    covered(
+        "F18",
+        "conformance/src/lifecycle",
+        "failed_create_spares_a_stranger",
+    ),
+    covered(
+        "F20",
+        "conformance/src/cgroups",
+        "frozen_nested_dies_with_init",
+    ),
+    covered("F21", "conformance/src/exec", "execs_do_not_mix"),
+    covered("F22", "conformance/src/cgroups", "oom_of_init"),
+    covered("F22", "conformance/src/cgroups", "oom_in_nested"),
+    covered("F22", "conformance/src/cgroups", "oom_of_the_group"),
+    covered("F22", "conformance/src/cgroups", "old_ooms_are_not_told"),
+    covered("F23", "conformance/src/lifecycle", "serves_v2"),
+    covered("F23", "conformance/src/lifecycle", "serves_v3"),
+    covered("F23", "conformance/src/bootstrap", "bootstrap_params"),
+    covered("F23", "conformance/src/bootstrap", "newer_environment"),
+    covered("F24", "conformance/src/cgroups", "frozen_by_others"),
+    covered("F24", "conformance/src/signals", "kill_of_paused"),
+    covered("F24", "conformance/src/signals", "delete_of_paused_refused"),
     covered(
         "F26",
         "hostile/tests/pair",
@@ -196,6 +332,61 @@ pub const COVERED: &[Covered] = &[
 
 /// In the catalogue's order.
 pub const MISSING: &[Missing] = &[
+    missing(
+        "F01",
+        "SIGCHLD held back by a debugger",
+        "stopping the reaper holds it back too, and is tried",
+    ),
+    missing(
+        "F02",
+        "the shim killed for memory in a cgroup of its own",
+        "to the pair it is SIGKILL, which is tried at every moment",
+    ),
+    missing(
+        "F03",
+        "NFS, D-Bus and drivers that make runc hang",
+        "runc hangs by script, which looks the same from outside",
+    ),
+    missing(
+        "F07",
+        "a thread that retires and takes runc with it",
+        "there are no threads, and runc is not tied to its parent's death",
+    ),
+    missing(
+        "F10",
+        "single requests that are never answered",
+        "one loop answers all; who serves is stopped as a whole",
+    ),
+    missing(
+        "F12",
+        "chattr +i on the file of a file:// log",
+        "the container writes to an open descriptor, which the attribute does not touch",
+    ),
+    missing(
+        "F14",
+        "a systemd scope that stays",
+        "there is no systemd on these machines",
+    ),
+    missing(
+        "F18",
+        "a systemd scope that was left",
+        "there is no systemd on these machines",
+    ),
+    missing(
+        "F21",
+        "a slow listener among many",
+        "an exit has one reader; nothing is broadcast",
+    ),
+    missing(
+        "F22",
+        "the systemd driver",
+        "there is no systemd on these machines",
+    ),
+    missing(
+        "F23",
+        "containerd 1.7 and 2.3 themselves",
+        "not packaged for these machines; their ways of calling are tried",
+    ),
     missing(
         "F25",
         "a stalled D-Bus under the systemd driver",

@@ -2,22 +2,147 @@
 //! true status, has the whole output, and can remove the task.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Child, Stdio as Pipe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use ttrpc::proto::{Request, Response, Status};
+use vigil_lab::bundle::Stdio;
 use vigil_lab::process::{Process, signal_if};
-use vigil_lab::{Place, by, until};
+use vigil_lab::wire::{Frame, RESPONSE};
+use vigil_lab::{Kit, Place, Shim, Spec, by, until};
 
 use crate::cases;
 use crate::world::times;
 
 cases! {
+    Kit    All f05_sink_that_refuses "A sink that answers with an error four times, six times, in between: every event comes, in order";
     Daemon All f05_output_and_code_while_down "10 KB and an exit while containerd is down: output whole, code right, removable";
     Daemon All f05_down_for_long "The same, and containerd comes back after half a minute";
     Daemon All f05_killed_after_the_exit "containerd is killed after the exit and before the removal: STOPPED then, removable";
     Daemon All f05_restart_between_kill_and_wait "containerd is restarted between a kill and the exit: the exit is known";
     Daemon All f05_stopped_containerd "containerd is SIGSTOPped over start, execs and exit: SIGCONT, and every event comes, in order";
+}
+
+/// A sink that answers the given Forwards, by number, with Unavailable, and remembers what
+/// the others brought, raw.
+struct Moody {
+    path: PathBuf,
+    taken: Arc<Mutex<Vec<Vec<u8>>>>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Moody {
+    fn listen(path: PathBuf, refused: &'static [usize]) -> Result<Self> {
+        let listener = UnixListener::bind(&path)?;
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let over = Arc::new(AtomicBool::new(false));
+        let (shared, stop) = (Arc::clone(&taken), Arc::clone(&over));
+        let count = Arc::new(AtomicUsize::new(0));
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (shared, count) = (Arc::clone(&shared), Arc::clone(&count));
+                std::thread::spawn(move || answer(stream, &shared, &count, refused));
+            }
+        });
+        Ok(Self {
+            path,
+            taken,
+            over,
+            thread: Some(thread),
+        })
+    }
+
+    /// Topics of what was taken, in the order of arrival.
+    fn topics(&self) -> Vec<String> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let topic = |bytes: &Vec<u8>| {
+            let request = ForwardRequest::parse_from_bytes(bytes).ok()?;
+            let topic = request.envelope.into_option()?.topic;
+            Some(topic.trim_start_matches("/tasks/").to_owned())
+        };
+        taken.iter().filter_map(topic).collect()
+    }
+}
+
+impl Drop for Moody {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // One connection more, so that it looks.
+        let _ = UnixStream::connect(&self.path);
+        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn answer(
+    mut stream: UnixStream,
+    taken: &Mutex<Vec<Vec<u8>>>,
+    count: &AtomicUsize,
+    refused: &[usize],
+) {
+    while let Ok(Some(frame)) = Frame::read(&mut stream) {
+        let mut response = Response::new();
+        if refused.contains(&count.fetch_add(1, Ordering::Relaxed)) {
+            let status = Status {
+                code: ttrpc::Code::UNAVAILABLE.into(),
+                message: "not now".into(),
+                ..Default::default()
+            };
+            response.status = Some(status).into();
+        } else if let Ok(request) = Request::parse_from_bytes(&frame.payload) {
+            let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.push(request.payload);
+        }
+        let Ok(payload) = response.write_to_bytes() else {
+            return;
+        };
+        let frame = Frame {
+            kind: RESPONSE,
+            payload,
+            ..frame
+        };
+        if stream.write_all(&frame.encode()).is_err() {
+            return;
+        }
+    }
+}
+
+fn f05_sink_that_refuses(kit: &Kit) -> Result<()> {
+    // Four times the first, six times the third.
+    let sink = Moody::listen(
+        kit.scratch.path("moody.sock"),
+        &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11],
+    )?;
+    let mut caller = kit.caller.clone();
+    caller.ttrpc.clone_from(&sink.path);
+    let bundle = kit.bundle(&Spec::sh("exit 4"), Stdio::Empty)?;
+    let shim = kit.adopt(Shim::start(&caller, &bundle)?)?;
+    shim.task.create(&bundle.create_request())?;
+    shim.task.start(&bundle.id, "")?;
+    let waited = shim.task.wait(&bundle.id, "")?;
+    ensure!(waited.exit_status == 4, "{waited:?}");
+    shim.task.delete(&bundle.id, "")?;
+    let all = ["create", "start", "exit", "delete"];
+    let come = until("all events", by(60.0), || {
+        (sink.topics().len() >= all.len()).then_some(())
+    });
+    let topics = sink.topics();
+    come.with_context(|| format!("{topics:?}"))?;
+    ensure!(topics == all, "{topics:?}");
+    Ok(())
 }
 
 /// Runs a container that waits for a file, prints 10 KB and ends with 4.
@@ -110,7 +235,7 @@ fn f05_restart_between_kill_and_wait(place: &mut Place) -> Result<()> {
 }
 
 /// `ctr events`, into a file.
-struct Listener(Child, std::path::PathBuf);
+struct Listener(Child, PathBuf);
 
 impl Listener {
     fn start(place: &Place) -> Result<Self> {
