@@ -195,9 +195,7 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
             "create failed and could not be undone: something of it is left",
         )),
         // Whoever made it has given up on it; its end comes within a deadline.
-        (Phase::Creating, Verb::Delete) => {
-            Some(Refusal::new(Kind::Later, "create is under way"))
-        }
+        (Phase::Creating, Verb::Delete) => Some(Refusal::new(Kind::Later, "create is under way")),
         (Phase::Empty | Phase::Creating, _) => Some(not_created()),
 
         (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete)
@@ -234,7 +232,7 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
         (
             Phase::Deleted { .. },
             Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
-        ) => Some(cannot(verb, "deleted")),
+        ) => Some(not_created()),
     };
     if let Some(refusal) = refused {
         return Err(refusal);
@@ -327,10 +325,8 @@ fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
             Kind::FailedPrecondition,
             "cannot exec in a stopped container",
         )),
-        Phase::Deleted { .. } => Err(Refusal::new(
-            Kind::FailedPrecondition,
-            "cannot exec in a deleted container",
-        )),
+        // For containerd it is not there any more.
+        Phase::Deleted { .. } => Err(not_created()),
     }
 }
 
