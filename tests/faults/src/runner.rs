@@ -35,7 +35,7 @@ fn version(shim: &ShimBinary) -> Version {
 
 fn attempt(shim: &ShimBinary, run: Run) -> anyhow::Result<()> {
     match run {
-        Run::Kit(test) => with_kit(shim, DEADLINE, test),
+        Run::Kit(test) => with_kit(shim, DEADLINE, true, test),
         Run::Daemon(test) => {
             let mut place = Place::start(version(shim), shim)?;
             let mark = place.containerd.namespace().to_owned();

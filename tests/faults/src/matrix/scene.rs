@@ -11,7 +11,7 @@ use vigil_lab::kit::repository;
 use vigil_lab::place::kill_at_once;
 use vigil_lab::process::{Process, alive, signal_if};
 use vigil_lab::shim::Ran;
-use vigil_lab::{Place, Scratch, ShimBinary, Version, by, until};
+use vigil_lab::{Place, Scratch, ShimBinary, Version, by, held, until};
 
 use super::Variant;
 use super::ends::{self, Seen, Told};
@@ -127,6 +127,8 @@ impl Scene {
 
     fn crash_and_look(&mut self) -> Result<()> {
         let others = self.others()?;
+        let pairs = others.iter().flat_map(|(id, _)| self.place.shims(id));
+        let held = held::all(pairs.map(|process| process.pid))?;
         let mut seen = Seen {
             heard: self.variant != Variant::ContainerdToo,
             ..Seen::default()
@@ -174,6 +176,7 @@ impl Scene {
             self.bystander.0.try_wait()?.is_none(),
             "a stranger was killed"
         );
+        held::expect_back(&held).context("the pairs of the other containers")?;
         self.nothing_left().context("after the crash")?;
         self.again().context("the same id again")?;
         for id in others.iter().map(|(id, _)| id) {
