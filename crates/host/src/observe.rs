@@ -261,7 +261,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
     let group = look_at_group(cgroup.as_ref(), &mut notes);
 
-    let mut others = others::marked(subject, cgroup.as_ref(), &mut notes);
+    let (mut others, unsure) = others::marked(subject, cgroup.as_ref(), &mut notes);
     let init = subject.init.clone().or_else(|| {
         let init = state.and_then(|state| state.init.clone());
         if init.is_some() {
@@ -283,8 +283,9 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let (boot, mut init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
     if init_fact == Init::Unnamed
         && subject.said != Said::Gone
-        && matches!(runc, Found::Torn(_) | Found::Unread(_))
-        && (!group_tells(group) || guessed && group == Group::Absent)
+        && (unsure
+            || matches!(runc, Found::Torn(_) | Found::Unread(_))
+                && (!group_tells(group) || guessed && group == Group::Absent))
     {
         // Unread is not unwritten: it may name one that lives where nobody
         // would look for it.
