@@ -270,7 +270,7 @@ fn remember_end(bundle: &Path, end: &Ended) -> Result<bool> {
     let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
     let frames = opened.replayed.records.iter();
     let mut task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-    if let Some(record) = Record::of_end(&task, end.exit, vigil_supervise::now()) {
+    if let Some(record) = Record::of_end(&task, end.pid, end.exit, vigil_supervise::now()) {
         let mut journal = opened.journal;
         journal.append(KIND_RECORD, &record.encode()?)?;
         task.apply(&record);

@@ -289,7 +289,7 @@ fn remember(bundle: &Path, report: &Report) -> Result<()> {
     let opened = Journal::open(&path, Settings::default())?;
     let frames = opened.replayed.records.iter();
     let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-    if let Some(record) = Record::of_end(&task, report.exit, now()) {
+    if let Some(record) = Record::of_end(&task, report.pid, report.exit, now()) {
         let mut journal = opened.journal;
         journal
             .append(KIND_RECORD, &record.encode()?)

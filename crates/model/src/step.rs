@@ -183,8 +183,13 @@ fn create_failed(draft: &mut Draft<'_>, undone: bool) {
 // --- verbs on init --------------------------------------------------------
 
 fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
-    if let Some(busy) = draft.now().busy {
-        return Err(later(busy));
+    // What these two would be told after a start or a delete, they are told
+    // at once: State says the same now, and either may take its time.
+    let freezer = matches!(verb, Verb::Pause | Verb::Resume);
+    match draft.now().busy {
+        Some(Verb::Start | Verb::Delete) if freezer => {}
+        Some(busy) => return Err(later(busy)),
+        None => {}
     }
     let refused = match (&draft.now().phase, verb) {
         // Not *not found*: containerd takes that for the end of it and removes
