@@ -39,7 +39,7 @@ cases! {
 
 fn f43_not_found_means_stopped(kit: &Kit) -> Result<()> {
     let mut seen = 0;
-    for round in 0..times(25, 500) {
+    for round in 0..times(25, 300) {
         let c = kit.running(&Spec::sh(&format!("sleep 0.0{}; exit 7", round % 8)))?;
         let mut told = false;
         for _ in 0..400 {
@@ -417,7 +417,7 @@ fn f47_fatal_signals_under_load(kit: &Kit) -> Result<()> {
 }
 
 fn f47_delete_beside_shutdown(kit: &Kit) -> Result<()> {
-    for round in 0..times(12, 10_000) {
+    for round in 0..times(12, 600) {
         let c = kit.running(&Spec::sh("exit 3"))?;
         ensure!(c.exit_status()? == 3);
         let (task, id) = (c.task().clone(), c.id.clone());

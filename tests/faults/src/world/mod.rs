@@ -22,7 +22,7 @@ use vigil_lab::{Kit, Residue, Spec, by, until};
 pub use small::{Medium, SmallRun, in_small_run};
 pub use stranger::{Stranger, with_pid};
 
-/// `usual` of something, or `whole` with `VIGIL_LONG=1`, where the promise is made for so many.
+/// `usual` of something, or `whole` with `VIGIL_LONG=1`: as many as fit into a case's time.
 #[must_use]
 pub fn times(usual: usize, whole: usize) -> usize {
     if std::env::var_os("VIGIL_LONG").is_some_and(|v| v == "1") {
