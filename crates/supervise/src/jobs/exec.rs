@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vigil_host::proc::{self, Checked};
-use vigil_host::runc::{Call, Invocation, process_document};
+use vigil_host::runc::{Call, Invocation, forget_pid_file, process_document};
 use vigil_host::stdio::Owner as StdioOwner;
 use vigil_model::{ExecId, ExecPlan, Incarnation, Plan, Refusal};
 use vigil_sys::pidfd;
@@ -43,7 +43,6 @@ pub(crate) async fn start(
         .map_err(|error| super::refusal(&error))?;
     // Not `<exec>.pid`: an exec may be called "init".
     let pid_file = place.bundle.join(format!("exec-{exec}.pid"));
-    let _ = std::fs::remove_file(&pid_file);
     let since = tools.exits.ring_seq();
     let running = {
         let runtime = runtime(&plan);
@@ -64,7 +63,7 @@ pub(crate) async fn start(
     };
     points::reach(Point::RuncExecDone);
     let pid = identify::pid_in(&pid_file);
-    let _ = std::fs::remove_file(&pid_file);
+    forget_pid_file(&pid_file);
     let outcome = match outcome {
         Ok(()) => match pid {
             Ok(pid) => {

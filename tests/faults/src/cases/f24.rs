@@ -62,9 +62,12 @@ fn f24_kill_15_of_paused(kit: &Kit) -> Result<()> {
         container.task().kill(&container.id, "", 15, false)
     })?
     .context("Kill was refused")?;
+    let early = container.task().patient(0.3).wait(&container.id, "");
     ensure!(
-        container.task().patient(0.3).wait(&container.id, "") == Err(CallError::Deadline),
-        "it ended while it was paused"
+        early == Err(CallError::Deadline),
+        "it ended while it was paused: {early:?}; {:?}; log: {}",
+        kit.sink.story(),
+        container.bundle.log_text()
     );
     ensure!(status(&container, "")? == Status::PAUSED);
     container.task().resume(&container.id)?;
