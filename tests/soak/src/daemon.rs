@@ -172,6 +172,8 @@ impl Daemon {
             life.fault("containerd has started no shim in 30 s");
         }
         if strike::processes(id).is_empty() {
+            let marked = vigil_lab::process::Process::marked(id);
+            life.story.add(format!("nobody to strike among {marked:?}"));
             return outcome;
         }
         let mut pair = None;
