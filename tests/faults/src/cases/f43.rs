@@ -366,8 +366,13 @@ fn crashes(kit: &Kit, c: &Container, signal: i32, first: bool, status: &[u32]) -
         }
         left.is_empty().then_some(())
     })?;
-    let said = deleted(c)?;
-    ensure!(status.contains(&said.exit_status), "{said:?}");
+    let ran = c.shim.delete()?;
+    let words = String::from_utf8_lossy(&ran.ran.stderr).into_owned();
+    let said = ran.ok()?;
+    // Nobody else is left to say what happened.
+    ensure!(!words.trim().is_empty(), "not a word of the crash");
+    ensure!(words.len() < 4096, "{} bytes of words", words.len());
+    ensure!(status.contains(&said.exit_status), "{said:?}; {words}");
     ensure!(!alive(pid(c)?));
     nothing_left(kit, &c.id)?;
     ensure!(!c.shim.reply.socket.exists(), "the socket is left");
