@@ -12,6 +12,7 @@ use vigil_reconcile::{Group, Present};
 use super::Left;
 use super::hooks::Poststop;
 use super::work::{RESERVE, Work, look};
+use crate::cgroup::Cgroup;
 use crate::observe::{Found, RuncState, said};
 use crate::rootfs::{Manner, unmount_below};
 use crate::runc::{Call, Invocation};
@@ -57,7 +58,9 @@ impl Work<'_> {
         }
         // Without a pid namespace of its own, runc kills whatever is in the
         // cgroup, strangers too.
-        if self.seen.facts.group == Group::Foreign && !self.seen.private_pid_ns {
+        let shared = self.seen.facts.group == Group::Foreign
+            || self.seen.cgroup.as_ref().is_some_and(Cgroup::is_shared);
+        if shared && !self.seen.private_pid_ns {
             self.hooks = Hooks::Ours;
             return Ok(());
         }
