@@ -58,15 +58,22 @@ impl Work<'_> {
         }
         // Without a pid namespace of its own, runc kills whatever is in the
         // cgroup, strangers too.
-        let shared = self.seen.facts.group == Group::Foreign
-            || self.seen.cgroup.as_ref().is_some_and(Cgroup::is_shared);
-        if shared && !self.seen.private_pid_ns {
+        if self.shared() && !self.seen.private_pid_ns {
             self.hooks = Hooks::Ours;
             return Ok(());
         }
         self.hooks = Hooks::Runtimes;
         self.call_runc_delete();
         Ok(())
+    }
+
+    /// Whether strangers may be in a cgroup of the container's, also where none
+    /// could be looked at.
+    fn shared(&self) -> bool {
+        let unseen = self.seen.facts.group == Group::Unknown && self.seen.claims.is_empty();
+        unseen
+            || self.seen.cgroup.as_ref().is_some_and(Cgroup::is_shared)
+            || self.seen.facts.group != Group::Absent && self.seen.claims.iter().any(|c| !c.ours())
     }
 
     /// Whether runc began to make the container and got no further. Others keep
