@@ -24,7 +24,7 @@ use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
 use crate::ended::{self, Ended};
-use crate::leave;
+use crate::{last_words, leave};
 
 /// All of it; containerd kills `delete` after 5 s.
 const BUDGET: Duration = Duration::from_millis(3500);
@@ -44,7 +44,11 @@ pub fn run(flags: &Flags) -> Result<()> {
         bundle => PathBuf::from(bundle),
     };
     let socket = socket(flags, &bundle);
+    let last_words = last_words::of(&bundle);
     let _lock = lock(flags, &bundle, socket.as_deref())?;
+    if let Some(words) = last_words {
+        eprintln!("note: {words}");
+    }
     // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
     let socket = socket.filter(|path| listen::connect(path, Duration::from_millis(100)).is_err());
     points::reach(Point::DeleteLocked);
@@ -62,7 +66,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     points::reach(Point::DeleteNotRecorded);
     let end = Ended {
         pid: report.pid,
-        exit: report.exit,
+        exit: remembered(&bundle).map_or(report.exit, |it| it.task.dated(report.exit)),
     };
     let end = ended::read(&bundle).unwrap_or(end);
     keep_end(&bundle, &end);

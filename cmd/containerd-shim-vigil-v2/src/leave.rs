@@ -46,26 +46,18 @@ pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Resu
         Err(lock::LockError::Held { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let mut holders = Vec::new();
-    let mut unread = None;
-    match Pair::read(&bundle.join(names::PAIR)) {
-        Ok(pair) => {
-            let reaper = open(&pair.reaper)?;
-            if let Some(reaper) = &reaper {
-                // Gone meanwhile is what we want.
-                let _ = pidfd::send_signal(reaper, signal::USR2);
-            }
-            let shim = pair.shim.as_ref().map(open).transpose()?.flatten();
-            holders.extend(reaper);
-            holders.extend(shim);
-        }
-        // Torn or not there yet: nobody is signalled by guess. Who holds the
-        // lock without it is a pair about to write it, or to fail. Not printed:
-        // one byte on stderr would spoil the address of a `start` that succeeds.
-        Err(error) => unread = Some(error),
-    }
+    // Torn or not there yet: nobody is signalled by guess. Who holds the lock
+    // without it is a pair about to write it, or to fail. Not printed: one byte
+    // on stderr would spoil the address of a `start` that succeeds.
+    let (mut holders, mut unread) = ask(bundle)?;
     if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
         return Ok(file);
+    }
+    if unread.is_some() {
+        (holders, unread) = ask(bundle)?;
+        if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
+            return Ok(file);
+        }
     }
     if unread.is_some()
         && let Some((socket, flags)) = listening
@@ -87,6 +79,22 @@ pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Resu
         Some(error) => Err(Error::new(error).context(held)),
         None => bail!(held),
     }
+}
+
+/// Asks the pair of this bundle to leave; its living processes, or why they are
+/// not known.
+fn ask(bundle: &Path) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
+    let pair = match Pair::read(&bundle.join(names::PAIR)) {
+        Ok(pair) => pair,
+        Err(error) => return Ok((Vec::new(), Some(error))),
+    };
+    let reaper = open(&pair.reaper)?;
+    if let Some(reaper) = &reaper {
+        // Gone meanwhile is what we want.
+        let _ = pidfd::send_signal(reaper, signal::USR2);
+    }
+    let shim = pair.shim.as_ref().map(open).transpose()?.flatten();
+    Ok((reaper.into_iter().chain(shim).collect(), None))
 }
 
 /// Waits for the holders to end, then for the lock.

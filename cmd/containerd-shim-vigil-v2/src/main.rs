@@ -5,6 +5,7 @@
 mod delete;
 mod ended;
 mod info;
+mod last_words;
 mod leave;
 mod serve;
 mod start;

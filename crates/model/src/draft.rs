@@ -4,7 +4,7 @@
 
 use crate::phase::{ExecPhase, ExecPlan, Plan, Standing, Task};
 use crate::record::{Change, Record};
-use crate::{Effect, ExecId, Moment, Published, TaskEvent};
+use crate::{Effect, ExecId, Exit, Moment, Published, TaskEvent};
 
 /// Events kept for a containerd that does not take them; beyond it, those
 /// that may be dropped are dropped and counted.
@@ -39,6 +39,11 @@ impl<'a> Draft<'a> {
 
     pub(crate) fn at(&self) -> Moment {
         self.at
+    }
+
+    /// See [`Task::dated`].
+    pub(crate) fn dated(&self, exit: Exit) -> Exit {
+        self.task.dated(exit)
     }
 
     pub(crate) fn plan(&self) -> Option<&Plan> {

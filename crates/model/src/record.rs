@@ -284,6 +284,24 @@ impl Task {
     }
 }
 
+impl Task {
+    /// The end of init, not before its beginning: a wall clock may be set back in between,
+    /// and clients take an end before the beginning for one of an earlier life. One that is
+    /// on record stays what it is.
+    #[must_use]
+    pub fn dated(&self, exit: Exit) -> Exit {
+        if let Phase::Stopped { .. } | Phase::Deleted { .. } = self.standing.phase {
+            return exit;
+        }
+        let began = self.story.iter().filter_map(|(at, milestone)| {
+            let is = matches!(milestone, Milestone::Created(_) | Milestone::Started);
+            is.then_some(*at)
+        });
+        let at = began.fold(exit.at, Moment::max);
+        Exit { at, ..exit }
+    }
+}
+
 /// What of a change is worth remembering when the journal is cut.
 fn milestone(change: &Change) -> Option<Milestone> {
     match change {

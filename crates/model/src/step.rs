@@ -537,7 +537,7 @@ fn init_exited(draft: &mut Draft<'_>, exit: Exit) {
     let deleting = draft.now().busy == Some(Verb::Delete);
     draft.change(Change::Exited {
         who: Who::Init,
-        exit,
+        exit: draft.dated(exit),
     });
     if never_started && deleting {
         // runc delete took down what was never started: its Delete event

@@ -4,7 +4,7 @@
 //! is no timer.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use vigil_journal::exits::{Death, Recorder};
 use vigil_relay::control::ToShim;
@@ -205,19 +205,17 @@ impl Reaper<'_> {
             let Ok(Some(ended)) = wait::peek_any() else {
                 return shim;
             };
-            if self.shim_lives && ended.pid == self.shim.pid {
+            // The shim's is recorded for `delete`, which alone can tell of a crash.
+            let own = self.shim_lives && ended.pid == self.shim.pid;
+            if own {
                 shim = Some(ended.status);
             } else {
                 points::reach(Point::DeathNotRecorded);
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-                let now = now.unwrap_or_default();
-                self.deaths.record(Death {
-                    pid: ended.pid,
-                    start_ticks: process::start_ticks(ended.pid).unwrap_or(0),
-                    status: ended.status,
-                    at_secs: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-                    at_nanos: now.subsec_nanos(),
-                });
+            }
+            let start = process::start_ticks(ended.pid).unwrap_or(0);
+            self.deaths
+                .record(Death::seen_now(ended.pid, start, ended.status));
+            if !own {
                 let _ = self.bell.ring();
                 points::reach(Point::DeathNotReaped);
             }

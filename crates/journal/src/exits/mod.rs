@@ -17,6 +17,7 @@ pub use snapshot::{Snapshot, create, read};
 
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 /// Slots for processes the shim has registered.
 pub const PINNED: usize = 1022;
@@ -95,6 +96,19 @@ pub struct Death {
 }
 
 impl Death {
+    /// A death that is seen now.
+    pub fn seen_now(pid: u32, start_ticks: u64, status: i32) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        Self {
+            pid,
+            start_ticks,
+            status,
+            at_secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            at_nanos: since.subsec_nanos(),
+        }
+    }
+
     /// Whether this can be the end of that process. 0 is an unknown start, on
     /// either side.
     pub fn is_of(&self, pid: u32, start_ticks: u64) -> bool {

@@ -1,0 +1,33 @@
+//! How a pair ended that `delete` finds gone: the only place where a crash of the shim
+//! is ever told, since its log goes with it. Reads what the reaper has recorded; must
+//! never guess more than that.
+
+use std::path::Path;
+
+use vigil_journal::pair::Pair;
+use vigil_journal::{exits, lock, names};
+use vigil_sys::wait;
+
+/// A sentence, unless the pair lives, or has left in order, or nothing is known of it.
+pub fn of(bundle: &Path) -> Option<String> {
+    if lock::is_held(&bundle.join(names::LOCK)).unwrap_or(false) {
+        return None;
+    }
+    let pair = Pair::read(&bundle.join(names::PAIR)).ok()?;
+    let shim = pair.shim?;
+    let death = exits::read(&bundle.join(names::EXITS))
+        .ok()
+        .and_then(|snapshot| snapshot.exits().ok()?.find(shim.pid, shim.start_ticks));
+    match death {
+        Some(death) if wait::exited(death.status) == Some(0) => None,
+        Some(death) => Some(format!(
+            "the shim, process {}, ended before its task was shut down: {}",
+            shim.pid,
+            wait::describe(death.status)
+        )),
+        None => Some(format!(
+            "the reaper, process {}, ended without a word; so did the shim, process {}, if it ended by itself",
+            pair.reaper.pid, shim.pid
+        )),
+    }
+}
