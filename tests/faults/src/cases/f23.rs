@@ -2,6 +2,8 @@
 //! versions, all forms of `start`'s answer and old journals are tried elsewhere.)
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::bundle::Stdio;
@@ -18,13 +20,21 @@ cases! {
     Daemon Ours f23_containerd_upgraded "containerd 1.6.20 is replaced by 2.1.9 under a container, and back: RUNNING, served, removable";
 }
 
+/// Copies a program. Not by ourselves: a process forked meanwhile by another test would
+/// hold it open for writing, and it could not be run.
+fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "cp: {copied}");
+    Ok(())
+}
+
 /// A container whose shim is a private copy of the binary.
 fn of_a_copy(kit: &Kit, spec: &Spec) -> Result<(std::path::PathBuf, vigil_lab::Bundle, Shim)> {
     let dir = kit.scratch.path("bin");
     fs::create_dir_all(&dir)?;
     let name = kit.binary.path.file_name().context("a name")?;
     let copy = dir.join(name);
-    fs::copy(&kit.binary.path, &copy)?;
+    copy_program(&kit.binary.path, &copy)?;
     let mut caller = kit.caller.clone();
     caller.binary.clone_from(&copy);
     let bundle = kit.bundle(spec, Stdio::Empty)?;
@@ -60,7 +70,7 @@ fn ends(shim: &Shim) -> Result<()> {
 fn f23_binary_replaced(kit: &Kit) -> Result<()> {
     let (copy, _, shim) = of_a_copy(kit, &Spec::sleeper())?;
     let newer = copy.with_extension("new");
-    fs::copy(&kit.binary.path, &newer)?;
+    copy_program(&kit.binary.path, &newer)?;
     fs::rename(&newer, &copy)?;
     serves(&shim)?;
     ends(&shim)?;
@@ -73,7 +83,7 @@ fn f23_binary_removed(kit: &Kit) -> Result<()> {
     fs::remove_file(&copy)?;
     serves(&shim)?;
     ends(&shim)?;
-    fs::copy(&kit.binary.path, &copy)?;
+    copy_program(&kit.binary.path, &copy)?;
     shim.delete()?.ok()?;
     nothing_left(kit, &shim.id)
 }
@@ -84,7 +94,7 @@ fn f23_delete_by_another(kit: &Kit) -> Result<()> {
     shim.kill_all()?;
     let said = kit.caller.delete(&bundle.id, &bundle.dir)?.ok()?;
     ensure!(said.exit_status == 137, "{said:?}");
-    fs::copy(&kit.binary.path, &copy)?;
+    copy_program(&kit.binary.path, &copy)?;
     nothing_left(kit, &bundle.id)
 }
 
