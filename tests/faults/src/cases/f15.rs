@@ -428,6 +428,11 @@ fn f15_killed_and_repeated(kit: &Kit) -> Result<()> {
         let wanted: &[u32] = if stopped { &[3] } else { &[137, 255] };
         ensure!(wanted.contains(&said.exit_status), "{}: {said:?}", what());
         nothing_left(kit, &c.id).with_context(what)?;
+        // A runc that was orphaned in the middle goes on by itself.
+        until("poststop to run", by(5.0), || {
+            (hooked(kit).ok()?.1 > 0).then_some(())
+        })
+        .with_context(what)?;
         let (made, over) = hooked(kit)?;
         ensure!(
             made == 1 && (1..=2).contains(&over),
