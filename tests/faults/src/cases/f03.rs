@@ -28,6 +28,8 @@ cases! {
     Kit All  f03_exec_hangs "runc exec hangs: reading, other execs and SIGKILL work; init's exit is told";
     Kit All  f03_delete_hangs "runc delete hangs: State answers, Delete within 4 s";
     Kit All  f03_update_hangs "runc update hangs: reading, pause and SIGKILL work";
+    Kit All f03_checkpoint_hangs "runc checkpoint hangs: reading and SIGKILL work";
+    Kit All f03_restore_hangs "runc restore hangs: reading and Kill answer, Start ends with words, nothing is left";
     Kit All  f03_kill_pause_ps_hang "runc kill, pause, resume, ps, state, events hang: Kill, Pause, Resume, Pids, Stats work";
     Kit All  f03_hook_sleeps "A createRuntime hook that sleeps for ever: ended with its runc, nothing left";
     Kit All  f03_sibling "A sibling's runc hangs: create to delete of another take no longer";
@@ -39,6 +41,8 @@ const DEADLINES: &[(&str, &str)] = &[
     ("VIGIL_DEADLINE_START_MS", "3000"),
     ("VIGIL_DEADLINE_EXEC_MS", "3000"),
     ("VIGIL_DEADLINE_UPDATE_MS", "3000"),
+    ("VIGIL_DEADLINE_CHECKPOINT_MS", "3000"),
+    ("VIGIL_DEADLINE_RESTORE_MS", "3000"),
 ];
 
 /// A runc that is deaf and does not come back from `verbs`, a pattern of sh.
@@ -187,6 +191,58 @@ fn f03_delete_hangs(kit: &Kit) -> Result<()> {
         ensure!(answer.exit_status == 4, "{answer:?}");
         Ok(())
     })?;
+    nothing_but_the_pair(kit, &container.id)
+}
+
+fn f03_checkpoint_hangs(kit: &Kit) -> Result<()> {
+    let options = hanging(kit, "checkpoint")?;
+    let container = under(kit, &Spec::sleeper(), &options)?;
+    container.start()?;
+    let image = kit.scratch.path("image");
+    fs::create_dir(&image)?;
+    let task = container.task().patient(20.0);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| task.checkpoint(&container.id, &image.to_string_lossy()));
+        hangs(kit)?;
+        let watch = Watch::start(&container)?;
+        read(&container)?;
+        let second = another_connection(&container)?.patient(8.0);
+        let killed = soon("Kill", || second.kill(&container.id, "", 9, true))?;
+        ensure!(killed.is_some(), "SIGKILL was refused");
+        let waited = second.wait(&container.id, "")?;
+        ensure!(waited.exit_status == 137, "{waited:?}");
+        watch.end()?.brisk()?;
+        let done = asked.join().map_err(|_| anyhow!("it panicked"))?;
+        ensure!(done.is_err(), "Checkpoint: {done:?}");
+        Ok(())
+    })?;
+    container.task().delete(&container.id, "")?;
+    nothing_but_the_pair(kit, &container.id)
+}
+
+fn f03_restore_hangs(kit: &Kit) -> Result<()> {
+    let options = hanging(kit, "restore")?;
+    let container = prepared_with(kit, &Spec::sleeper(), Stdio::Output, DEADLINES)?;
+    let image = kit.scratch.path("image");
+    fs::create_dir(&image)?;
+    let mut request = container.bundle.create_request();
+    request.options = Some(options).into();
+    request.checkpoint = image.to_string_lossy().into_owned();
+    container.task().create(&request).context("Create")?;
+    let task = container.task().patient(20.0);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| task.start(&container.id, ""));
+        hangs(kit)?;
+        let second = another_connection(&container)?.patient(5.0);
+        soon("State", || second.state(&container.id, ""))?;
+        soon("Pids", || second.pids(&container.id))?;
+        soon("Kill", || second.kill(&container.id, "", 9, true))?;
+        overdue(asked, "restore")
+    })?;
+    container
+        .task()
+        .delete(&container.id, "")
+        .context("Delete")?;
     nothing_but_the_pair(kit, &container.id)
 }
 
