@@ -115,8 +115,12 @@ fn people(
     for stone in stones {
         let (namespace, id) = (&stone.namespace, &stone.id);
         let left = stone.left.join("; ");
+        let tried = match stone.tries {
+            0 => String::new(),
+            tries => format!(", swept in vain {tries} times"),
+        };
         line(
-            &format!("{namespace}/{id}: tombstone, left of it: {left}"),
+            &format!("{namespace}/{id}: tombstone{tried}, left of it: {left}"),
             Paint::Bad,
         );
     }

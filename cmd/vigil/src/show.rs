@@ -293,7 +293,10 @@ fn facts(look: &Look) -> Vec<Vec<Cell>> {
         row("cgroups", claims, group, none()),
         row(
             "runc",
-            format!("delete {}", words::runc_delete(facts.runc_delete)),
+            format!(
+                "delete {}",
+                words::runc_delete(facts.runc_delete, facts.runc_state)
+            ),
             format!("state {}", shown(words::present(facts.runc_state))),
             none(),
         ),

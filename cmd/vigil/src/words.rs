@@ -94,12 +94,12 @@ pub fn present(present: Present) -> &'static str {
     }
 }
 
-/// How far `runc delete` came.
-pub fn runc_delete(came: RuncDelete) -> &'static str {
-    match came {
-        RuncDelete::NotTried => "not called",
-        RuncDelete::Begun => "begun",
-        RuncDelete::Done => "done",
+/// How far `runc delete` came; with its state gone, all the way.
+pub fn runc_delete(came: RuncDelete, state: Present) -> &'static str {
+    match (came, state) {
+        (RuncDelete::NotTried, _) => "not called",
+        (RuncDelete::Begun, Present::Yes | Present::Unknown) => "begun",
+        (RuncDelete::Begun, Present::No) | (RuncDelete::Done, _) => "done",
     }
 }
 

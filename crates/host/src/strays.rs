@@ -230,7 +230,7 @@ mod tests {
         let own = proc::stat(std::process::id()).unwrap().unwrap().session;
         freezer.write("cgroup.procs", &call.id().to_string());
         freezer.write("freezer.state", "FROZEN");
-        let end_by = Instant::now() + Duration::from_secs(5);
+        let end_by = Instant::now() + Duration::from_secs(20);
         while proc::stat(call.id()).unwrap().unwrap().state != 'D' && Instant::now() < end_by {
             std::thread::yield_now();
         }
