@@ -24,6 +24,8 @@ cases! {
     Kit All  f28_full_before_create "/run full before Create: it fails with a name, and works once there is room";
     Kit All  f28_full_at_each_moment "/run fills up at some moment of the life: at each a definite end";
     Kit All  f28_no_inodes "No inode left while running: exec refused, Kill, Delete, `delete`";
+    Kit Ours f28_history_and_tombstones_cannot_be_kept "/run/vigil is a plain file: a life, a SIGKILL and `delete` all the same";
+    Kit All  f28_empty_run "An empty /run: `start` and runc make what they need";
     Kit All  f28_read_only "/run becomes read-only while running: Kill, exit, Delete, `delete`";
 }
 
@@ -311,4 +313,32 @@ fn f28_read_only(kit: &Kit) -> Result<()> {
         .context(end)?;
     }
     Ok(())
+}
+
+fn f28_history_and_tombstones_cannot_be_kept(kit: &Kit) -> Result<()> {
+    in_small_run(kit, Medium::Tmpfs("size=8m"), |_| {
+        fs::write("/run/vigil", "in the way")?;
+        let c = kit.running(&Spec::sleeper())?;
+        ends(&c, 137)?;
+        taken_away(kit, &c)?;
+        let c = kit.running(&Spec::sleeper())?;
+        c.shim.kill_all()?;
+        let said = deleted(&c)?;
+        ensure!(said.exit_status == 137, "{said:?}");
+        ensure!(deleted(&c)?.exit_status == 137, "the second time");
+        gone_here(kit, &c)?;
+        ensure!(fs::read("/run/vigil")? == b"in the way", "it was changed");
+        c.bundle.remove()
+    })
+}
+
+fn f28_empty_run(kit: &Kit) -> Result<()> {
+    in_small_run(kit, Medium::Tmpfs("size=8m"), |_| {
+        for directory in ["/run/containerd", "/run/lock", "/run/vigil"] {
+            let _ = fs::remove_dir_all(directory);
+        }
+        let c = kit.running(&Spec::sleeper())?;
+        ends(&c, 137)?;
+        taken_away(kit, &c)
+    })
 }

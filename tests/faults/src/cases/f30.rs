@@ -14,8 +14,8 @@ use vigil_lab::{Code, Kit, Spec, by, until};
 use crate::cases;
 use crate::cases::f26::made_again;
 use crate::world::{
-    Stranger, cgroups, deleted, init_gone, nothing_left, pid, runc_state, status, times, unified,
-    with_pid,
+    Stranger, cgroups, deleted, init_gone, nothing_left, pid, runc_state, running_under, scripted,
+    status, times, unified, with_pid,
 };
 
 cases! {
@@ -23,6 +23,7 @@ cases! {
     Kit All  f30_delete_with_inits_pid_taken "A stranger has init's pid: `delete` after its exit, known and unknown";
     Kit All  f30_stranger_with_an_execs_pid "A stranger has an exec's pid: Kill, State, Delete of the exec";
     Kit All  f30_exec_with_an_ended_execs_pid "An exec gets the pid of one that has ended and is not deleted: each has its own status" alone;
+    Kit All  f30_exec_pid_file_names_a_stranger "An exec's pid file is stale, or runc writes a stranger's pid: refused, nobody hurt, the container goes on";
     Kit All  f30_init_pid_names_a_stranger "init.pid names a living stranger, beside each other file missing";
     Kit Ours f30_pair_names_strangers "`pair` names living strangers as reaper and shim";
     Kit All  f30_state_json_names_a_stranger "runc's state.json names a stranger";
@@ -146,6 +147,37 @@ fn f30_exec_with_an_ended_execs_pid(kit: &Kit) -> Result<()> {
         c.task().delete(&c.id, &id)?;
     }
     bail!("no exec got pid {number}: nothing was tested")
+}
+
+fn f30_exec_pid_file_names_a_stranger(kit: &Kit) -> Result<()> {
+    for body in [
+        // runc says that all is well and has written nothing: what is there is of another day.
+        "[ $verb = exec ] && exit 0",
+        "[ $verb = exec ] && { cat $dir/stranger >$pid_file; exit 0; }",
+        "[ $verb = exec ] && { runc \"$@\"; cat $dir/stranger >$pid_file; exit 0; }",
+    ] {
+        let (dir, options) = scripted(kit, "forging", body)?;
+        let c = running_under(kit, &Spec::sleeper(), &options)?;
+        let mut stranger = Stranger::new()?;
+        let number = stranger.pid().to_string();
+        fs::write(dir.join("stranger"), &number)?;
+        for name in ["e1.pid", ".e1.pid", "e1"] {
+            fs::write(c.bundle.dir.join(name), &number)?;
+        }
+        kit.exec(&c, "e1", &Spec::args(&["sleep", "1003"]))?;
+        let started = c.task().start(&c.id, "e1");
+        ensure!(started.is_err(), "{body}: {started:?}");
+        let _ = c.task().kill(&c.id, "e1", 9, false);
+        let _ = c.task().delete(&c.id, "e1");
+        stranger.unhurt().context(body)?;
+        ensure!(status(&c, "")? == Status::RUNNING, "{body}");
+        c.task().kill(&c.id, "", 9, true)?;
+        ensure!(c.exit_status()? == 137);
+        c.task().delete(&c.id, "")?;
+        stranger.unhurt().context(body)?;
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(())
 }
 
 fn f30_init_pid_names_a_stranger(kit: &Kit) -> Result<()> {
