@@ -127,7 +127,7 @@ fn f22_no_oom_for_a_kill(kit: &Kit) -> Result<()> {
 fn f22_short_life(kit: &Kit) -> Result<()> {
     for _ in 0..4 {
         let spec = Spec {
-            memory: Some(8 * MIB),
+            memory: Some(16 * MIB),
             ..Spec::args(&["tail", "/dev/zero"])
         };
         let container = kit.created(&spec)?;
