@@ -64,7 +64,7 @@ impl Step {
 
 /// Decides what the event does to the task.
 pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
-    let mut draft = Draft::new(task, event.at);
+    let mut draft = Draft::new(task, event.at, event.asked);
     match event.what {
         What::CreateAsked(plan) => create_asked(&mut draft, plan)?,
         What::CreateDone { init, claims } => create_done(&mut draft, init, claims),
@@ -511,10 +511,12 @@ fn kill_asked(draft: &mut Draft<'_>, who: Who, signal: u32, all: bool) -> Result
             "too many signals are on their way",
         ));
     }
+    let asked = draft.asked();
     draft.change(Change::Signalling(Signalling {
         who: who.clone(),
         signal,
         all,
+        asked,
     }));
     draft.effect(Effect::Signal {
         who,
