@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vigil_model::{Answer, Kind, Options, Published, Refusal, Request};
+use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::stdio::LogFifo;
@@ -109,8 +109,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
-        while let Some(connection) = shim.next().await {
-            if let Err(error) = server.add(connection).await {
+        while let Some((conn, connection)) = shim.next().await {
+            if let Err(error) = server.add(conn, connection).await {
                 log::error!("connection not served: {}", error.story());
             }
         }
@@ -134,7 +134,12 @@ struct Front {
 }
 
 impl Ask for Front {
-    async fn ask(&self, id: &str, request: Request) -> Result<Answer, Refusal> {
+    async fn ask(
+        &self,
+        id: &str,
+        request: Request,
+        from: Option<RequestId>,
+    ) -> Result<Answer, Refusal> {
         if id != self.id {
             return match request {
                 // Never fails, and knows of no task with this id.
@@ -143,7 +148,7 @@ impl Ask for Front {
                     task_pid: 0,
                 }),
                 // Whoever asks means this shim; there is no other container.
-                Request::Shutdown => self.desk.ask(request).await,
+                Request::Shutdown => self.desk.ask(request, from).await,
                 Request::Create(_) => Err(Refusal::new(
                     Kind::FailedPrecondition,
                     format!(
@@ -157,7 +162,7 @@ impl Ask for Front {
                 )),
             };
         }
-        self.desk.ask(request).await
+        self.desk.ask(request, from).await
     }
 }
 

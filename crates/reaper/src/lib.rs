@@ -7,6 +7,7 @@
 
 mod conn;
 mod control;
+mod successor;
 mod turn;
 
 use std::ffi::{CString, OsString};
@@ -100,7 +101,7 @@ pub(crate) fn fail(ready: &OwnedFd, error: &Error) {
 }
 
 /// Gives an [`Errno`] the name of its step.
-fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error> {
+pub(crate) fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error> {
     result.map_err(|errno| Error::Step(step, errno))
 }
 
@@ -142,6 +143,8 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
     })?;
     Ok(Reaper {
+        config,
+        boot,
         epoll,
         signals,
         listener,
@@ -156,6 +159,11 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         control: Some(control),
         shim,
         shim_lives: true,
+        serving: false,
+        shim_deaths: successor::Deaths::default(),
+        takeovers: 0,
+        watchdog: successor::Watchdog::default(),
+        progress: 0,
         ready: None,
         going: false,
         told_to_go: false,
@@ -163,7 +171,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     })
 }
 
-fn start_shim(
+pub(crate) fn start_shim(
     config: &Config,
     control: &OwnedFd,
     bell: &Doorbell,
@@ -187,7 +195,7 @@ fn start_shim(
 }
 
 /// Names both processes for `delete`, before the shim is given anything to serve.
-fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<(), Error> {
+pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<(), Error> {
     let pid_ns = step("see its pid namespace", process::pid_namespace())?;
     let incarnation = |pid: u32, pidfd: &OwnedFd| -> Result<Incarnation, Error> {
         let start_ticks = step("see a start time", process::start_ticks(pid))?;
