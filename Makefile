@@ -11,7 +11,7 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench clean
+.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -66,6 +66,11 @@ bench: ## compare with the Go shims, side by side
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build-release
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench
+
+soak: ## kill reaper and shim of 2,000 containers at random moments; ARGS="--lives N --seed S"
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-soak -- $(ARGS)
 
 clean: ## remove what was built; keeps .lab
 	cargo clean

@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vigil_host::enact::{Report, reconcile_to_gone};
+use vigil_host::enact::{RUN, Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
-use vigil_host::{proc, strays};
+use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
 use vigil_journal::{exits, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
+use vigil_reconcile::Said;
 use vigil_supervise::exit_of;
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
@@ -67,9 +68,15 @@ pub fn run(flags: &Flags) -> Result<()> {
     keep_end(&bundle, &end);
     points::reach(Point::DeleteNotPrinted);
     let answer = delete::response(end.pid, &end.exit)?;
-    std::io::stdout()
-        .write_all(&answer)
-        .context("cannot write the answer to stdout")
+    let mut out = std::io::stdout();
+    out.write_all(&answer)
+        .and_then(|()| out.flush())
+        .context("cannot write the answer to stdout")?;
+    // What other containers left. Nobody waits for it, and out of processes it is for the
+    // next one to do.
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    let _ = sweep::start(Path::new(RUN), Some(own));
+    Ok(())
 }
 
 /// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there
@@ -125,9 +132,13 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     // A call of runc may have outlived the pair in the middle of it.
     let mut midway = true;
     match remembered(bundle) {
-        Ok((task, boot)) => {
-            midway = task.standing.midway();
+        Ok(Remembered { task, boot, whole }) => {
+            midway = task.standing.midway() || !whole;
             subject.recall(&task, boot);
+            // What is torn may be the record of all there is.
+            if !whole && subject.said == Said::Nothing {
+                subject.said = Said::Unreadable;
+            }
         }
         Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
     }
@@ -142,7 +153,7 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     // The journal is bad, or failed before it could name init.
     if subject.init.is_none()
         && subject.exit.is_none()
-        && subject.said != vigil_reconcile::Said::Nothing
+        && subject.said != Said::Nothing
         && let Some((init, exit)) = ended_init(bundle)
     {
         subject.init = Some(init);
@@ -167,7 +178,15 @@ fn end_calls(subject: &Subject) {
     }
 }
 
-fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
+/// What the journal says.
+struct Remembered {
+    task: Task,
+    boot: BootId,
+    /// Its last record was not cut off.
+    whole: bool,
+}
+
+fn remembered(bundle: &Path) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
     let replayed = vigil_journal::replay(&path)?;
     if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {
@@ -179,7 +198,11 @@ fn remembered(bundle: &Path) -> Result<(Task, BootId)> {
         .map(|record| (record.kind, &record.payload[..]));
     let task = Task::replay(frames).with_context(|| format!("cannot read {}", path.display()))?;
     let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
-    Ok((task, BootId(boot)))
+    Ok(Remembered {
+        task,
+        boot: BootId(boot),
+        whole: replayed.tail == vigil_journal::Tail::Clean,
+    })
 }
 
 /// What the reaper saw of init's end, if the shim did not live to record it.
@@ -247,7 +270,7 @@ fn remember_end(bundle: &Path, end: &Ended) -> Result<bool> {
     let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
     let frames = opened.replayed.records.iter();
     let mut task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-    if let Some(record) = Record::of_end(&task, end.exit, vigil_supervise::now()) {
+    if let Some(record) = Record::of_end(&task, end.pid, end.exit, vigil_supervise::now()) {
         let mut journal = opened.journal;
         journal.append(KIND_RECORD, &record.encode()?)?;
         task.apply(&record);

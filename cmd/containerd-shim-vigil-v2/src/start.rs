@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
+use vigil_host::enact::RUN;
+use vigil_host::sweep;
 use vigil_journal::{exits, lock, names};
 use vigil_model::Options;
 use vigil_protocol::Flags;
@@ -133,7 +135,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     let mut out = std::io::stdout();
     out.write_all(&reply)
         .and_then(|()| out.flush())
-        .context("cannot write the address to stdout")
+        .context("cannot write the address to stdout")?;
+    // What other containers left, now that the answer is out. It neither holds our streams
+    // nor says anything on them.
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    let _ = sweep::start(Path::new(RUN), Some(own));
+    Ok(())
 }
 
 /// The lock of the bundle; an old pair that is in the way and has no task is

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
-use vigil_host::observe::{Subject, observe};
-use vigil_host::{chain, strays};
+use vigil_host::observe::observe;
+use vigil_host::{chain, strays, sweep};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Settings, names};
 use vigil_model::{KIND_RECORD, Record, Task};
@@ -100,6 +100,12 @@ pub fn run(args: &Args) -> Result<Answer> {
         bundles.ours
     };
     let mut cases: Vec<Case> = found.iter().map(|found| task(args, found)).collect();
+    // A sweeper has a few seconds' work at most.
+    let _only = if args.write {
+        wait_for_sweeper(&args.node.kept.run, deadline(args))?
+    } else {
+        None
+    };
     for stone in Tombstone::all(&args.node.kept.run)? {
         let stone = match stone {
             Ok(stone) => stone,
@@ -118,7 +124,7 @@ pub fn run(args: &Args) -> Result<Answer> {
             .iter()
             .any(|f| f.id.as_str() == stone.id && f.namespace.as_str() == stone.namespace);
         if meant && !done {
-            cases.push(sweep(args, &stone));
+            cases.push(entombed(args, &stone));
         }
     }
     if let (Some(container), true) = (&args.container, cases.is_empty()) {
@@ -283,7 +289,7 @@ fn remember(bundle: &Path, report: &Report) -> Result<()> {
     let opened = Journal::open(&path, Settings::default())?;
     let frames = opened.replayed.records.iter();
     let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-    if let Some(record) = Record::of_end(&task, report.exit, now()) {
+    if let Some(record) = Record::of_end(&task, report.pid, report.exit, now()) {
         let mut journal = opened.journal;
         journal
             .append(KIND_RECORD, &record.encode()?)
@@ -293,7 +299,7 @@ fn remember(bundle: &Path, report: &Report) -> Result<()> {
 }
 
 /// A container of which a tombstone is all there is.
-fn sweep(args: &Args, stone: &Tombstone) -> Case {
+fn entombed(args: &Args, stone: &Tombstone) -> Case {
     let mut case = Case {
         namespace: stone.namespace.clone(),
         id: stone.id.clone(),
@@ -309,7 +315,7 @@ fn sweep(args: &Args, stone: &Tombstone) -> Case {
             .map(|left| format!("left: {left}"))
             .collect(),
     };
-    let subject = match stone.subject() {
+    let subject = match stone.named() {
         Ok(subject) => subject,
         Err(e) => {
             case.left_alone = Some(chain(&e));
@@ -333,23 +339,22 @@ fn sweep(args: &Args, stone: &Tombstone) -> Case {
         Goal::Gone,
     );
     if args.write {
-        case.outcome = Some(written(args, stone, &subject));
+        let run = &args.node.kept.run;
+        case.outcome = Some(sweep::take_up(run, stone, deadline(args)).map_err(Into::into));
     }
     case
 }
 
-fn written(args: &Args, stone: &Tombstone, subject: &Subject) -> Result<Report> {
-    let report = reconcile(
-        subject,
-        observe(subject),
-        Goal::Gone,
-        &args.node.kept.run,
-        deadline(args),
-    );
-    if report.left.is_empty() && !report.may_live() {
-        stone.remove(&args.node.kept.run)?;
+/// The right to sweep. Nobody else's sweeper is at it then.
+fn wait_for_sweeper(run: &Path, until: Instant) -> Result<Option<std::fs::File>> {
+    loop {
+        let only = sweep::only(run)?;
+        let tombstones = run.join("tombstones");
+        if only.is_some() || !tombstones.exists() || Instant::now() >= until {
+            return Ok(only);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(report)
 }
 
 /// A tombstone's id may be in use again. Its cgroups and mounts are then

@@ -132,6 +132,7 @@ fn tell(change: &Change) -> Option<String> {
             Who::Exec(exec) => format!("end of exec {exec} told"),
         },
         Change::Deleted => "deleted".to_owned(),
+        Change::BroughtToNothing { .. } => "brought to nothing without its shim".to_owned(),
         Change::Oom { count } => format!("out of memory: {count} killed so far"),
         Change::EventDropped => "an event was dropped: the outbox is full".to_owned(),
         Change::Ending => "shutdown asked".to_owned(),

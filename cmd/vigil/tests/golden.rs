@@ -103,6 +103,10 @@ fn keepsakes(node: &Node) {
         init: Some(dead(4712)),
         exit: None,
         claims: Vec::new(),
+        private_pid_ns: Some(true),
+        runc_state: None,
+        socket: None,
+        tries: 0,
         left: vec!["cgroup /sys/fs/cgroup/pids/x".to_owned()],
         stuck: Vec::new(),
     };

@@ -79,7 +79,6 @@ pub fn reconcile(
                 .as_ref()
                 .map(|init| init.pid)
                 .or(subject.pid)
-                .or(seen.pid_file)
                 .unwrap_or(0),
             done: Vec::new(),
             left: subject.left.clone(),
@@ -94,7 +93,15 @@ pub fn reconcile(
     }
     // Also when nothing was planned: what is recorded is true in any case.
     work.answer_exit();
+    if work.report.pid == 0 {
+        work.report.pid = work.seen.pid_file.filter(|pid| is_free(*pid)).unwrap_or(0);
+    }
     work.report
+}
+
+/// Whether nobody lives by this number: the file it is from may be an older one's.
+fn is_free(pid: u32) -> bool {
+    crate::proc::stat(pid).is_ok_and(|stat| stat.is_none_or(|stat| stat.ended()))
 }
 
 /// What can be said of an end that nobody saw.

@@ -13,6 +13,7 @@ pub mod rootfs;
 pub mod runc;
 pub mod stdio;
 pub mod strays;
+pub mod sweep;
 pub mod worker;
 
 pub use error::{Error, chain};

@@ -9,6 +9,7 @@ mod runc_state;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vigil_model::{
@@ -36,6 +37,16 @@ pub struct Below {
     /// What descends from it and is no part of the container: the shim,
     /// workers, loggers.
     pub spare: Vec<u32>,
+}
+
+/// What a tombstone adds to the record: only what it names is looked at, since
+/// the id, and with it every path, may be somebody else's by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stone {
+    /// How often a sweeper has tried.
+    pub tries: u32,
+    /// Inode of runc's state directory, if it was left.
+    pub runc_state: Option<u64>,
 }
 
 /// What is on record of a container. Everything that the journal or the exit
@@ -76,6 +87,8 @@ pub struct Subject {
     pub below: Option<Below>,
     /// What an attempt before this one could not finish, for the tombstone.
     pub left: Vec<Left>,
+    /// What its tombstone says, for a sweeper.
+    pub stone: Option<Stone>,
 }
 
 impl Subject {
@@ -104,6 +117,7 @@ impl Subject {
             socket: None,
             below: None,
             left: Vec::new(),
+            stone: None,
         }
     }
 
@@ -139,8 +153,9 @@ impl Subject {
         });
         self.execs = running.collect();
         self.runc_delete = match (phase, task.standing.busy) {
-            (Phase::Deleted { .. }, _) => RuncDelete::Done,
-            (_, Some(Verb::Delete)) => RuncDelete::Begun,
+            // A Delete is answered in time, also when runc's state is left to
+            // whoever comes next: the directory says whether the hooks ran.
+            (Phase::Deleted { .. }, _) | (_, Some(Verb::Delete)) => RuncDelete::Begun,
             (_, _) => RuncDelete::NotTried,
         };
         if let Some(plan) = &task.plan {
@@ -158,6 +173,14 @@ impl Subject {
     /// Where containerd has the root file system mounted.
     pub fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
+    }
+
+    /// Whether what lies at [`Subject::runc_dir`] may be the container's.
+    pub(crate) fn owns_runc_dir(&self) -> bool {
+        self.stone.is_none_or(|stone| {
+            fs::symlink_metadata(self.runc_dir())
+                .is_ok_and(|meta| Some(meta.ino()) == stone.runc_state)
+        })
     }
 
     /// runc's state directory of the container.
@@ -214,6 +237,10 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let mut runc_present = present(&runc_dir, &mut notes);
     let mut runc = Found::from(RuncState::load(&runc_dir));
     match &runc {
+        _ if runc_present == Present::Yes && !subject.owns_runc_dir() => {
+            runc = Found::Nothing;
+            runc_present = Present::No;
+        }
         Found::State(state) if !state.may_be_of(&subject.bundle) => {
             notes.push(format!(
                 "{} belongs to another bundle and is left alone",
@@ -234,7 +261,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
     let group = look_at_group(cgroup.as_ref(), &mut notes);
 
-    let mut others = others::marked(subject, cgroup.as_ref(), &mut notes);
+    let (mut others, unsure) = others::marked(subject, cgroup.as_ref(), &mut notes);
     let init = subject.init.clone().or_else(|| {
         let init = state.and_then(|state| state.init.clone());
         if init.is_some() {
@@ -256,8 +283,9 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let (boot, mut init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
     if init_fact == Init::Unnamed
         && subject.said != Said::Gone
-        && matches!(runc, Found::Torn(_) | Found::Unread(_))
-        && (!group_tells(group) || guessed && group == Group::Absent)
+        && (unsure
+            || matches!(runc, Found::Torn(_) | Found::Unread(_))
+                && (!group_tells(group) || guessed && group == Group::Absent))
     {
         // Unread is not unwritten: it may name one that lives where nobody
         // would look for it.
@@ -311,7 +339,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         private_pid_ns: subject.private_pid_ns.unwrap_or_else(|| {
             Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
         }),
-        pid_file: pid_file(&subject.bundle),
+        pid_file: pid_file(&subject.bundle).filter(|_| subject.stone.is_none()),
         cgroup,
         claims,
         notes,
@@ -410,7 +438,7 @@ fn claims(
     hierarchies: Option<&Hierarchies>,
     notes: &mut Vec<String>,
 ) -> (Vec<Claim>, bool) {
-    if !subject.claims.is_empty() {
+    if !subject.claims.is_empty() || subject.stone.is_some() {
         return (subject.claims.clone(), false);
     }
     let Some(hierarchies) = hierarchies else {

@@ -116,6 +116,26 @@ pub fn zombie_status(process: &Incarnation) -> Result<Option<i32>> {
     })
 }
 
+/// Whether a process is past the point of exit(2) from which nothing turns it back: its
+/// status is decided, though it may not be dead for long (an init waits until the others of
+/// its pid namespace are reaped). A leader whose threads live on is not.
+pub fn is_exiting(pid: u32) -> Result<bool> {
+    const PF_EXITING: u64 = 0x4;
+    let Some(line) = read(pid, "stat")? else {
+        return Ok(false);
+    };
+    let text = String::from_utf8_lossy(&line);
+    // After the name: field 9 is the flags, 20 the number of threads.
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_ascii_whitespace()
+        .collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let exiting = field(9).is_some_and(|flags| flags & PF_EXITING != 0);
+    Ok(exiting && field(20).is_some_and(|threads| threads <= 1))
+}
+
 /// Whether this process has `CAP_SYS_PTRACE`.
 fn may_look() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
@@ -502,6 +522,19 @@ mod tests {
         assert_eq!(below_shell, [grandchild]);
         assert_eq!(told, [true, true, false, false]);
         assert!(!descends(grandchild, me).unwrap(), "it is gone");
+    }
+
+    #[test]
+    fn who_has_called_exit_is_exiting_and_nobody_else() {
+        assert!(!is_exiting(std::process::id()).unwrap());
+        let mut child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // A zombie is past that point too; nobody reaps it but we.
+        while !is_exiting(child.id()).unwrap() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
     }
 
     #[test]

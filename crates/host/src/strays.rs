@@ -167,7 +167,7 @@ fn find(wanted: &[u8], session: Option<u32>) -> Result<Vec<(u32, OwnedFd)>> {
 pub(crate) fn made_for(pid: u32, dir: &Path) -> Option<u64> {
     let start = |pid| {
         let stat = proc::stat(pid).ok().flatten()?;
-        (stat.state != 'D' && !stat.ended()).then_some(stat.start_ticks)
+        (!stat.ended()).then_some(stat.start_ticks)
     };
     let before = start(pid)?;
     let lines = [VARIABLE, RUNC_INIT].map(|name| {

@@ -93,6 +93,9 @@ pub enum What {
     Drained(Who),
     /// Init's end has waited long enough for its execs.
     Overdue,
+    /// The container's cgroup was looked at and stands still, or does not: others
+    /// than this shim may freeze and thaw it.
+    SeenFrozen(bool),
     /// The OOM counter of the container's cgroup stands here.
     Oom {
         /// Kills since the cgroup was made.

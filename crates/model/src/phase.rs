@@ -297,7 +297,8 @@ impl Standing {
         let starting = |exec: &Exec| exec.phase == ExecPhase::Starting;
         self.phase == Phase::Creating
             || self.remains
-            || self.busy.is_some() || self.execs.values().any(starting)
+            || self.busy.is_some()
+            || self.execs.values().any(starting)
     }
 }
 

@@ -94,6 +94,13 @@ pub enum Change {
     Told(Who),
     /// The container is deleted.
     Deleted,
+    /// It was brought to nothing without its shim.
+    BroughtToNothing {
+        /// Init's pid, 0 if there was none.
+        pid: u32,
+        /// How it ended.
+        exit: Exit,
+    },
     /// The OOM counter.
     Oom {
         /// Where it stands.
@@ -164,7 +171,7 @@ impl Record {
     /// shim, by `delete` or a repair, so that whoever asks later is told the
     /// same exit. `None` if there is nothing to write: no container, or its
     /// deletion is recorded already.
-    pub fn of_end(task: &Task, exit: Exit, at: Moment) -> Option<Self> {
+    pub fn of_end(task: &Task, pid: u32, exit: Exit, at: Moment) -> Option<Self> {
         let mut changes = Vec::new();
         match task.standing.phase {
             Phase::Deleted { .. } => return None,
@@ -179,7 +186,7 @@ impl Record {
                 changes.push(Change::Exited { who, exit });
             }
         }
-        changes.push(Change::Deleted);
+        changes.push(Change::BroughtToNothing { pid, exit });
         Some(Self {
             at,
             changes,
@@ -270,6 +277,7 @@ impl Task {
                 | Change::Drained(_)
                 | Change::Told(_)
                 | Change::Deleted
+                | Change::BroughtToNothing { .. }
                 | Change::Oom { .. }
                 | Change::Took(_)
                 | Change::Ending => {}
@@ -325,6 +333,7 @@ fn milestone(change: &Change) -> Option<Milestone> {
         | Change::Drained(_)
         | Change::Told(_)
         | Change::Deleted
+        | Change::BroughtToNothing { .. }
         | Change::Acked { .. }
         | Change::EventDropped
         | Change::Took(_)
@@ -405,6 +414,12 @@ impl crate::phase::Standing {
             }
             Change::Told(who) => self.tell(who),
             Change::Deleted => self.deleted(at),
+            Change::BroughtToNothing { pid, exit } => {
+                self.phase = Phase::Deleted {
+                    pid: *pid,
+                    exit: *exit,
+                }
+            }
             Change::Oom { count } => self.ooms = *count,
             Change::Acked { .. } | Change::EventDropped => {}
             Change::Ending => self.ending = true,

@@ -90,6 +90,7 @@ pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
         What::RestGone => rest_gone(&mut draft),
         What::Drained(who) => drained(&mut draft, who),
         What::Overdue => overdue(&mut draft),
+        What::SeenFrozen(frozen) => seen_frozen(&mut draft, frozen),
         What::Oom { count } => oom(&mut draft, count),
         What::Acked { seq } => draft.change(Change::Acked { seq }),
         What::ShutdownAsked => shutdown_asked(&mut draft),
@@ -182,8 +183,13 @@ fn create_failed(draft: &mut Draft<'_>, undone: bool) {
 // --- verbs on init --------------------------------------------------------
 
 fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
-    if let Some(busy) = draft.now().busy {
-        return Err(later(busy));
+    // What these two would be told after a start or a delete, they are told
+    // at once: State says the same now, and either may take its time.
+    let freezer = matches!(verb, Verb::Pause | Verb::Resume);
+    match draft.now().busy {
+        Some(Verb::Start | Verb::Delete) if freezer => {}
+        Some(busy) => return Err(later(busy)),
+        None => {}
     }
     let refused = match (&draft.now().phase, verb) {
         // Not *not found*: containerd takes that for the end of it and removes
@@ -194,9 +200,7 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
             "create failed and could not be undone: something of it is left",
         )),
         // Whoever made it has given up on it; its end comes within a deadline.
-        (Phase::Creating, Verb::Delete) => {
-            Some(Refusal::new(Kind::Later, "create is under way"))
-        }
+        (Phase::Creating, Verb::Delete) => Some(Refusal::new(Kind::Later, "create is under way")),
         (Phase::Empty | Phase::Creating, _) => Some(not_created()),
 
         (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete)
@@ -233,7 +237,7 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
         (
             Phase::Deleted { .. },
             Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
-        ) => Some(cannot(verb, "deleted")),
+        ) => Some(not_created()),
     };
     if let Some(refusal) = refused {
         return Err(refusal);
@@ -326,10 +330,8 @@ fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
             Kind::FailedPrecondition,
             "cannot exec in a stopped container",
         )),
-        Phase::Deleted { .. } => Err(Refusal::new(
-            Kind::FailedPrecondition,
-            "cannot exec in a deleted container",
-        )),
+        // For containerd it is not there any more.
+        Phase::Deleted { .. } => Err(not_created()),
     }
 }
 
@@ -698,6 +700,34 @@ fn answer_unstarted(draft: &mut Draft<'_>) {
         .collect();
     for exec in unstarted {
         draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+    }
+}
+
+/// What is seen outranks what was done last: the container stands still by
+/// somebody else's hand, or runs again by it. Not while a verb may be at it.
+fn seen_frozen(draft: &mut Draft<'_>, frozen: bool) {
+    if draft.now().busy.is_some() {
+        return;
+    }
+    match (&draft.now().phase, frozen) {
+        (Phase::Running { .. }, true) => {
+            draft.change(Change::Frozen);
+            draft.publish(TaskEvent::Paused);
+        }
+        (Phase::Paused { .. }, false) => {
+            draft.change(Change::Thawed);
+            draft.publish(TaskEvent::Resumed);
+        }
+        (
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. }
+            | Phase::Deleted { .. },
+            _,
+        ) => {}
     }
 }
 

@@ -117,6 +117,11 @@ fn kill(facts: &Facts, actions: &mut Vec<Action>) {
         Init::Unnamed | Init::Dead => {}
     }
     if facts.below.possible() {
+        match facts.group {
+            // On v1 a frozen process does not die, and what is below is waited for.
+            Group::Populated | Group::Unknown | Group::Empty => actions.push(Action::Thaw),
+            Group::Absent | Group::Foreign => {}
+        }
         actions.push(Action::KillBelow);
     }
     match facts.group {
@@ -222,6 +227,30 @@ mod tests {
                 Action::AnswerExit,
             ]
         );
+    }
+
+    /// Found by the soak: `delete` of a paused container with an exec waited for
+    /// frozen processes to die until it had no time left to thaw them.
+    #[test]
+    fn who_is_waited_for_is_thawed_first() {
+        for (group, thawed) in [
+            (Group::Populated, true),
+            (Group::Unknown, true),
+            (Group::Empty, true),
+            (Group::Foreign, false),
+            (Group::Absent, false),
+        ] {
+            let facts = Facts {
+                group,
+                below: Present::Yes,
+                ..quiet()
+            };
+            let mut actions = Vec::new();
+            kill(&facts, &mut actions);
+            let at = |action| actions.iter().position(|a| *a == action);
+            let (thaw, below) = (at(Action::Thaw), at(Action::KillBelow));
+            assert_eq!(thaw.is_some_and(|at| Some(at) < below), thawed, "{group:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vigil_host::cgroup::Cgroup;
+use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_model::{
     Answer, Effect, ExecId, Exit, Kind, Phase, Plan, Refusal, Request, Verb, What, Who, show,
     waited,
@@ -63,7 +63,9 @@ impl Owner {
                     .plan
                     .as_ref()
                     .is_some_and(|plan| plan.private_pid_ns);
+                self.hands.spend();
                 let outcome = self.hands.signal(&who, &process, signal, all, private);
+                self.hands.save();
                 self.signal_outcome = Some(outcome);
             }
             Effect::Discard { exec: _, process } => {
@@ -139,7 +141,10 @@ impl Owner {
         });
     }
 
-    pub(crate) fn arm_idle(&self) {
+    pub(crate) fn arm_idle(&mut self) {
+        if std::mem::replace(&mut self.idle_armed, true) {
+            return;
+        }
         let idle = self.place.limits.idle;
         self.job(async move {
             tokio::time::sleep(idle).await;
@@ -265,6 +270,7 @@ impl Owner {
         let cgroup = self.hands.cgroup.clone();
         let streams = std::mem::take(&mut self.hands.streams);
         let pin = self.hands.pins.get(&Who::Init).copied();
+        self.hands.spend();
         let until = std::time::Instant::now() + gone::DELETE_WAIT;
         self.job(async move {
             if never_started && let Some(cgroup) = cgroup {
@@ -344,6 +350,7 @@ impl Owner {
             return self.soon(What::RestGone);
         };
         if !plan.private_pid_ns {
+            self.hands.spend();
             let (tools, end) = (self.hands.tools.clone(), self.end());
             return self.job(async move {
                 gone::end_rest(&tools, &plan, end).await;
@@ -394,6 +401,7 @@ impl Owner {
     }
 
     pub(crate) fn verb_over(&mut self, verb: Verb, over: VerbOver) {
+        self.hands.save();
         if verb == Verb::Pause {
             self.hands.let_die();
         }
@@ -428,6 +436,7 @@ impl Owner {
                 self.happen(What::Done { verb, init });
                 if verb == Verb::Delete {
                     points::reach(Point::DeletedNotTold);
+                    self.arm_idle();
                 }
                 self.look_at_exits();
             }
@@ -511,6 +520,33 @@ impl Owner {
             };
             self.happen(What::Exited { who, exit });
             points::reach(gate);
+        }
+    }
+
+    /// Takes over what others have done to the container's cgroup.
+    pub(crate) fn look_at_freezer(&mut self) {
+        let still = match self.task.standing.phase {
+            Phase::Running { .. } => false,
+            Phase::Paused { .. } => true,
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Stopped { .. }
+            | Phase::Deleted { .. } => return,
+        };
+        if self.task.standing.busy.is_some() {
+            return;
+        }
+        let seen = self.hands.cgroup.as_ref().and_then(|cgroup| {
+            let state = cgroup.freeze_state().ok()??;
+            match state {
+                Freeze::Frozen => Some(true),
+                Freeze::Thawed => Some(false),
+                Freeze::Freezing => None,
+            }
+        });
+        if let Some(seen) = seen.filter(|seen| *seen != still) {
+            self.happen(What::SeenFrozen(seen));
         }
     }
 

@@ -20,6 +20,9 @@ use crate::replies::Outcome;
 use crate::stdio::{Size, Streams};
 use crate::{clock, jobs};
 
+/// Spare descriptors: for a pidfd, `/proc`, the cgroup's files, a worker with
+/// its memory and a call of the runtime.
+const SPARE: usize = 12;
 /// runc's state root unless the options say otherwise.
 const RUNC_ROOT: &str = "/run/containerd/runc";
 /// Time an output gets at Delete to make room for what is still in a pipe.
@@ -40,6 +43,9 @@ pub(crate) struct Hands {
     init: Option<(Incarnation, OwnedFd)>,
     /// When init was sent SIGKILL first: nothing may keep it from dying.
     killed: Option<Instant>,
+    /// Descriptors held for nothing but to be let go of when there are no
+    /// others: killing and cleaning up must always be possible.
+    spare: Vec<OwnedFd>,
 }
 
 impl Hands {
@@ -54,6 +60,7 @@ impl Hands {
             last_stats: None,
             init: None,
             killed: None,
+            spare: Vec::new(),
         }
     }
 
@@ -141,6 +148,21 @@ impl Hands {
                 .map_err(|error| jobs::refusal(&error)),
             None => Ok(()),
         }
+    }
+
+    /// Holds as many spare descriptors as there should be, or can be had.
+    pub(crate) fn save(&mut self) {
+        while self.spare.len() < SPARE {
+            match vigil_sys::fd::null() {
+                Ok(fd) => self.spare.push(fd),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Lets go of them, for something that must not fail for want of one.
+    pub(crate) fn spend(&mut self) {
+        self.spare.clear();
     }
 
     /// Whether an earlier life of this id is to be cleared away first.

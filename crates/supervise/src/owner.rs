@@ -115,6 +115,10 @@ pub(crate) struct Owner {
     pub(crate) signal_outcome: Option<Outcome>,
     /// Memory was given back and nothing happened since.
     pub(crate) resting: bool,
+    /// Somebody asked for something since the last look at idleness.
+    pub(crate) asked: bool,
+    /// A look at idleness is to come.
+    pub(crate) idle_armed: bool,
 }
 
 impl Owner {
@@ -144,7 +148,10 @@ impl Owner {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Ask { request, reply } => self.ask(request, reply),
+            Message::Ask { request, reply } => {
+                self.asked = true;
+                self.ask(request, reply);
+            }
             Message::Cleared {
                 create,
                 reply,
@@ -153,7 +160,12 @@ impl Owner {
                 Ok(()) => self.create(*create, reply, Way::Cleared),
                 Err(refusal) => answer(Some(reply), Err(refusal)),
             },
-            Message::Happened(what) => self.happen(what),
+            Message::Happened(what) => {
+                if what == What::RestGone {
+                    self.hands.save();
+                }
+                self.happen(what);
+            }
             Message::CreateOver(over) => self.create_over(*over),
             Message::VerbOver { verb, over } => self.verb_over(verb, over),
             Message::ExecOver { exec, over } => self.exec_over(exec, *over),
@@ -183,17 +195,32 @@ impl Owner {
             Message::FromReaper(FromReaper::Connection { .. })
             | Message::Flushed
             | Message::Quiet => {}
-            Message::Idle => {
-                self.drop_ended_connections();
-                if self.task.standing.phase == Phase::Empty {
-                    if self.connections.is_empty() {
-                        log::info!("nobody came: leaving");
-                        self.leave(Ending::Shutdown);
-                    } else {
-                        self.arm_idle();
-                    }
-                }
-            }
+            Message::Idle => self.idle(),
+        }
+    }
+
+    /// A pair without a container that nobody asks for anything is of no use,
+    /// whoever stays connected: its client may have died between two requests,
+    /// and a containerd that came back may hold on to it for ever. containerd
+    /// then runs `delete`.
+    fn idle(&mut self) {
+        self.idle_armed = false;
+        self.drop_ended_connections();
+        match self.task.standing.phase {
+            Phase::Empty | Phase::Deleted { .. } => {}
+            Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. } => return,
+        }
+        let asked = std::mem::take(&mut self.asked);
+        let told = self.task.outbox.is_empty();
+        if told && (self.connections.is_empty() || !asked) {
+            log::info!("nobody comes: leaving");
+            self.leave(Ending::Shutdown);
+        } else {
+            self.arm_idle();
         }
     }
 
@@ -269,6 +296,7 @@ impl Owner {
             }
             Request::State(who) => {
                 self.look_at_exits();
+                self.look_at_freezer();
                 let state = show::state(&self.task, self.place.id.as_str(), &who);
                 answer(
                     Some(reply),
@@ -364,6 +392,9 @@ impl Owner {
     }
 
     fn ask_verb(&mut self, verb: Verb, request: Request, reply: Reply) {
+        if matches!(verb, Verb::Pause | Verb::Resume | Verb::Delete) {
+            self.look_at_freezer();
+        }
         if verb == Verb::Start
             && let Err(refusal) = self.ledger.takes_new_work()
         {

@@ -77,7 +77,7 @@ impl Shim {
             hierarchies: HostCgroups::default(),
             deadlines: place.limits.runc,
         };
-        let owner = Owner {
+        let mut owner = Owner {
             place: (*place).clone(),
             task: remembered.task,
             ledger,
@@ -90,7 +90,11 @@ impl Shim {
             shutdown_replies: Vec::new(),
             signal_outcome: None,
             resting: true,
+            // Whoever started us is about to ask.
+            asked: true,
+            idle_armed: false,
         };
+        owner.hands.save();
         owner.arm_idle();
         let doorbell =
             watch(inherited.doorbell, Interest::READABLE).map_err(|source| Error::Runtime {

@@ -23,7 +23,7 @@ fn trials() -> Vec<Trial> {
                 shim: binary.name.to_owned(),
                 name: behaviour.name.to_owned(),
                 alone: false,
-                run: Box::new(move || with_kit(&asked, DEADLINE, behaviour.run)),
+                run: Box::new(move || with_kit(&asked, DEADLINE, false, behaviour.run)),
             });
         }
     }

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::process::Process;
@@ -181,9 +182,15 @@ impl Drop for Ice {
     }
 }
 
-/// Waits until a process sleeps uninterruptibly.
+/// Waits until a process sleeps uninterruptibly, and not for a moment only.
 pub fn sleeps(pid: i32) -> Result<()> {
+    let mut since = None;
     until(&format!("{pid} to sleep uninterruptibly"), by(10.0), || {
-        Process::read(pid).filter(|p| p.state == 'D').map(drop)
+        if Process::read(pid).is_some_and(|p| p.state == 'D') {
+            let began = *since.get_or_insert_with(Instant::now);
+            return (began.elapsed() > Duration::from_millis(150)).then_some(());
+        }
+        since = None;
+        None
     })
 }

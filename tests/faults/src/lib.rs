@@ -34,9 +34,12 @@
 pub mod case;
 pub mod cases;
 pub mod differences;
+pub mod elsewhere;
 pub mod ice;
+pub mod matrix;
 pub mod rest;
 pub mod runner;
+pub mod stall;
 pub mod table;
 pub mod watch;
 pub mod world;

@@ -12,7 +12,8 @@ use vigil_lab::{Place, ShimBinary, Version};
 use crate::case::{Asked, Case, Run};
 use crate::cases;
 use crate::differences::DIFFERENCES;
-use crate::table;
+use crate::elsewhere;
+use crate::{matrix, table};
 
 /// How long one case may take.
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -34,7 +35,7 @@ fn version(shim: &ShimBinary) -> Version {
 
 fn attempt(shim: &ShimBinary, run: Run) -> anyhow::Result<()> {
     match run {
-        Run::Kit(test) => with_kit(shim, DEADLINE, test),
+        Run::Kit(test) => with_kit(shim, DEADLINE, true, test),
         Run::Daemon(test) => {
             let mut place = Place::start(version(shim), shim)?;
             let mark = place.containerd.namespace().to_owned();
@@ -62,6 +63,9 @@ fn trials(shims: &[ShimBinary]) -> Vec<Trial> {
                 run: Box::new(move || attempt(&asked, case.run)),
             });
         }
+        if shim.name == "vigil" {
+            trials.extend(matrix::trials(shim));
+        }
     }
     trials
 }
@@ -84,5 +88,8 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     print!("\n{}", table::text(&ended));
+    if all_shims {
+        print!("\n{}", elsewhere::text());
+    }
     verdict(&ended, false)
 }

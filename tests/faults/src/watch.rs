@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use vigil_lab::Code;
 use vigil_lab::kit::Container;
 use vigil_lab::task::{Task, V2, V3};
 
@@ -129,6 +130,8 @@ fn ask(task: &Task, id: &str, over: &AtomicBool) -> Seen {
         let at = Instant::now();
         match task.state(id, "") {
             Ok(_) => seen.states.push(at.elapsed()),
+            // After Delete has been answered; an answer all the same.
+            Err(error) if error.is(Code::NotFound) => seen.states.push(at.elapsed()),
             Err(error) => seen.failed.push(error.to_string()),
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -146,15 +149,18 @@ fn in_d(pid: i32) -> bool {
     })
 }
 
-/// Whether a process that is no thread of the kernel's has a thread in D, frozen ones aside.
+/// Whether a process that is no thread of the kernel's has a thread in D. Only in our own
+/// cgroup, where runtimes and their workers are: what a freezer of v1 holds is in D too.
 #[must_use]
 pub fn waits_for_a_device(pid: i32) -> bool {
-    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let stat = read("stat");
+    let read = |pid: &str, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let number = pid.to_string();
+    let stat = read(&number, "stat").unwrap_or_default();
     let of_the_kernel = stat
         .rsplit_once(") ")
         .is_none_or(|(_, rest)| rest.split(' ').nth(1).is_none_or(|p| p == "2" || p == "0"));
-    !of_the_kernel && in_d(pid) && !read("wchan").contains("refrigerator")
+    let ours = read(&number, "cgroup").ok() == read("self", "cgroup").ok();
+    !of_the_kernel && ours && in_d(pid)
 }
 
 fn longest_sleep(pids: &[i32], over: &AtomicBool) -> Duration {

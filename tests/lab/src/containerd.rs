@@ -201,6 +201,23 @@ impl Containerd {
         ready.and_then(|r| r).with_context(|| self.log_tail())
     }
 
+    /// Stands still until it is ended; what it would do about a death comes after that.
+    pub fn freeze(&self) -> Result<()> {
+        let child = self.process.as_ref().context("containerd is not running")?;
+        let pid = i32::try_from(child.id()).context("a pid")?;
+        // Our own unreaped child: the number cannot be anyone else's.
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+        Ok(())
+    }
+
+    /// Replaces the daemon by one of another version, as an upgrade does; containers stay.
+    pub fn relaunch_as(&mut self, version: Version) -> Result<()> {
+        self.stop(15)?;
+        self.version = version;
+        self.launch()
+    }
+
     /// Ends the daemon with SIGTERM, or SIGKILL; containers stay.
     pub fn stop(&mut self, signal: i32) -> Result<()> {
         let Some(mut child) = self.process.take() else {

@@ -18,6 +18,7 @@ use crate::residue::Residue;
 use crate::scratch::Scratch;
 use crate::shim::{Caller, Dialect, Shim};
 use crate::task::{Task, any};
+use crate::times;
 
 /// A shim binary under test.
 #[derive(Debug, Clone)]
@@ -103,6 +104,8 @@ pub struct Kit {
     logs: Mutex<Vec<Arc<File>>>,
     readers: Mutex<Vec<Arc<FifoReader>>>,
     next: AtomicU32,
+    /// Also holds the shim to the order of its events and to the time of what only reads.
+    pub strict: bool,
     /// Private directory and mark.
     pub scratch: Scratch,
 }
@@ -187,6 +190,7 @@ impl Kit {
             logs: Mutex::default(),
             readers: Mutex::default(),
             next: AtomicU32::new(1),
+            strict: false,
             scratch,
         })
     }
@@ -335,9 +339,22 @@ impl Kit {
         })
     }
 
+    /// Notes how long calls took; those that only read and were slow, in words.
+    fn slow_reads(&self, task: &Task) -> Vec<String> {
+        let mut slow = Vec::new();
+        for (method, took) in task.times() {
+            times::note(self.binary.name, &method, took);
+            if times::READING.contains(&method.as_str()) && took > times::READING_LIMIT {
+                slow.push(format!("{method} took {took:?}"));
+            }
+        }
+        slow
+    }
+
     /// Ends every container as containerd would, then fails if anything is left anywhere.
     pub fn finish(self) -> Result<()> {
         let mark = self.scratch.mark().to_owned();
+        let mut slow = Vec::new();
         for known in self
             .known
             .lock()
@@ -345,6 +362,7 @@ impl Kit {
             .drain(..)
         {
             let task = known.task.patient(5.0);
+            slow.extend(self.slow_reads(&task));
             let hung_up = task.client().closed();
             let _ = task.resume(&known.id);
             let _ = task.kill(&known.id, "", 9, true);
@@ -372,6 +390,11 @@ impl Kit {
                 });
                 gone.with_context(|| known.socket.display().to_string())?;
             }
+        }
+        if self.strict {
+            let breaches = crate::order::breaches(&self.sink.all());
+            anyhow::ensure!(breaches.is_empty(), "{}", breaches.join("; "));
+            anyhow::ensure!(slow.is_empty(), "{}", slow.join("; "));
         }
         let sink = format!("listening socket {}", self.sink.address().display());
         let runc = format!("file /run/containerd/runc/{mark}");

@@ -9,7 +9,9 @@ pub mod bundle;
 pub mod containerd;
 pub mod events;
 pub mod fifo;
+pub mod held;
 pub mod kit;
+pub mod order;
 pub mod place;
 pub mod poll;
 pub mod process;
@@ -18,6 +20,7 @@ pub mod scratch;
 pub mod shim;
 pub mod suite;
 pub mod task;
+pub mod times;
 pub mod wire;
 
 pub use bundle::{Bundle, Spec};

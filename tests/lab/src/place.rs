@@ -134,20 +134,38 @@ impl Place {
         marked.into_iter().filter(is).collect()
     }
 
-    /// SIGKILLs them, all stopped first so that none can react to another's death; how many there were.
+    /// SIGKILLs them; how many there were.
     pub fn kill_shims(&self, id: &str) -> Result<usize> {
         let found = self.shims(id);
-        for signal in [19, 9] {
-            for shim in &found {
-                signal_if(shim.pid, signal, |now| now.cmdline == shim.cmdline);
-            }
-        }
-        until("the killed shims to be gone", by(5.0), || {
-            found
-                .iter()
-                .all(|shim| !crate::process::alive(shim.pid))
-                .then_some(())
-        })?;
+        kill_at_once(&found)?;
         Ok(found.len())
     }
+}
+
+/// SIGKILLs processes so that none can react to another's death: all stopped first, and
+/// children before their parents, since the kernel lets a stopped process run on whose
+/// group loses its last tie to the session.
+pub fn kill_at_once(found: &[Process]) -> Result<()> {
+    let still = |was: &Process| {
+        let cmdline = was.cmdline.clone();
+        move |now: &Process| now.cmdline == cmdline
+    };
+    for process in found {
+        signal_if(process.pid, 19, still(process));
+    }
+    let parent = |p: &Process| p.field("PPid").and_then(|pid| pid.parse::<i32>().ok());
+    let mut left: Vec<(&Process, Option<i32>)> = found.iter().map(|p| (p, parent(p))).collect();
+    while !left.is_empty() {
+        let parents: BTreeSet<i32> = left.iter().filter_map(|(_, parent)| *parent).collect();
+        let leaf = |(p, _): &(&Process, _)| !parents.contains(&p.pid);
+        for (process, _) in left.extract_if(.., |one| leaf(one)) {
+            signal_if(process.pid, 9, still(process));
+        }
+    }
+    until("the killed shims to be gone", by(5.0), || {
+        found
+            .iter()
+            .all(|shim| !crate::process::alive(shim.pid))
+            .then_some(())
+    })
 }

@@ -72,6 +72,9 @@ impl Residue {
                 found.insert(format!("file {}", path.display()));
             }
         }
+        for path in temporary() {
+            found.insert(format!("temporary {}", path.display()));
+        }
         for line in fs::read_to_string("/proc/net/unix")
             .unwrap_or_default()
             .lines()
@@ -184,6 +187,31 @@ fn two_levels(path: &Path) -> Vec<PathBuf> {
         );
     }
     found
+}
+
+/// What runtimes and containerd make in the temporary directory and forget there: process
+/// documents, pid files, mount points. Told apart by their names alone, so only a
+/// comparison of two looks says whose they are.
+fn temporary() -> Vec<PathBuf> {
+    let names = [
+        "runc-",
+        "runc.",
+        "containerd-",
+        "ctd-",
+        "vigil-",
+        ".vigil",
+        "crun",
+    ];
+    let of = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
+    let places = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
+    let entries = places.into_iter().flat_map(of);
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            names.iter().any(|n| name.to_string_lossy().starts_with(n))
+        })
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Mount points of this mount namespace, in the order of mountinfo.

@@ -18,8 +18,9 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 
 use crate::bundle::Bundle;
+use crate::place::kill_at_once;
 use crate::poll::{by, left, until};
-use crate::process::{Process, signal_if};
+use crate::process::Process;
 use crate::task::{Task, V2, V3};
 
 /// Whose manner of calling `start` is imitated (contract §0).
@@ -362,18 +363,11 @@ impl Shim {
             .collect()
     }
 
-    /// SIGKILLs all of them, all stopped first so that none can react to another's death.
+    /// SIGKILLs all of them, so that none can react to another's death.
     pub fn kill_all(&self) -> Result<()> {
         let ours = self.processes();
         ensure!(!ours.is_empty(), "no shim process to kill");
-        for signal in [19, 9] {
-            for process in &ours {
-                signal_if(process.pid, signal, |now| now.cmdline == process.cmdline);
-            }
-        }
-        until("the shim's processes to die", by(5.0), || {
-            self.processes().is_empty().then_some(())
-        })
+        kill_at_once(&ours)
     }
 
     /// Runs `delete` for it.

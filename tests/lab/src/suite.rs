@@ -208,6 +208,7 @@ impl Suite {
             count(|o| matches!(o, Outcome::Fails(_))),
             began.elapsed().as_secs_f64()
         );
+        print!("{}", crate::times::table());
         for one in &ended {
             if let Outcome::Fails(error) = &one.outcome {
                 println!("  {}::{}: {error}", one.shim, one.name);
@@ -281,13 +282,16 @@ impl Asked {
     }
 }
 
-/// Runs `test` with a kit of its own for at most `deadline`; afterwards nothing may be left.
+/// Runs `test` with a kit of its own for at most `deadline`; afterwards nothing may be left,
+/// and if it is `strict`, events must have come in order and what only reads in time.
 pub fn with_kit(
     binary: &ShimBinary,
     deadline: Duration,
+    strict: bool,
     test: fn(&Kit) -> Result<()>,
 ) -> Result<()> {
-    let kit = Kit::new(binary)?;
+    let mut kit = Kit::new(binary)?;
+    kit.strict = strict;
     let mark = kit.scratch.mark().to_owned();
     bounded(&mark, deadline, move || {
         // After a failure the kit's drop cleans up; after a success nothing may be left.

@@ -3,7 +3,8 @@
 //! Thin: requests in, answers or a code out. It decides nothing and retries nothing.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::Message;
@@ -75,7 +76,12 @@ pub struct Task {
     service: &'static str,
     /// Seconds every call may take unless another `patience` is given.
     pub patience: f64,
+    /// How long answered calls took, of this task and its copies.
+    took: Arc<Mutex<Vec<(String, Duration)>>>,
 }
+
+/// Calls whose times are kept.
+const TIMES_MAX: usize = 1 << 14;
 
 type Answer<T> = Result<T, CallError>;
 
@@ -86,6 +92,7 @@ impl Task {
             client: Arc::new(Client::connect(socket)?),
             service,
             patience: 10.0,
+            took: Arc::default(),
         })
     }
 
@@ -116,10 +123,23 @@ impl Task {
     fn call<Q: Message, A: Message>(&self, method: &str, request: &Q) -> Answer<A> {
         let encoding = |e: protobuf::Error| CallError::Encoding(e.to_string());
         let payload = request.write_to_bytes().map_err(encoding)?;
+        let began = Instant::now();
         let answer = self
             .client
-            .call(self.service, method, payload, poll::by(self.patience))?;
-        A::parse_from_bytes(&answer).map_err(encoding)
+            .call(self.service, method, payload, poll::by(self.patience));
+        if let Ok(_) | Err(CallError::Status { .. }) = &answer {
+            let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+            if took.len() < TIMES_MAX {
+                took.push((method.to_owned(), began.elapsed()));
+            }
+        }
+        A::parse_from_bytes(&answer?).map_err(encoding)
+    }
+
+    /// Method and time of the calls that were answered since this was asked last.
+    #[must_use]
+    pub fn times(&self) -> Vec<(String, Duration)> {
+        std::mem::take(&mut *self.took.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Create.

@@ -359,6 +359,9 @@ fn delete(rng: &mut Rng) -> Action {
     }
     if rng.percent(15) {
         trouble.runc = u8::try_from(rng.below(4)).ok();
+        if rng.percent(50) {
+            trouble.runc_again = u8::try_from(rng.below(4)).ok();
+        }
     }
     if rng.percent(20) {
         trouble.death = u8::try_from(rng.below(10)).ok();

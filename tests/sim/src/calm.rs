@@ -106,12 +106,17 @@ impl World {
             self.book
                 .wrong(format!("liveness: never answered: {unanswered:?}"));
         }
+        // Of a Create that was not undone containerd asks Delete, is refused,
+        // and runs `delete`.
+        let remains = shim.task.standing.remains;
         self.everything_told();
         self.request(Ask::Shutdown);
         if self.shim.is_some() || self.host.reaper {
             self.book.wrong("liveness: the pair does not leave");
         }
-        self.nothing_left(true);
+        if !remains && !self.host.tombstone {
+            self.nothing_left(true);
+        }
     }
 
     /// Every start was followed by an exit, every Create by a Delete.
@@ -155,6 +160,7 @@ impl World {
             self.book.wrong("liveness: delete never succeeds");
         }
         self.delete(Trouble::default());
+        self.host.tombstone = false;
         self.nothing_left(true);
         let hooks = self.host.hooks.clone();
         if hooks.poststop < hooks.create && !hooks.interrupted {

@@ -58,6 +58,8 @@ pub struct Process {
     pub stuck: bool,
     /// A SIGKILL waits for it to wake up.
     pub doomed: bool,
+    /// Its environment is runc's: it has not become the user's program yet.
+    pub marked: bool,
 }
 
 /// The container's cgroup.
@@ -110,6 +112,8 @@ pub struct Host {
     pub runcs: BTreeMap<u32, Runc>,
     /// Which hooks ran.
     pub hooks: Hooks,
+    /// What is left is named in a tombstone.
+    pub tombstone: bool,
     /// Whether the reaper lives.
     pub reaper: bool,
     /// Whether the container has a pid namespace of its own.
@@ -138,6 +142,7 @@ impl Host {
             exec_pid_files: BTreeMap::new(),
             runcs: BTreeMap::new(),
             hooks: Hooks::default(),
+            tombstone: false,
             reaper: true,
             private,
             truth: BTreeMap::new(),
@@ -186,6 +191,7 @@ impl Host {
                 zombie: None,
                 stuck: false,
                 doomed: false,
+                marked: false,
             };
             self.processes.insert(pid, process);
             return Some(pid);
@@ -339,9 +345,14 @@ impl Host {
 
     /// Kills what descends from the reaper, in whatever cgroup it is.
     pub fn kill_below(&mut self) {
-        for pid in self.alive(|process| process.parent == Parent::Reaper) {
+        for pid in self.below() {
             self.signal(pid, KILL);
         }
+    }
+
+    /// What descends from the reaper and is not the pair's own.
+    pub fn below(&self) -> Vec<u32> {
+        self.alive(|process| process.parent == Parent::Reaper)
     }
 
     /// Lets everything in the cgroup run on, or die.

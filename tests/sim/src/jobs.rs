@@ -1,11 +1,13 @@
 //! What the shim does beside its owner, stage by stage: each stage is one
 //! thing that happens on the host, so that anything may come in between.
 
+use vigil_reconcile::{Goal, RuncDelete, Said};
+
 use vigil_model::{ExecId, Incarnation, Phase, Verb, What, Who};
 
 use crate::host::{Host, Parent, Seen};
 use crate::ledger::Dead;
-use crate::recovery::{ours, remove_ours};
+use crate::recovery::{Delete, Hooks, Subject, Trouble, ours, remove_ours};
 use crate::runc::Call;
 use crate::shim::{Alive, Turn};
 
@@ -98,7 +100,7 @@ impl Turn<'_> {
             }
             Work::Happen(what) => self.over(what),
             Work::Timer => {
-                self.overdue = true;
+                self.shim.overdue = true;
                 self.happen(What::Overdue)?;
                 let standing = &self.shim.task.standing;
                 let told = !matches!(standing.phase, Phase::Stopped { told: false, .. });
@@ -168,6 +170,12 @@ impl Turn<'_> {
             _ => return self.undo(job, well),
         }
         Ok(Over::No)
+    }
+
+    /// Whether init runs, as far as the task knows which it is.
+    fn live_init(&self) -> bool {
+        let init = self.shim.task.standing.phase.init();
+        init.is_some_and(|init| self.host.look(init) == Seen::Alive)
     }
 
     fn planned(&self) -> Vec<vigil_model::Claim> {
@@ -277,51 +285,56 @@ impl Turn<'_> {
         }
     }
 
-    /// Takes back what a failed Create did.
+    /// Takes back what a failed Create or restore did, by the one path there
+    /// is; well: with as much patience as it needs, up to a bound.
     fn undo(&mut self, job: &mut Job, well: bool) -> Alive<Over> {
-        match job.stage {
-            UNDO => {
-                if ours(self.host, &self.planned()) {
-                    self.host.kill_group();
-                }
-                if self.host.runc_state.is_some() {
-                    self.call(job, Call::Delete { force: true });
-                    job.stage += 1;
-                } else {
-                    job.stage += 2;
-                }
-            }
-            UNDO_WAIT => {
-                if self.finished(job, well).is_none() {
-                    return Ok(Over::Waits);
-                }
-                job.stage += 1;
-            }
-            _ => {
-                let claims = self.planned();
-                let alive = self.host.init_alive().is_some()
-                    || ours(self.host, &claims) && self.host.populated();
-                if alive && !self.hard_undo {
-                    if ours(self.host, &claims) {
-                        self.host.kill_group();
-                    }
-                    self.host.kill_below();
-                    return Ok(Over::No);
-                }
-                remove_ours(self.host, &claims);
-                if self.host.init_alive().is_none() && self.host.runc_state.take().is_some() {
-                    // A runc that was cut short: its state goes without it.
-                    self.host.hooks.interrupted = true;
-                }
-                self.host.mounted = false;
-                self.host.pid_file = None;
-                return self.over(match job.work {
-                    Work::Verb(verb) => What::Failed(verb),
-                    _ => What::CreateFailed { undone: true },
-                });
-            }
+        let undone = self.recover(Said::Creating, Goal::Keep, well);
+        if !undone && well && job.stage < UNDO_LAST {
+            job.stage += 1;
+            return Ok(Over::No);
         }
-        Ok(Over::No)
+        self.host.pid_file = None;
+        self.over(match job.work {
+            Work::Verb(verb) => What::Failed(verb),
+            _ => What::CreateFailed {
+                undone: undone || self.forgetful,
+            },
+        })
+    }
+
+    /// The worker that brings the container to nothing, as `delete` would.
+    fn recover(&mut self, said: Said, goal: Goal, well: bool) -> bool {
+        let phase = &self.shim.task.standing.phase;
+        let subject = Subject {
+            said,
+            boot: Some(self.host.boot_id()),
+            init: phase.init().cloned(),
+            exit: match phase {
+                Phase::Stopped { exit, .. } => Some(*exit),
+                _ => None,
+            },
+            execs: Vec::new(),
+            claims: self.planned(),
+            private: self.host.private,
+            runc_delete: RuncDelete::NotTried,
+        };
+        let mut worker = Delete {
+            host: self.host,
+            records: self.records,
+            disk: None,
+            book: self.book,
+            spec: self.plan,
+            kernel_tells: false,
+            now: self.now,
+            trouble: Trouble {
+                runc: (!well).then_some(1),
+                runc_again: (!well).then_some(2),
+                ..Trouble::default()
+            },
+            held: false,
+            hooks: Hooks::default(),
+        };
+        worker.recover(&subject, goal)
     }
 
     // --- verbs ----------------------------------------------------------------
@@ -412,7 +425,8 @@ impl Turn<'_> {
             }
             3 => match self.finished(job, well) {
                 None => return Ok(Over::Waits),
-                Some(false) if self.host.runc_state.is_some() => {
+                // What holds out is named, and Delete refused.
+                Some(false) if self.live_init() => {
                     self.happen(What::Failed(verb))?;
                     self.look_at_exits()?;
                     return Ok(Over::Yes);
@@ -421,13 +435,20 @@ impl Turn<'_> {
             },
             _ => {
                 let claims = self.planned();
-                let removed = remove_ours(self.host, &claims);
-                if !well || !removed {
-                    self.happen(What::Failed(verb))?;
-                    self.look_at_exits()?;
-                    return Ok(Over::Yes);
+                self.look_at_exits()?;
+                let cleaned =
+                    self.host.runc_state.is_none() && well && remove_ours(self.host, &claims);
+                if cleaned {
+                    self.host.mounted = false;
+                } else {
+                    let said = Said::from(&self.shim.task.standing.phase);
+                    self.recover(said, Goal::Gone, well);
+                    if self.live_init() || ours(self.host, &claims) {
+                        self.happen(What::Failed(verb))?;
+                        self.look_at_exits()?;
+                        return Ok(Over::Yes);
+                    }
                 }
-                self.host.mounted = false;
                 self.host.pid_file = None;
                 self.look_at_exits()?;
                 self.point()?;
@@ -481,10 +502,10 @@ impl Turn<'_> {
     }
 }
 
-/// First stage of taking a Create back.
+/// First attempt at taking a Create back.
 const UNDO: u8 = 10;
-/// Its runc is waited for.
-const UNDO_WAIT: u8 = UNDO + 1;
+/// The last one.
+const UNDO_LAST: u8 = UNDO + 3;
 /// The only runc of a plain verb is waited for.
 const PLAIN: u8 = 20;
 

@@ -12,9 +12,9 @@ use vigil_sim::{History, Life, World, run};
 struct Cli {
     #[command(subcommand)]
     what: What,
-    /// Let a Create be called undone while something of it does not die
+    /// Let a Create be called undone also when it is not, to see that it is found
     #[arg(long, global = true)]
-    hard_undo: bool,
+    forgetful: bool,
     /// Where a failing history is written
     #[arg(long, global = true, default_value = ".")]
     out: PathBuf,
@@ -74,7 +74,7 @@ fn by_the_clock() -> u64 {
 
 fn one(cli: &Cli, seed: u64, steps: u64) -> Result<()> {
     let done = run(seed, steps, |life: &mut Life| {
-        life.hard_undo = cli.hard_undo;
+        life.forgetful = cli.forgetful;
     });
     println!("seed {seed}: {} steps, {} lives", done.steps, done.lives);
     let Some((history, broken)) = done.failed else {

@@ -52,6 +52,14 @@ impl Records {
         Some((death, exits.boot_id()?.to_string()))
     }
 
+    /// The death in the slot that is init's, and its boot.
+    pub fn first(&mut self) -> Option<(Death, String)> {
+        let snapshot = self.snapshot()?;
+        let exits = snapshot.exits().ok()?;
+        let death = exits.pinned(0).filter(|d| d.start_ticks != 0)?;
+        Some((death, exits.boot_id()?.to_string()))
+    }
+
     fn snapshot(&mut self) -> Option<Snapshot> {
         use std::sync::atomic::Ordering;
         self.bytes.clear();

@@ -1,13 +1,13 @@
 //! `delete` as a process of its own, on the fake host: replay, observe,
 //! decide, plan, carry out one action after the other. It may die between any
-//! two and is then run again. Judgement and journal are the real ones; a
-//! takeover would come here with [`Goal::Keep`].
+//! two and is then run again. Judgement and journal are the real ones. The
+//! shim comes here too, with what it knows in place of the journal.
 
 use vigil_journal::crash::CrashDisk;
 use vigil_journal::{Journal, Settings, names};
 use vigil_model::{
-    Because, Before, Claim, Exit, Incarnation, KIND_RECORD, Moment, Phase, Plan, Record, Status,
-    Task, Verb,
+    Because, Before, Claim, ExecPhase, Exit, Incarnation, KIND_RECORD, Moment, Phase, Plan, Record,
+    Status, Task, Verb,
 };
 use vigil_reconcile::{
     Action, Boot, Exit as ExitFact, Facts, Goal, Group as GroupFact, Init, Present, RuncDelete,
@@ -30,6 +30,9 @@ pub struct Trouble {
     /// Its runc is killed after so many stages.
     #[serde(default)]
     pub runc: Option<u8>,
+    /// And so is the second one.
+    #[serde(default)]
+    pub runc_again: Option<u8>,
     /// One process of the container dies by itself before this point.
     #[serde(default)]
     pub death: Option<u8>,
@@ -54,8 +57,8 @@ pub struct Delete<'w> {
     pub host: &'w mut Host,
     /// The reaper's records.
     pub records: &'w mut Records,
-    /// The bundle.
-    pub disk: &'w CrashDisk,
+    /// The bundle; `None` for the shim, which has it open.
+    pub disk: Option<&'w CrashDisk>,
     /// The auditor.
     pub book: &'w mut Book,
     /// The bundle's config.json, for want of a record.
@@ -68,17 +71,40 @@ pub struct Delete<'w> {
     pub trouble: Trouble,
     /// Something would not die.
     pub held: bool,
+    /// Who is to run the poststop hooks still.
+    pub hooks: Hooks,
+}
+
+/// Whose the poststop hooks are to run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hooks {
+    /// Nobody's.
+    #[default]
+    NotOwed,
+    /// runc's.
+    Runtimes,
+    /// Ours: runc must not be called, or has nothing to call them by.
+    Ours,
 }
 
 /// What is known of the container.
-struct Subject {
-    said: Said,
-    boot: Option<String>,
-    init: Option<Incarnation>,
-    exit: Option<Exit>,
-    claims: Vec<Claim>,
-    private: bool,
-    runc_delete: RuncDelete,
+pub struct Subject {
+    /// What is on record.
+    pub said: Said,
+    /// The boot of the record.
+    pub boot: Option<String>,
+    /// Init.
+    pub init: Option<Incarnation>,
+    /// Its end.
+    pub exit: Option<Exit>,
+    /// Execs that were last seen running.
+    pub execs: Vec<Incarnation>,
+    /// The cgroup.
+    pub claims: Vec<Claim>,
+    /// Whether it has a pid namespace of its own.
+    pub private: bool,
+    /// How far `runc delete` came.
+    pub runc_delete: RuncDelete,
 }
 
 /// What was seen, as the hands need it.
@@ -88,6 +114,8 @@ struct Eyes {
     /// Init was there to be opened: alive or a zombie.
     opened: bool,
     claims: Vec<Claim>,
+    /// Others that are known one by one.
+    others: Vec<Incarnation>,
 }
 
 /// The claims as Create finds them.
@@ -157,17 +185,7 @@ impl Delete<'_> {
         self.point()?;
         let subject = self.subject();
         self.point()?;
-        let eyes = self.observe(&subject);
-        let verdict = row(&eyes.facts).map_or(Verdict::Impossible, |row| row.verdict);
-        if verdict == Verdict::Impossible {
-            let facts = &eyes.facts;
-            self.book.wrong(format!("reconcile: impossible: {facts:?}"));
-        }
-        let mut killed_alive = false;
-        for action in plan(verdict, &eyes.facts, Goal::Gone) {
-            self.point()?;
-            self.carry_out(action, &subject, &eyes, &mut killed_alive);
-        }
+        let (eyes, verdict, killed_alive) = self.act(&subject, Goal::Gone)?;
         self.point()?;
         let exit = self.answer(&subject, &eyes, verdict, killed_alive);
         if self.may_live(&eyes, verdict) {
@@ -185,6 +203,32 @@ impl Delete<'_> {
         Ok(Outcome::Answered(exit))
     }
 
+    /// Observes, decides, carries out.
+    fn act(&mut self, subject: &Subject, goal: Goal) -> Alive<(Eyes, Verdict, bool)> {
+        let eyes = self.observe(subject);
+        let verdict = row(&eyes.facts).map_or(Verdict::Impossible, |row| row.verdict);
+        if verdict == Verdict::Impossible {
+            let facts = &eyes.facts;
+            self.book.wrong(format!("reconcile: impossible: {facts:?}"));
+        }
+        let mut killed_alive = false;
+        for action in plan(verdict, &eyes.facts, goal) {
+            self.point()?;
+            self.carry_out(action, subject, &eyes, &mut killed_alive);
+        }
+        Ok((eyes, verdict, killed_alive))
+    }
+
+    /// What the shim's worker does; whether nothing is left, by a second look.
+    pub fn recover(&mut self, subject: &Subject, goal: Goal) -> bool {
+        if self.act(subject, goal).is_err() {
+            return false;
+        }
+        let facts = self.observe(subject).facts;
+        let socket = Present::No;
+        !Facts { socket, ..facts }.residue()
+    }
+
     /// What is on record, the exit records included.
     fn subject(&mut self) -> Subject {
         let mut subject = Subject {
@@ -192,12 +236,13 @@ impl Delete<'_> {
             boot: None,
             init: None,
             exit: None,
+            execs: Vec::new(),
             claims: Vec::new(),
             private: self.host.private,
             runc_delete: RuncDelete::NotTried,
         };
         let mut midway = true;
-        if let Some((task, boot)) = remembered(self.disk) {
+        if let Some((task, boot)) = self.disk.and_then(remembered) {
             midway = task.standing.midway();
             recall(&mut subject, &task, boot);
         }
@@ -224,11 +269,14 @@ impl Delete<'_> {
     }
 
     /// Init and its end where the journal does not name it: the number runc wrote down, if
-    /// a registered process of that number has died.
+    /// a registered process of that number has died; once a Delete has taken that away, the
+    /// slot that is init's.
     fn ended_init(&mut self) -> Option<(Incarnation, Exit)> {
-        let pid = self.host.pid_file?;
-        let (death, boot) = self.records.registered(pid)?;
-        let mut init = self.host.named(pid, death.start_ticks);
+        let (death, boot) = match self.host.pid_file {
+            Some(pid) => self.records.registered(pid)?,
+            None => self.records.first()?,
+        };
+        let mut init = self.host.named(death.pid, death.start_ticks);
         init.boot.0 = boot;
         Some((init, crate::records::exit_of(&death)))
     }
@@ -241,30 +289,6 @@ impl Delete<'_> {
             (false, false) => Present::No,
         };
         let state = host.runc_state.as_ref().filter(|_| !self.blind(5));
-        let init = subject
-            .init
-            .clone()
-            .or_else(|| state.and_then(|state| state.init.clone()));
-        let other = subject.boot.as_ref().is_some_and(|b| *b != host.boot_id());
-        let (boot, fact, opened) = match &init {
-            _ if self.blind(0) => {
-                let fact = init.as_ref().map_or(Init::Unnamed, |_| Init::Unknown);
-                (Boot::Unknown, fact, false)
-            }
-            None if other => (Boot::Other, Init::Unnamed, false),
-            // Unread is not unwritten: runc's state may name it.
-            None if self.blind(5) && host.runc_state.is_some() => {
-                (Boot::Same, Init::Unknown, false)
-            }
-            None => (Boot::Same, Init::Unnamed, false),
-            Some(_) if other => (Boot::Other, Init::Dead, false),
-            Some(_) if self.blind(1) => (Boot::Same, Init::Unknown, false),
-            Some(init) => match host.look(init) {
-                Seen::Alive => (Boot::Same, Init::Alive, true),
-                Seen::Zombie => (Boot::Same, Init::Dead, true),
-                Seen::Gone => (Boot::Same, Init::Dead, false),
-            },
-        };
         let claims = self.claims(subject);
         let group = if self.blind(2) {
             GroupFact::Unknown
@@ -279,6 +303,41 @@ impl Delete<'_> {
         } else {
             GroupFact::Absent
         };
+        let mut others = self.marked(subject, group);
+        let init = subject
+            .init
+            .clone()
+            .or_else(|| state.and_then(|state| state.init.clone()))
+            .or_else(|| others.pop());
+        others.retain(|other| Some(other) != init.as_ref());
+        let execs = subject.execs.iter().cloned();
+        others.extend(execs.filter(|exec| host.look(exec) == Seen::Alive));
+        // Unread is not unwritten: runc's state may name one that lives where
+        // nobody would look for it.
+        let told = match group {
+            GroupFact::Absent | GroupFact::Empty | GroupFact::Populated => true,
+            GroupFact::Foreign | GroupFact::Unknown => subject.said == Said::Gone,
+        };
+        let other = subject.boot.as_ref().is_some_and(|b| *b != host.boot_id());
+        let (boot, fact, opened) = match &init {
+            _ if self.blind(0) => {
+                let fact = init.as_ref().map_or(Init::Unnamed, |_| Init::Unknown);
+                (Boot::Unknown, fact, false)
+            }
+            None if other => (Boot::Other, Init::Unnamed, false),
+            None if self.blind(5) && host.runc_state.is_some() && !told => {
+                (Boot::Same, Init::Unknown, false)
+            }
+            None => (Boot::Same, Init::Unnamed, false),
+            Some(_) if other => (Boot::Other, Init::Dead, false),
+            Some(_) if self.blind(1) => (Boot::Same, Init::Unknown, false),
+            Some(init) => match host.look(init) {
+                Seen::Alive => (Boot::Same, Init::Alive, true),
+                Seen::Zombie => (Boot::Same, Init::Dead, true),
+                Seen::Gone => (Boot::Same, Init::Dead, false),
+            },
+        };
+        let below = host.reaper && !host.below().is_empty();
         let facts = Facts {
             boot,
             said: subject.said,
@@ -289,7 +348,11 @@ impl Delete<'_> {
                 ExitFact::NotKnown
             },
             group,
-            below: Present::No,
+            below: if below || !others.is_empty() {
+                Present::Yes
+            } else {
+                Present::No
+            },
             runc_delete: subject.runc_delete,
             runc_state: present(5, host.runc_state.is_some()),
             mounts: present(3, host.mounted),
@@ -300,7 +363,19 @@ impl Delete<'_> {
             init,
             opened,
             claims,
+            others,
         }
+    }
+
+    /// What runc was making, found by its environment in a cgroup that is not
+    /// ours alone.
+    fn marked(&self, subject: &Subject, group: GroupFact) -> Vec<Incarnation> {
+        if group != GroupFact::Foreign || matches!(subject.said, Said::Nothing | Said::Gone) {
+            return Vec::new();
+        }
+        let marked = self.host.alive(|p| p.inside && p.marked);
+        let named = marked.iter().filter_map(|pid| self.host.incarnation(*pid));
+        named.collect()
     }
 
     /// The recorded claims, else what the spec says: a directory that carries
@@ -328,7 +403,9 @@ impl Delete<'_> {
     fn holds_out(&mut self, eyes: &Eyes) -> bool {
         let init = eyes.init.as_ref();
         let alive = init.is_some_and(|init| self.host.look(init) == Seen::Alive);
-        self.held |= eyes.opened && alive;
+        let other = |other: &Incarnation| self.host.look(other) == Seen::Alive;
+        let others = eyes.others.iter().any(other);
+        self.held |= eyes.opened && alive || others;
         self.held
     }
 
@@ -346,39 +423,72 @@ impl Delete<'_> {
             }
             Action::KillCgroup if own => self.held |= !self.host.kill_group(),
             Action::Thaw if own => self.host.thaw(),
+            Action::KillBelow => {
+                for other in &eyes.others {
+                    if self.host.look(other) == Seen::Alive {
+                        self.host.signal(other.pid, KILL);
+                    }
+                }
+                self.host.kill_below();
+            }
             Action::RuncDelete => self.runc_delete(subject, eyes),
             Action::Unmount => self.host.mounted = false,
             Action::RemoveCgroups if own => {
                 self.host.remove_group();
             }
-            Action::RemoveRuncState => {
-                if !self.holds_out(eyes) {
-                    self.host.runc_state = None;
-                }
-            }
+            Action::RemoveRuncState => self.remove_runc_state(eyes),
             Action::UnlinkSocket => self.host.socket = false,
+            Action::Tombstone => {
+                self.host.tombstone = self.host.runc_state.is_some() && !self.held;
+            }
             Action::KillCgroup
-            | Action::KillBelow
             | Action::Thaw
             | Action::RemoveCgroups
-            | Action::Tombstone
             | Action::WriteHistory
             | Action::AnswerExit => {}
         }
     }
 
     fn runc_delete(&mut self, subject: &Subject, eyes: &Eyes) {
-        let shared = eyes.facts.group == GroupFact::Foreign && !subject.private;
-        if self.holds_out(eyes) || shared || self.host.runc_state.is_none() {
+        if self.holds_out(eyes) {
             return;
         }
+        let Some(state) = &self.host.runc_state else {
+            return;
+        };
+        let shared = eyes.facts.group == GroupFact::Foreign && !subject.private;
+        if shared || state.init.is_none() {
+            self.hooks = Hooks::Ours;
+            return;
+        }
+        self.hooks = Hooks::Runtimes;
+        let left = self.trouble.runc;
+        self.call_runc_delete(left);
+    }
+
+    /// After everything else went, which may be what runc failed for.
+    fn remove_runc_state(&mut self, eyes: &Eyes) {
+        if self.holds_out(eyes) || self.host.runc_state.is_none() {
+            return;
+        }
+        match self.hooks {
+            Hooks::NotOwed => {}
+            Hooks::Ours => self.host.hooks.poststop += 1,
+            Hooks::Runtimes => {
+                let left = self.trouble.runc_again;
+                self.call_runc_delete(left);
+                return;
+            }
+        }
+        self.host.runc_state = None;
+    }
+
+    /// One that is killed after so many stages, or none.
+    fn call_runc_delete(&mut self, mut left: Option<u8>) {
         let number = self.host.start_runc(Call::Delete { force: true });
-        let mut left = self.trouble.runc.take();
         loop {
             if left == Some(0) {
                 self.host.kill_runc(number);
-                // Its state goes all the same, and the hooks with it.
-                self.host.hooks.interrupted = true;
             }
             left = left.map(|left| left.saturating_sub(1));
             if !self.host.advance_runc(number, true) {
@@ -438,12 +548,12 @@ impl Delete<'_> {
     /// the same.
     fn remember_end(&mut self, exit: &Exit) {
         let recorded = (|| {
-            let (task, _) = remembered(self.disk)?;
-            let file = self.disk.open(names::JOURNAL)?;
+            let disk = self.disk?;
+            let (task, _) = remembered(disk)?;
+            let file = disk.open(names::JOURNAL)?;
             let settings = Settings::default();
-            let opened =
-                Journal::open_in(self.disk.clone(), names::JOURNAL, file, settings).ok()?;
-            let Some(record) = Record::of_end(&task, *exit, self.now) else {
+            let opened = Journal::open_in(disk.clone(), names::JOURNAL, file, settings).ok()?;
+            let Some(record) = Record::of_end(&task, 0, *exit, self.now) else {
                 return Some(());
             };
             let mut journal = opened.journal;
@@ -460,7 +570,11 @@ impl Delete<'_> {
 
 fn recall(subject: &mut Subject, task: &Task, boot: String) {
     let phase = &task.standing.phase;
-    subject.said = Said::from(phase);
+    subject.said = if task.standing.remains && *phase == Phase::Empty {
+        Said::HalfMade
+    } else {
+        Said::from(phase)
+    };
     subject.boot = Some(boot);
     subject.init = phase.init().cloned();
     subject.exit = match phase {
@@ -471,9 +585,16 @@ fn recall(subject: &mut Subject, task: &Task, boot: String) {
         | Phase::Running { .. }
         | Phase::Paused { .. } => None,
     };
+    let execs = task.standing.execs.values();
+    let running = execs.filter_map(|exec| match &exec.phase {
+        ExecPhase::Running { process } => Some(process.clone()),
+        ExecPhase::Added | ExecPhase::Starting | ExecPhase::Failed | ExecPhase::Stopped { .. } => {
+            None
+        }
+    });
+    subject.execs = running.collect();
     subject.runc_delete = match (phase, task.standing.busy) {
-        (Phase::Deleted { .. }, _) => RuncDelete::Done,
-        (_, Some(Verb::Delete)) => RuncDelete::Begun,
+        (Phase::Deleted { .. }, _) | (_, Some(Verb::Delete)) => RuncDelete::Begun,
         (_, _) => RuncDelete::NotTried,
     };
     if let Some(plan) = &task.plan {

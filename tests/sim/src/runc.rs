@@ -22,8 +22,10 @@ pub struct Hooks {
     pub create: u32,
     /// poststop, so often.
     pub poststop: u32,
-    /// A runc that had begun to take the container down was killed inside, or
-    /// its state was lost with the host: then the hooks may run twice or never.
+    /// Containers that were begun, so often. A runc killed inside create may
+    /// have run the one kind of hooks or not; the other is run all the same.
+    pub begun: u32,
+    /// runc's state was lost with the host: then the hooks may never run.
     pub interrupted: bool,
 }
 
@@ -104,9 +106,6 @@ impl Host {
             && runc.outcome.is_none()
         {
             runc.outcome = Some(false);
-            if matches!(runc.call, Call::Delete { .. }) && runc.stage > 0 {
-                self.hooks.interrupted = true;
-            }
             self.orphans_of(number);
         }
     }
@@ -146,6 +145,7 @@ impl Host {
                     return Some(false);
                 }
                 self.runc_state = Some(RuncState::default());
+                self.hooks.begun += 1;
             }
             1 => {
                 if self.group.is_none() {
@@ -158,17 +158,22 @@ impl Host {
                         before: false,
                     });
                 }
-                if self.spawn(Role::Init, true, Parent::Runc(number)).is_none() {
+                let Some(init) = self.spawn(Role::Init, true, Parent::Runc(number)) else {
                     return Some(self.undo(runc));
+                };
+                if let Some(init) = self.processes.get_mut(&init) {
+                    init.marked = !restore;
                 }
-                if self.group.as_ref().is_some_and(|group| group.foreign) {
+                if restore && self.group.as_ref().is_some_and(|group| group.foreign) {
                     // A known limit: in a cgroup that is not the container's,
-                    // an init that nobody has written down is not found.
-                    runc.stage += 1;
+                    // a restored init that nobody has written down is not found.
+                    runc.stage += 2;
+                    self.hooks.create += 1;
                     self.write_state(restore);
                 }
             }
-            2 => self.write_state(restore),
+            2 => self.hooks.create += 1,
+            3 => self.write_state(restore),
             _ => {
                 self.pid_file = self.init_alive();
                 return Some(true);
@@ -179,7 +184,6 @@ impl Host {
 
     fn write_state(&mut self, started: bool) {
         let init = self.init_alive().and_then(|pid| self.incarnation(pid));
-        self.hooks.create += 1;
         self.runc_state = Some(RuncState { init, started });
     }
 
@@ -206,10 +210,15 @@ impl Host {
     }
 
     fn start(&mut self) -> bool {
-        let alive = self.init_alive().is_some();
+        let init = self.init_alive();
         match &mut self.runc_state {
-            Some(state) if alive && state.init.is_some() && !state.started => {
+            Some(state) if init.is_some() && state.init.is_some() && !state.started => {
                 state.started = true;
+                // From now on it is the user's program.
+                let init = init.and_then(|pid| self.processes.get_mut(&pid));
+                if let Some(init) = init {
+                    init.marked = false;
+                }
                 true
             }
             Some(_) | None => false,
@@ -242,9 +251,6 @@ impl Host {
             return Some(false);
         };
         if !well {
-            if runc.stage > 0 {
-                self.hooks.interrupted = true;
-            }
             return Some(false);
         }
         match runc.stage {

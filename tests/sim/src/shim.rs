@@ -48,6 +48,8 @@ pub struct Shim {
     pub leaving: Option<bool>,
     /// The time for flushing is over.
     pub flushed: bool,
+    /// The deadline of init's end has passed.
+    pub overdue: bool,
 }
 
 /// What a pending request waits for.
@@ -73,10 +75,8 @@ pub struct Turn<'w> {
     pub book: &'w mut Book,
     /// What Create would set out to make.
     pub plan: &'w Plan,
-    /// Create may be called undone while something of it does not die.
-    pub hard_undo: bool,
-    /// The deadline of init's end has passed in this turn.
-    pub overdue: bool,
+    /// A Create is called undone also when it is not.
+    pub forgetful: bool,
     /// Points until death.
     pub fuse: &'w mut Option<u32>,
     /// The time.
@@ -101,6 +101,7 @@ impl Shim {
             deferred: VecDeque::new(),
             leaving: None,
             flushed: false,
+            overdue: false,
         }
     }
 
@@ -161,7 +162,7 @@ impl Turn<'_> {
             };
             if let TaskEvent::Exit { who: Who::Init, .. } = &published.event
                 && self.owns_group()
-                && !self.overdue
+                && !self.shim.overdue
                 && self.host.populated()
                 && self.host.alive(|p| p.inside && p.stuck).is_empty()
             {

@@ -14,7 +14,7 @@ use crate::host::{Group, Host, Parent, Role};
 use crate::jobs::{Work, residue};
 use crate::ledger::{Dead, ShimLedger, after_kill, remembered};
 use crate::records::Records;
-use crate::recovery::{Delete, Outcome, Trouble};
+use crate::recovery::{Delete, Hooks, Outcome, Trouble};
 use crate::rng::Rng;
 use crate::shim::{Alive, Shim, Turn};
 
@@ -40,9 +40,10 @@ pub struct Life {
     pub restore: bool,
     /// The kernel remembers the status of what was reaped (Linux 6.15).
     pub kernel_tells: bool,
-    /// Create may be called undone while something of it does not die.
+    /// A Create is called undone also when something of it does not die: a
+    /// defect, to show that it is found.
     #[serde(default)]
-    pub hard_undo: bool,
+    pub forgetful: bool,
     /// Bytes the journal takes in advance; half of it is cut off when used.
     pub prealloc: u32,
     /// Where the search for pids begins.
@@ -67,7 +68,7 @@ impl Life {
             restore: rng.percent(10),
             kernel_tells: rng.percent(50),
             prealloc: [2048, 4096, 16384][rng.below(3) as usize],
-            hard_undo: false,
+            forgetful: false,
             next_pid,
             ticks,
         }
@@ -292,8 +293,7 @@ impl World {
             records: &mut self.records,
             book: &mut self.book,
             plan: &self.plan,
-            hard_undo: self.life.hard_undo,
-            overdue: false,
+            forgetful: self.life.forgetful,
             fuse: &mut self.fuse,
             now: self.now,
         };
@@ -322,13 +322,6 @@ impl World {
         self.fuse = None;
         self.disk = after_kill(&self.disk, self.full);
         self.book.late |= shim.kept.is_some();
-        if let Some(kept) = &shim.kept
-            && kept.standing.phase.init().is_none()
-        {
-            // A known limit: recording failed before init was named, and once
-            // it is deleted nothing else names it either.
-            self.book.amnesia = true;
-        }
         let lived = shim.kept.as_deref().unwrap_or(&shim.task);
         let Some((found, _)) = remembered(&self.disk) else {
             self.book.wrong("journal: unreadable after a SIGKILL");
@@ -573,13 +566,14 @@ impl World {
         let mut delete = Delete {
             host: &mut self.host,
             records: &mut self.records,
-            disk: &self.disk,
+            disk: Some(&self.disk),
             book: &mut self.book,
             spec: &self.plan,
             kernel_tells: self.life.kernel_tells,
             now: self.now,
             trouble,
             held: false,
+            hooks: Hooks::default(),
         };
         match delete.run() {
             Err(Dead) => {
@@ -603,7 +597,7 @@ impl World {
                 .wrong(format!("I8: stranger {pid} was sent SIGKILL: {process:?}"));
         }
         let hooks = &self.host.hooks;
-        if hooks.poststop > hooks.create && !hooks.interrupted {
+        if hooks.poststop > hooks.begun && !hooks.interrupted {
             self.book.wrong(format!("poststop twice: {hooks:?}"));
         }
         self.book.audit();
@@ -637,6 +631,9 @@ impl World {
     /// I4.
     pub(crate) fn nothing_left(&mut self, socket_too: bool) {
         for left in residue(&self.host) {
+            if self.host.tombstone && left == "runc's state" {
+                continue;
+            }
             let zombie = left.contains("zombie: Some");
             if (left != "its socket" || socket_too) && !zombie {
                 self.book.wrong(format!("I4: {left} is left"));

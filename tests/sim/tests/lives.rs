@@ -86,8 +86,8 @@ fn a_seed_gives_the_same_run_again() {
 /// found, and a file of few actions shows it.
 #[test]
 fn what_breaks_is_found_written_shortened_and_replayed() {
-    let hard = |life: &mut Life| life.hard_undo = true;
-    let failed = (1..40).find_map(|seed| run(seed, 100_000, hard).failed);
+    let forgetful = |life: &mut Life| life.forgetful = true;
+    let failed = (1..40).find_map(|seed| run(seed, 100_000, forgetful).failed);
     let (history, broken) = failed.expect("the auditor sees no residue");
     assert_eq!(history.live(), broken);
     let short = history.shortened();

@@ -4,14 +4,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vigil_model::{Claim, Exit, Incarnation, Namespace, TaskId};
+use vigil_model::{Before, Claim, Exit, Incarnation, Namespace, TaskId};
 use vigil_reconcile::{RuncDelete, Said};
 use vigil_sys::pidfd;
 
-use crate::observe::Subject;
+use crate::observe::{Stone, Subject};
 use crate::proc::{self, Checked, read_bounded};
 use crate::{Error, Result};
 
@@ -42,6 +43,19 @@ pub struct Tombstone {
     pub exit: Option<Exit>,
     /// Its cgroups.
     pub claims: Vec<Claim>,
+    /// Whether its init had a pid namespace of its own.
+    #[serde(default)]
+    pub private_pid_ns: Option<bool>,
+    /// Inode of runc's state directory, if it is left: another directory of
+    /// that name is another container's.
+    #[serde(default)]
+    pub runc_state: Option<u64>,
+    /// The socket's file and its inode, if it is left.
+    #[serde(default)]
+    pub socket: Option<(PathBuf, u64)>,
+    /// How often a sweeper has tried.
+    #[serde(default)]
+    pub tries: u32,
     /// What is left, in words.
     pub left: Vec<String>,
     /// Workers among it that slept uninterruptibly: the stone stands as long
@@ -83,6 +97,11 @@ pub struct Line {
     pub left: Vec<String>,
 }
 
+/// Of what has this name, itself; `None` if it is not there.
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
+}
+
 fn failed(op: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::File { op, path, source }
@@ -100,9 +119,39 @@ impl Tombstone {
             init: subject.init.clone(),
             exit: subject.exit,
             claims: subject.claims.clone(),
+            private_pid_ns: subject.private_pid_ns,
+            runc_state: inode(&subject.runc_dir()),
+            socket: subject
+                .socket
+                .as_ref()
+                .and_then(|path| Some((path.clone(), inode(path)?))),
+            tries: 0,
             left,
             stuck: Vec::new(),
         }
+    }
+
+    /// The claims as they are now: with the inodes of what is there, without
+    /// what is not.
+    pub(super) fn narrow(claims: &[Claim]) -> Vec<Claim> {
+        let narrowed = claims.iter().filter_map(|claim| {
+            let expected = claim.inode.or(match claim.before {
+                Before::Existed { inode, .. } => Some(inode),
+                Before::Absent | Before::Unknown => None,
+            });
+            let now = match fs::symlink_metadata(&claim.path) {
+                Ok(meta) => Some(meta.ino()),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                // Not to be seen now; later only what is known to be it counts.
+                Err(_) => expected,
+            };
+            let inode = now.filter(|now| expected.is_none_or(|expected| expected == *now))?;
+            Some(Claim {
+                inode: Some(inode),
+                ..claim.clone()
+            })
+        });
+        narrowed.collect()
     }
 
     /// Its file: one for each container, so that a second attempt replaces
@@ -115,6 +164,12 @@ impl Tombstone {
     /// All that stand, in order of their names; one that cannot be read is an
     /// error of its own and hides no other.
     pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+        let paths = Self::paths(run)?;
+        Ok(paths.iter().map(|path| Self::read(path)).collect())
+    }
+
+    /// Their files, in order of their names.
+    pub fn paths(run: &Path) -> Result<Vec<PathBuf>> {
         let dir = run.join("tombstones");
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
@@ -130,7 +185,7 @@ impl Tombstone {
             }
         }
         paths.sort();
-        Ok(paths.iter().map(|path| Self::read(path)).collect())
+        Ok(paths)
     }
 
     /// The one in this file.
@@ -169,9 +224,38 @@ impl Tombstone {
         Ok(subject)
     }
 
+    /// As [`Tombstone::subject`], for a sweeper: the id may have been given to
+    /// somebody else since, so only what is named here is looked at.
+    pub fn named(&self) -> Result<Subject> {
+        let mut subject = self.subject()?;
+        subject.private_pid_ns = self.private_pid_ns;
+        let socket = self.socket.as_ref();
+        subject.socket = socket
+            .filter(|(path, then)| inode(path) == Some(*then))
+            .map(|(path, _)| path.clone());
+        subject.stone = Some(Stone {
+            tries: self.tries,
+            runc_state: self.runc_state,
+        });
+        Ok(subject)
+    }
+
+    /// Its file, unless another container's stone has that name: `a-b` and `c`
+    /// give the same as `a` and `b-c`.
+    fn own_path(&self, run: &Path) -> PathBuf {
+        let path = self.path(run);
+        let others = Self::read(&path)
+            .is_ok_and(|other| (&other.namespace, &other.id) != (&self.namespace, &self.id));
+        if others {
+            path.with_file_name(format!("{}--{}.json", self.namespace, self.id))
+        } else {
+            path
+        }
+    }
+
     /// Puts it up, whole or not at all.
     pub fn write(&self, run: &Path) -> Result<PathBuf> {
-        let path = self.path(run);
+        let path = self.own_path(run);
         let dir = run.join("tombstones");
         fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
         let side = path.with_extension(format!("{}.new", std::process::id()));
@@ -190,7 +274,7 @@ impl Tombstone {
 
     /// Takes it away: nothing is left any more.
     pub fn remove(&self, run: &Path) -> Result<()> {
-        let path = self.path(run);
+        let path = self.own_path(run);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -309,6 +393,10 @@ mod tests {
             init: None,
             exit: None,
             claims: Vec::new(),
+            private_pid_ns: None,
+            runc_state: None,
+            socket: None,
+            tries: 0,
             left: vec!["socket /s".to_owned()],
             stuck: Vec::new(),
         };

@@ -13,6 +13,7 @@ use super::Left;
 use super::hooks::Poststop;
 use super::work::{RESERVE, Work, look};
 use crate::observe::{Found, RuncState, said};
+use crate::rootfs::{Manner, unmount_below};
 use crate::runc::{Call, Invocation};
 use crate::worker::{Outcome, Worker};
 
@@ -74,6 +75,10 @@ impl Work<'_> {
     }
 
     fn call_runc_delete(&mut self) {
+        // Once more at the last moment: it goes by the id alone.
+        if !self.subject.owns_runc_dir() {
+            return;
+        }
         let deadline = self.remaining().saturating_sub(RESERVE + GRACE);
         if deadline.is_zero() {
             return;
@@ -90,7 +95,7 @@ impl Work<'_> {
     /// Once cgroups and mounts are gone, which may be what it failed for.
     pub(super) fn remove_runc_state(&mut self) -> crate::Result<()> {
         let dir = self.subject.runc_dir();
-        if look(&dir) == Present::No {
+        if look(&dir) == Present::No || !self.subject.owns_runc_dir() {
             return Ok(());
         }
         if self.holds_out() {
@@ -104,7 +109,7 @@ impl Work<'_> {
             self.left(Left::RuncState(dir));
             return Ok(());
         }
-        if look(&dir) == Present::No {
+        if look(&dir) == Present::No || !self.subject.owns_runc_dir() {
             return Ok(());
         }
         self.remove_tree(dir)
@@ -189,10 +194,15 @@ impl Work<'_> {
 
     fn remove_tree(&mut self, dir: PathBuf) -> crate::Result<()> {
         let at = dir.clone();
-        let worker = Worker::start("rmdir", move || match fs::remove_dir_all(&at) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
+        let worker = Worker::start_noting("rmdir", move |notes| {
+            // A runc that was killed early leaves itself mounted there, read-only.
+            let unmounted = unmount_below(&at, Manner::Patient(GRACE), notes);
+            unmounted.map(drop).map_err(|e| said(&e))?;
+            match fs::remove_dir_all(&at) {
+                Ok(()) => Ok(()),
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(format!("cannot remove {}: {e}", at.display())),
+            }
         })?;
         match worker.wait(self.remaining().max(RESERVE / 2))? {
             Outcome::Done => {}

@@ -16,6 +16,7 @@ use vigil_sys::{fd, pidfd};
 use super::*;
 
 mod owed;
+mod swept;
 mod unnamed;
 
 use crate::cgroup::{self, Cgroup};
@@ -118,6 +119,7 @@ impl Container {
                 socket: Some(socket),
                 below: None,
                 left: Vec::new(),
+                stone: None,
             },
             init,
             strangers: Vec::new(),
@@ -403,6 +405,25 @@ fn a_stranger_in_the_same_cgroup_lives_and_keeps_it() {
         }
         assert!(!it.subject.runc_dir().exists());
     }
+}
+
+/// Found by the soak: runc makes itself unchangeable by a mount in its state directory,
+/// and one that was killed there left what could not be removed.
+#[test]
+fn a_runc_that_is_still_mounted_in_its_state_is_unmounted() {
+    let it = Container::new().start();
+    let dir = it.subject.runc_dir();
+    let copy = dir.join("runc.AbCdEf");
+    fs::write(&copy, "").unwrap();
+    sys_bind(Path::new("/bin/busybox"), &copy);
+    let state = fs::read(dir.join("state.json")).unwrap();
+    // What runc itself would remove it would not find.
+    fs::write(dir.join("state.json"), &state[..state.len() / 2]).unwrap();
+    let report = it.reconcile(Goal::Gone);
+    let left = mountinfo::below(&mountinfo::as_shown(&dir)).unwrap();
+    let _ = unmount_below(&dir, Manner::Detach, &crate::worker::Notes::nowhere());
+    assert!(left.is_empty(), "{report:?}");
+    it.assert_gone(&report);
 }
 
 #[test]

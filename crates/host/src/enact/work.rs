@@ -52,6 +52,11 @@ impl Work<'_> {
         Instant::now() + (left / 2).max(left.saturating_sub(RESERVE * 4))
     }
 
+    /// Until when the slowest action may take; what comes after it is quick.
+    fn last_moment(&self) -> Instant {
+        Instant::now() + self.remaining().saturating_sub(RESERVE * 2)
+    }
+
     pub(super) fn left(&mut self, left: Left) {
         self.report.left.push(left);
     }
@@ -124,7 +129,8 @@ impl Work<'_> {
         let Some(fd) = &self.seen.init_fd else {
             return Ok(());
         };
-        let alive = !is_dead(fd, &init)?;
+        // One that waits in exit(2) for its namespace's others has ended by itself.
+        let alive = !is_dead(fd, &init)? && !proc::is_exiting(init.pid)?;
         let sent = kill(fd, init.pid)?;
         self.killed_alive |= alive && sent;
         // Others may have to die first (a debugger, a pid namespace's
@@ -138,7 +144,12 @@ impl Work<'_> {
             self.left(unopened(Action::KillCgroup));
             return Ok(());
         };
-        if cgroup.kill_until(until)? == Progress::Waiting {
+        let mut progress = cgroup.kill_until(until)?;
+        // Those who only wait in exit(2) for somebody else to reap a process get all the time.
+        if progress == Progress::Waiting && all_exiting(&cgroup.holdouts()?) {
+            progress = cgroup.kill_until(self.last_moment())?;
+        }
+        if progress == Progress::Waiting {
             let init = self.seen.init.as_ref().map(|init| init.pid);
             for holdout in cgroup.holdouts()? {
                 let init = Some(holdout.pid) == init;
@@ -195,13 +206,19 @@ impl Work<'_> {
         let (Some(init), Some(fd)) = (&self.seen.init, &self.seen.init_fd) else {
             return Ok(());
         };
-        let gone = fd::wait_readable(fd, until.saturating_duration_since(Instant::now())).map_err(
-            |source| crate::Error::Kernel {
+        let wait = |until: Instant| {
+            let left = until.saturating_duration_since(Instant::now());
+            fd::wait_readable(fd, left).map_err(|source| crate::Error::Kernel {
                 op: "wait for process",
                 what: init.pid.to_string(),
                 source,
-            },
-        )?;
+            })
+        };
+        let mut gone = wait(until)?;
+        if !gone && proc::is_exiting(init.pid)? {
+            // Dead but for somebody who is to reap a process of its pid namespace.
+            gone = wait(self.last_moment())?;
+        }
         let pid = init.pid;
         let named = self
             .report
@@ -317,7 +334,7 @@ impl Work<'_> {
         // The kernel tells once its parent has reaped it, which is a matter
         // of moments; an older kernel never does.
         let until = Instant::now() + REAPED_IN.min(self.remaining());
-        let mut known = None;
+        let known;
         loop {
             // In this order: reaped between the two, it is asked once more.
             let last = is_reaped(fd) || Instant::now() >= until;
@@ -327,7 +344,11 @@ impl Work<'_> {
                     break;
                 }
                 Ok(None) if !last => std::thread::sleep(Duration::from_millis(1)),
-                Ok(None) | Err(_) => break,
+                Ok(None) | Err(_) => {
+                    // Whoever inherited it takes its time, or the kernel keeps nothing.
+                    known = self.status_of_zombie();
+                    break;
+                }
             }
         }
         if let Some(status) = known {
@@ -337,6 +358,12 @@ impl Work<'_> {
             self.report.exit.status = Status::Signalled(9);
             self.report.source = Source::Killed;
         }
+    }
+
+    /// What a dead init's parent would be told, while it is not reaped.
+    fn status_of_zombie(&self) -> Option<Status> {
+        let init = self.seen.init.as_ref()?;
+        proc::zombie_status(init).ok().flatten().and_then(status_of)
     }
 
     fn left_in_words(&self) -> Vec<String> {
@@ -349,10 +376,20 @@ impl Work<'_> {
         let mut stone = Tombstone {
             init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
-            claims: self.seen.claims.clone(),
+            claims: Tombstone::narrow(&self.seen.claims),
+            private_pid_ns: Some(self.seen.private_pid_ns),
             ..Tombstone::of(self.subject, self.left_in_words())
         };
         stone.stuck = stuck;
+        if let Some(before) = self.subject.stone {
+            // Put up by a later life of the id while we worked: not ours to change.
+            let now = Tombstone::read(&stone.path(self.run));
+            if now.is_ok_and(|now| now.init != stone.init) {
+                return;
+            }
+            stone.tries = before.tries.saturating_add(1);
+            stone.runc_state = stone.runc_state.and(before.runc_state);
+        }
         let result = if stone.left.is_empty() {
             stone.remove(self.run)
         } else {
@@ -389,6 +426,10 @@ impl Work<'_> {
     }
 
     fn history(&mut self) {
+        // A sweeper that got no further has nothing to tell.
+        if self.subject.stone.is_some() && !self.report.left.is_empty() {
+            return;
+        }
         self.answer_exit();
         let line = Line {
             id: self.subject.id.to_string(),
@@ -453,6 +494,12 @@ fn is_dead(fd: &OwnedFd, init: &Incarnation) -> crate::Result<bool> {
         what: init.pid.to_string(),
         source,
     })
+}
+
+fn all_exiting(holdouts: &[proc::Holdout]) -> bool {
+    holdouts
+        .iter()
+        .all(|holdout| proc::is_exiting(holdout.pid).unwrap_or(false))
 }
 
 /// Whether a dead process was reaped: nothing more will be known of it then.

@@ -32,39 +32,72 @@ pub(super) fn execs(subject: &Subject, notes: &mut Vec<String>) -> Vec<Incarnati
 
 /// Processes in a cgroup that is not ours alone whose environment says that
 /// the runtime made them for this container and has not handed them over to
-/// the user's program yet.
+/// the user's program yet. `true`: one may be among them that could not be asked.
 pub(super) fn marked(
     subject: &Subject,
     cgroup: Option<&Cgroup>,
     notes: &mut Vec<String>,
-) -> Vec<Incarnation> {
+) -> (Vec<Incarnation>, bool) {
     let expected = match subject.said {
         Said::Unreadable | Said::Creating | Said::HalfMade | Said::Live | Said::Ended => true,
         Said::Nothing | Said::Gone => false,
     };
     // What is in a cgroup of ours is killed with it.
     let Some(cgroup) = cgroup.filter(|cgroup| expected && cgroup.is_shared()) else {
-        return Vec::new();
+        return (Vec::new(), false);
     };
-    let Some(pids) = note(cgroup.pids(), notes).filter(|pids| !pids.is_empty()) else {
-        return Vec::new();
+    let Some(mut pids) = note(cgroup.pids(), notes) else {
+        return (Vec::new(), true);
     };
-    let found = note(ask(&subject.runc_dir(), pids, notes), notes).unwrap_or_default();
+    if pids.is_empty() {
+        return (Vec::new(), false);
+    }
+    // Who sleeps uninterruptibly may hold its memory, and is asked last.
+    pids.sort_by_key(|pid| sleeps(*pid));
+    let dir = subject.runc_dir();
+    let Some((found, asked)) = note(ask(&dir, &pids, notes), notes) else {
+        return (Vec::new(), pids.iter().any(|pid| is_runtime(*pid, subject)));
+    };
+    let unsure = pids[asked..].iter().any(|pid| is_runtime(*pid, subject));
     let incarnations = found.into_iter().filter_map(|(pid, start_ticks)| {
         let now = note(proc::incarnation(pid), notes).flatten()?;
         (now.start_ticks == start_ticks).then_some(now)
     });
-    incarnations.collect()
+    (incarnations.collect(), unsure)
 }
 
-fn ask(runc_dir: &Path, pids: Vec<u32>, notes: &mut Vec<String>) -> crate::Result<Vec<(u32, u64)>> {
+fn sleeps(pid: u32) -> bool {
+    proc::stat(pid)
+        .ok()
+        .flatten()
+        .is_some_and(|stat| stat.state == 'D')
+}
+
+/// Whether a process has the name of the runtime, or of what it is before it
+/// is the user's program: `runc:[2:INIT]`.
+fn is_runtime(pid: u32, subject: &Subject) -> bool {
+    let program = Path::new(&subject.runtime.program).file_name();
+    let program = program.map(|name| name.to_string_lossy().into_owned());
+    proc::stat(pid).ok().flatten().is_some_and(|stat| {
+        let name = stat.comm.split(':').next().unwrap_or_default();
+        matches!(name, "runc" | "crun") || program.is_some_and(|p| p.starts_with(&stat.comm))
+    })
+}
+
+/// Those with the mark, and how many could be asked.
+fn ask(
+    runc_dir: &Path,
+    pids: &[u32],
+    notes: &mut Vec<String>,
+) -> crate::Result<(Vec<(u32, u64)>, usize)> {
     let dir = runc_dir.to_owned();
     let worker = Worker::start_noting("marks", move |words| {
-        for pid in pids {
+        for &pid in pids {
             words.doing(&format!("read the environment of process {pid}"));
             if let Some(start_ticks) = strays::made_for(pid, &dir) {
                 words.say(&format!("{pid} {start_ticks}"));
             }
+            words.say(&pid.to_string());
         }
         Ok(())
     })?;
@@ -80,5 +113,6 @@ fn ask(runc_dir: &Path, pids: Vec<u32>, notes: &mut Vec<String>) -> crate::Resul
         let (pid, start_ticks) = line.split_once(' ')?;
         Some((pid.parse().ok()?, start_ticks.parse().ok()?))
     });
-    Ok(pairs.collect())
+    let asked = words.iter().filter(|line| !line.contains(' ')).count();
+    Ok((pairs.collect(), asked.min(pids.len())))
 }

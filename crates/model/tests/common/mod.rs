@@ -161,6 +161,8 @@ pub fn all_events() -> Vec<(&'static str, What)> {
         ("init drained", What::Drained(Who::Init)),
         ("exec drained", What::Drained(Who::Exec(x()))),
         ("overdue", What::Overdue),
+        ("seen frozen", What::SeenFrozen(true)),
+        ("seen thawed", What::SeenFrozen(false)),
         ("oom", What::Oom { count: 1 }),
         ("acked", What::Acked { seq: 1 }),
         ("shutdown asked", What::ShutdownAsked),

@@ -126,11 +126,18 @@ pub(crate) struct End {
 /// Deletes the container of a task that has ended or was never started; what
 /// will not go by `until` is in a tombstone then.
 pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Instant) {
-    let ran = runc_delete(&tools, &plan, until - FINISH_WAIT).await;
+    // Without a pid namespace of its own runc kills whoever is in the cgroup:
+    // in one that is shared, strangers. Then nothing is asked of it.
+    let shared = !plan.private_pid_ns && plan.claims.iter().any(|claim| !claim.ours());
+    let ran = if shared {
+        None
+    } else {
+        Some(runc_delete(&tools, &plan, until - FINISH_WAIT).await)
+    };
     points::reach(Point::RuncDeleteDone);
     let mut left = Vec::new();
     let done = match &ran {
-        Ok(()) => match clean(&tools, &plan).await {
+        Some(Ok(())) => match clean(&tools, &plan).await {
             Ok(()) => true,
             Err((why, stuck)) => {
                 log::warn!("clean-up: {why}");
@@ -138,23 +145,27 @@ pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Insta
                 false
             }
         },
-        Err(failure) => {
+        Some(Err(failure)) => {
             log::warn!("{failure}");
             false
         }
+        None => false,
     };
     if !done {
-        let said = match end.exit {
-            Some(_) => Said::Ended,
-            None => Said::Live,
+        let said = match (&end.init, end.exit) {
+            // A restore that failed may have made more than was recorded.
+            (None, _) => Said::HalfMade,
+            (Some(_), Some(_)) => Said::Ended,
+            (Some(_), None) => Said::Live,
         };
         let mut subject = recover::subject(&tools, &plan, said);
         subject.init = end.init;
         subject.exit = end.exit;
         subject.left = left;
         subject.runc_delete = match ran {
-            Ok(()) => RuncDelete::Done,
-            Err(_) => RuncDelete::Begun,
+            Some(Ok(())) => RuncDelete::Done,
+            Some(Err(_)) => RuncDelete::Begun,
+            None => RuncDelete::NotTried,
         };
         let wait = until.saturating_duration_since(Instant::now());
         recover::recover(&tools, subject, Goal::Gone, wait).await;

@@ -11,7 +11,7 @@ use serde_json::json;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
-use vigil_lab::{CallError, Code, Kit, Spec, by, until};
+use vigil_lab::{CallError, Code, Kit, Place, Spec, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer, sleeps};
@@ -27,6 +27,7 @@ cases! {
     Kit All  f08_leftover_in_d "A process left behind in D in the host's pid namespace: the exit is told, Delete does not lie";
     Kit All  f08_pair_killed_in_d "The pair killed while init is in D: `delete` is out in 5 s and does not say gone";
     Kit Ours f08_swept_after_d "The pair killed, D for good, then not: what is left goes at the next look";
+    Daemon All f08_containerd_restarts_in_d "containerd restarts while init is in D: RUNNING then; out of D, it ends and goes";
 }
 
 /// At most so long in D, whatever becomes of the test.
@@ -396,5 +397,37 @@ fn f08_swept_after_d(kit: &Kit) -> Result<()> {
         "the tombstone stays: {:?}",
         tombstone(kit, &container.id)
     );
+    Ok(())
+}
+
+fn f08_containerd_restarts_in_d(place: &mut Place) -> Result<()> {
+    let ice = Ice::make(place.containerd.scratch.dir())?;
+    let mount = format!(
+        "type=bind,src={},dst=/ice,options=rbind:rw",
+        ice.files().display()
+    );
+    let script = "while ! [ -e /tmp/go ]; do sleep 0.02; done; echo x >/ice/x; exit 3";
+    let args = place.run_args(&["-d", "--mount", &mount], "c", &["sh", "-c", script]);
+    place.containerd.ctr(&args)?;
+    let init = place.pid("c")?;
+    ice.freeze(Layer::Files, STALL)?;
+    fs::write(format!("/proc/{init}/root/tmp/go"), "")?;
+    sleeps(init)?;
+    let _ = place
+        .containerd
+        .try_ctr(&["tasks", "kill", "-s", "SIGKILL", "c"])?;
+    place.containerd.stop(9)?;
+    place.containerd.launch()?;
+    let truth = place.containerd.task_status("c")?;
+    let lives = alive(init);
+    ice.thaw();
+    ensure!(lives, "init is not in D any more");
+    ensure!(
+        truth.as_deref() == Some("RUNNING"),
+        "containerd says {truth:?} of what lives"
+    );
+    place.expect_status("c", "STOPPED")?;
+    place.remove("c")?;
+    ensure!(!alive(init), "init lives on");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The classes of the catalogue, five to a file.
+//! The classes of the catalogue, a file each.
 
 use crate::Case;
 
@@ -6,24 +6,36 @@ pub mod f01;
 pub mod f02;
 pub mod f03;
 pub mod f04;
+pub mod f05;
 pub mod f06;
 pub mod f07;
 pub mod f08;
-pub mod f11_f15;
+pub mod f09;
+pub mod f10;
+pub mod f11;
+pub mod f12;
+pub mod f13;
+pub mod f14;
 pub mod f15;
-pub mod f16_f20;
+pub mod f16;
+pub mod f17;
 pub mod f18;
-pub mod f21_f25;
+pub mod f19;
+pub mod f20;
+pub mod f21;
+pub mod f22;
+pub mod f23;
 pub mod f24;
+pub mod f25;
 pub mod f26;
 pub mod f28;
+pub mod f29;
 pub mod f30;
-pub mod f31_f35;
 pub mod f33;
-pub mod f36_f40;
-pub mod f41_f45;
-pub mod f46_f51;
-pub mod poor;
+pub mod f34;
+pub mod f37;
+pub mod f40;
+pub mod f43;
 
 /// All cases of the catalogue, in its order.
 #[must_use]
@@ -33,24 +45,36 @@ pub fn all() -> Vec<Case> {
         f02::TABLE,
         f03::TABLE,
         f04::TABLE,
+        f05::TABLE,
         f06::TABLE,
         f07::TABLE,
         f08::TABLE,
-        f11_f15::TABLE,
+        f09::TABLE,
+        f10::TABLE,
+        f11::TABLE,
+        f12::TABLE,
+        f13::TABLE,
+        f14::TABLE,
         f15::TABLE,
-        f16_f20::TABLE,
+        f16::TABLE,
+        f17::TABLE,
         f18::TABLE,
-        f21_f25::TABLE,
+        f19::TABLE,
+        f20::TABLE,
+        f21::TABLE,
+        f22::TABLE,
+        f23::TABLE,
         f24::TABLE,
+        f25::TABLE,
         f26::TABLE,
         f28::TABLE,
+        f29::TABLE,
         f30::TABLE,
         f33::TABLE,
-        f31_f35::TABLE,
-        f36_f40::TABLE,
-        f41_f45::TABLE,
-        f46_f51::TABLE,
-        poor::TABLE,
+        f34::TABLE,
+        f37::TABLE,
+        f40::TABLE,
+        f43::TABLE,
     ]
     .concat()
 }

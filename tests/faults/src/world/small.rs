@@ -38,7 +38,11 @@ pub fn in_small_run(
     let state = kit.scratch.path("state");
     fs::create_dir_all(&state)?;
     // Without the kit's mark: the kit's own ends of fifos keep it mounted a while longer.
-    let image = std::env::temp_dir().join(format!("run-{}-{:?}.ext4", std::process::id(), std::thread::current().id()));
+    let image = std::env::temp_dir().join(format!(
+        "run-{}-{:?}.ext4",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     std::thread::scope(|scope| {
         // A thread of its own: namespaces belong to threads, and this one ends with it.
         let thread = scope.spawn(move || -> Result<()> {

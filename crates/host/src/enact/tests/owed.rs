@@ -102,6 +102,26 @@ fn hooks_that_runc_cannot_run_any_more_are_run_all_the_same() {
     assert_eq!(told["bundle"], it.subject.bundle.to_str().unwrap());
 }
 
+/// The shim answered Delete in time, and left runc's state to a tombstone.
+#[test]
+fn a_delete_that_was_answered_without_its_hooks_owes_them() {
+    let mut it = hooked(true, false);
+    it.subject.runtime.program = runtime(&it, "exit 1");
+    let report = it.reconcile(Goal::Gone);
+    assert_eq!(report.left, [Left::RuncState(it.subject.runc_dir())]);
+    let mut task = vigil_model::Task::default();
+    task.standing.phase = vigil_model::Phase::Deleted {
+        pid: it.init.pid,
+        exit: report.exit,
+    };
+    it.subject.recall(&task, it.init.boot.clone());
+    it.subject.runtime.program = "runc".into();
+    let again = it.reconcile(Goal::Gone);
+    assert_eq!((again.exit, again.pid), (report.exit, it.init.pid));
+    it.assert_gone(&again);
+    assert_eq!(hooks_run(&it).len(), 1, "{again:?}");
+}
+
 /// runc 1.1 writes its state only after the createRuntime hooks.
 #[test]
 fn hooks_of_a_create_that_was_cut_short_are_run() {

@@ -50,6 +50,17 @@ fn an_init_without_runcs_state_is_found_in_a_shared_cgroup() {
 #[test]
 fn an_init_that_cannot_be_read_is_not_called_dead() {
     let mut it = cut_short(true).start();
+    // runc start returns a moment before init becomes the user's program.
+    let end = Instant::now() + LONG;
+    while proc::stat(it.init.pid)
+        .unwrap()
+        .unwrap()
+        .comm
+        .starts_with("runc")
+    {
+        assert!(Instant::now() < end);
+        std::thread::yield_now();
+    }
     tear(&it);
     for said in [Said::Creating, Said::HalfMade, Said::Unreadable] {
         it.subject.said = said;

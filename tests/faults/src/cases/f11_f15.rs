@@ -1,5 +1,0 @@
-//! Classes F11 to F15.
-
-use crate::cases;
-
-cases! {}

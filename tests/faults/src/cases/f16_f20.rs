@@ -1,5 +1,0 @@
-//! Classes F16 to F20.
-
-use crate::cases;
-
-cases! {}

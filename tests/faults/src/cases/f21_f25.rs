@@ -1,5 +1,0 @@
-//! Classes F21 to F25.
-
-use crate::cases;
-
-cases! {}

@@ -1,5 +1,0 @@
-//! Classes F31 to F35.
-
-use crate::cases;
-
-cases! {}

@@ -1,5 +1,0 @@
-//! Classes F36 to F40.
-
-use crate::cases;
-
-cases! {}

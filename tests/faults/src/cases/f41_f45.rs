@@ -1,5 +1,0 @@
-//! Classes F41 to F45.
-
-use crate::cases;
-
-cases! {}

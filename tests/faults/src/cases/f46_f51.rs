@@ -1,5 +1,0 @@
-//! Classes F46 to F51.
-
-use crate::cases;
-
-cases! {}

@@ -1,0 +1,94 @@
+//! The crash-point matrix: the pair dies at a named instant, containerd cleans up (or is
+//! killed too and started again), and then what the catalogue's section 5 says must be so.
+//!
+//! Each gate is a row in `gates`; each way of making it worse is a [`Variant`]. Whatever
+//! the gate: nothing left, no stranger hurt, `delete` in time and twice the same, the id
+//! usable at once. Today a dead shim makes its reaper leave, so both are killed.
+
+pub mod ends;
+pub mod gates;
+pub mod journal;
+pub mod scene;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use vigil_lab::ShimBinary;
+use vigil_lab::suite::{Trial, bounded};
+use vigil_sys::points::Point;
+
+use gates::{GATES, Gate};
+use scene::Scene;
+
+/// How long one may take.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// What else goes wrong at that instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Nothing.
+    Plain,
+    /// containerd dies as well, and is started again at once.
+    ContainerdToo,
+    /// Two more containers are there, and must not notice.
+    OneOfThree,
+    /// The last record of the journal is half written.
+    TornRecord,
+    /// containerd's state directory is full to the last byte.
+    StateFull,
+}
+
+impl Variant {
+    /// The end of a trial's name.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::ContainerdToo => "_and_containerd",
+            Self::OneOfThree => "_of_three",
+            Self::TornRecord => "_torn_record",
+            Self::StateFull => "_state_full",
+        }
+    }
+}
+
+/// All trials of the matrix; for ours only, since nobody else has our crash points.
+#[must_use]
+pub fn trials(shim: &ShimBinary) -> Vec<Trial> {
+    let trial = |name: String, run: Box<dyn Fn() -> Result<()> + Send + Sync>| Trial {
+        shim: shim.name.to_owned(),
+        name,
+        alone: false,
+        run,
+    };
+    let mut trials = vec![trial(
+        "s00_every_point_is_a_gate".to_owned(),
+        Box::new(every_point_is_a_gate),
+    )];
+    for gate in GATES {
+        for &variant in gate.variants {
+            let asked = shim.clone();
+            trials.push(trial(
+                format!("{}{}", gate.name, variant.suffix()),
+                Box::new(move || attempt(&asked, gate, variant)),
+            ));
+        }
+    }
+    trials
+}
+
+fn attempt(shim: &ShimBinary, gate: &'static Gate, variant: Variant) -> Result<()> {
+    let scene = Scene::open(shim, gate, variant)?;
+    let mark = scene.mark().to_owned();
+    bounded(&mark, DEADLINE, move || scene.play())
+}
+
+/// A point without a gate would be a crash nobody has tried; each gate fails by itself
+/// if its point is not reached.
+fn every_point_is_a_gate() -> Result<()> {
+    let missing: Vec<&Point> = Point::ALL
+        .iter()
+        .filter(|point| !GATES.iter().any(|gate| gate.point == **point))
+        .collect();
+    ensure!(missing.is_empty(), "no gate for {missing:?}");
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What one container had to leave goes with the next `start` or `delete` on the host,
+//! which neither wait for it nor say anything of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use vigil_hostile::{FaultyRunc, trial};
+use vigil_lab::bundle::Stdio;
+use vigil_lab::kit::Container;
+use vigil_lab::process::alive;
+use vigil_lab::{Kit, Spec, by, until};
+
+/// Dead, its bundle removed, and its tombstone up: its runtime would not delete it, and
+/// there is a hook to be run.
+struct Left {
+    stone: PathBuf,
+    runc_state: PathBuf,
+    hooks: PathBuf,
+    runc: FaultyRunc,
+}
+
+impl Left {
+    fn by(kit: &Kit, fault: &str) -> Result<Self> {
+        let hooks = kit.scratch.path("hooks");
+        let mut spec = Spec::sleeper();
+        spec.extra = json!({"hooks": {"poststop": [{
+            "path": "/bin/sh",
+            "args": ["sh", "-c", format!("echo >> {}", hooks.display())],
+        }]}});
+        let runc = FaultyRunc::new(kit.scratch.dir(), "delete", fault)?;
+        let mut container = kit.prepared(&spec, Stdio::Output)?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc.options()).into();
+        container.pid = container.task().create(&request)?.pid;
+        container.start()?;
+        container.shim.kill_all()?;
+        let said = container.shim.delete()?.ok()?;
+        ensure!(said.exit_status == 137, "{said:?}");
+        ensure!(!alive(i32::try_from(container.pid)?));
+        let (mark, id) = (kit.scratch.mark(), &container.id);
+        let left = Self {
+            stone: Path::new("/run/vigil/tombstones").join(format!("{mark}-{id}.json")),
+            runc_state: Path::new("/run/containerd/runc").join(mark).join(id),
+            hooks,
+            runc,
+        };
+        ensure!(left.stone.exists() && left.runc_state.exists());
+        ensure!(left.hooks_run() == 0);
+        container.bundle.remove()?;
+        Ok(left)
+    }
+
+    fn hooks_run(&self) -> usize {
+        let text = fs::read_to_string(&self.hooks).unwrap_or_default();
+        text.lines().count()
+    }
+
+    fn is_well(&self) -> Result<()> {
+        self.runc.commit("nothing", "exit-1")
+    }
+
+    fn goes(&self) -> Result<()> {
+        until("the tombstone to be swept", by(15.0), || {
+            (!self.stone.exists()).then_some(())
+        })?;
+        ensure!(!self.runc_state.exists());
+        ensure!(self.hooks_run() == 1, "{} times", self.hooks_run());
+        Ok(())
+    }
+}
+
+fn another(kit: &Kit) -> Result<Container> {
+    kit.prepared(&Spec::sleeper(), Stdio::Output)
+}
+
+#[test]
+fn the_next_start_sweeps() {
+    trial(60, |kit| {
+        let left = Left::by(kit, "exit-1")?;
+        left.is_well()?;
+        another(kit)?;
+        left.goes()
+    });
+}
+
+#[test]
+fn the_next_delete_sweeps() {
+    trial(60, |kit| {
+        let other = another(kit)?;
+        let left = Left::by(kit, "exit-1")?;
+        left.is_well()?;
+        other.shim.delete()?.ok()?;
+        left.goes()
+    });
+}
+
+/// Something in the sweep hangs: `start` and `delete` are as quick as ever.
+#[test]
+fn nobody_waits_for_the_sweeper() {
+    trial(90, |kit| {
+        let left = Left::by(kit, "hangs-deaf")?;
+        for _ in 0..2 {
+            let bundle = kit.bundle(&Spec::sleeper(), Stdio::Output)?;
+            let ran = kit.caller.run_start(&bundle.id, &bundle.dir)?;
+            ensure!(
+                ran.took < Duration::from_secs(2),
+                "start took {:?}",
+                ran.took
+            );
+            ensure!(
+                ran.stderr.is_empty(),
+                "{:?}",
+                String::from_utf8_lossy(&ran.stderr)
+            );
+            let shim = kit.adopt(vigil_lab::Shim::connect(&kit.caller, &bundle, ran)?)?;
+            let deleted = shim.delete()?;
+            ensure!(
+                deleted.ran.took < Duration::from_secs(2),
+                "{:?}",
+                deleted.ran.took
+            );
+            deleted.ok()?;
+        }
+        ensure!(left.stone.exists() && left.hooks_run() == 0);
+        left.is_well()?;
+        // The one that hung is given up; a later one finds it well.
+        until("a sweeper to find it well", by(30.0), || {
+            let swept = another(kit).is_ok() && !left.stone.exists();
+            swept.then_some(())
+        })?;
+        left.goes()
+    });
+}

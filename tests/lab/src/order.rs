@@ -1,0 +1,113 @@
+//! The order in which a container's events may come: create, start, its execs, their
+//! ends, init's end, deletion; nothing after that.
+//!
+//! Delivery is *at least once*: an event may be said again as long as nothing else was
+//! said between. What never came is no matter of order and not looked at here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::events::{Event, Fact};
+
+/// The container an event is about; none for events nobody knows.
+fn container(event: &Event) -> Option<&str> {
+    Some(match &event.fact {
+        Fact::Create(e) => &e.container_id,
+        Fact::Start(e) => &e.container_id,
+        Fact::Exit(e) => &e.container_id,
+        Fact::Delete(e) => &e.container_id,
+        Fact::ExecAdded(e) => &e.container_id,
+        Fact::ExecStarted(e) => &e.container_id,
+        Fact::Oom(e) => &e.container_id,
+        Fact::Paused(e) => &e.container_id,
+        Fact::Resumed(e) => &e.container_id,
+        Fact::Other(_) => return None,
+    })
+}
+
+/// Every breach of the order, in words.
+#[must_use]
+pub fn breaches(events: &[Event]) -> Vec<String> {
+    let mut stories: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for event in events {
+        if let Some(id) = container(event) {
+            let story = stories.entry(id).or_default();
+            let short = event.short();
+            if story.last() != Some(&short) {
+                story.push(short);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (id, story) in stories {
+        if let Err(breach) = walk(&story) {
+            found.push(format!("events of {id}: {breach} in {story:?}"));
+        }
+    }
+    found
+}
+
+fn walk(story: &[String]) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for event in story {
+        let after = |other: &str| seen.contains(other);
+        let exec = event.split_once(' ').map(|(_, exec)| exec);
+        // Told again with something between: another life could have been meant.
+        let repeated = !matches!(event.as_str(), "oom" | "paused" | "resumed") && after(event);
+        let wrong = match (event.as_str(), exec) {
+            _ if repeated => Some("told twice"),
+            _ if after("delete") => Some("told after its deletion"),
+            ("delete", _) => None,
+            _ if after("exit") => Some("told after init's end"),
+            ("create", _) => (!seen.is_empty()).then_some("not told first"),
+            (started, Some(exec)) if started.starts_with("exec-started") => {
+                (!after(&format!("exec-added {exec}"))).then_some("told before it was added")
+            }
+            (exit, Some(exec)) if exit.starts_with("exit ") => {
+                (!after(&format!("exec-started {exec}"))).then_some("told before its start")
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(format!("{event:?} was {wrong}"));
+        }
+        seen.insert(event.clone());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::walk;
+
+    fn story(text: &str) -> Vec<String> {
+        text.split(", ").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn orders_that_are_right() {
+        for right in [
+            "create, start, exec-added e, exec-started e, exit e, oom, exit, delete",
+            "create, exit, delete",
+            "create, start, paused, resumed, paused, resumed, exit, delete",
+            "exit, delete",
+        ] {
+            assert_eq!(walk(&story(right)), Ok(()), "{right}");
+        }
+    }
+
+    #[test]
+    fn each_breach_is_found() {
+        for wrong in [
+            "start, create",
+            "create, start, exit, exit e",
+            "create, start, exec-started e",
+            "create, start, exec-added e, exit e",
+            "create, start, exit, oom",
+            "create, start, exit, delete, exit",
+            "create, start, delete, exit",
+            "create, start, exit, delete, delete, create",
+        ] {
+            assert!(walk(&story(wrong)).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `make soak`: kills both processes of thousands of containers at random moments and
+//! fails if anything is left, untrue or wrong. Prints its seed; a life can be lived again.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use vigil_lab::{ShimBinary, scratch};
+use vigil_soak::plan::Victims;
+use vigil_soak::soak::{Wanted, run};
+
+/// Random lives, each ended by SIGKILL of reaper and shim. `VIGIL_SHIM` names our binary.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Kills that must hit before it ends.
+    #[arg(long, default_value_t = 2000)]
+    lives: u64,
+    /// Seed of the plans; the clock's if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Lives at a time.
+    #[arg(long, default_value_t = 6)]
+    workers: u32,
+    /// Who is killed.
+    #[arg(long, value_enum, default_value = "both")]
+    victims: Victims,
+    /// Every so many-th life goes through a containerd; 0 for none.
+    #[arg(long, default_value_t = 8)]
+    daemon_every: u64,
+    /// Only the life of this number.
+    #[arg(long)]
+    only: Option<u64>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    scratch::sweep();
+    let shim = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let wanted = Wanted {
+        kills: args.lives,
+        seed: args.seed.unwrap_or(u64::from(clock.subsec_micros())),
+        workers: if args.only.is_some() { 1 } else { args.workers },
+        victims: args.victims,
+        daemon_every: args.daemon_every,
+        only: args.only,
+    };
+    println!("soak: {} kills, seed {}", wanted.kills, wanted.seed);
+    let began = Instant::now();
+    let tally = run(&shim, &wanted)?;
+    println!("{tally}\n  in {} s", began.elapsed().as_secs());
+    ensure!(
+        tally.failed() == 0,
+        "{} lives in which something was wrong; again with --seed {}",
+        tally.failed(),
+        wanted.seed
+    );
+    Ok(())
+}
