@@ -76,6 +76,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     for warning in unfit {
         log::warn!("{warning}");
     }
+    let takeovers = std::env::var(vigil_reaper::TAKEOVERS).ok();
+    let takeovers = takeovers.and_then(|count| count.parse().ok()).unwrap_or(0);
     let place = Place {
         id: flags.id.clone(),
         namespace: flags.namespace.clone(),
@@ -84,6 +86,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         reaper_pid: process::parent_pid(),
         options,
         limits,
+        takeovers,
     };
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let publisher = ToContainerd(Publisher::new(

@@ -36,6 +36,10 @@ pub const LOCK_FD: u16 = 5;
 /// The write end of the ready pipe.
 pub const READY_FD: u16 = 6;
 
+/// How many shims of this pair have died, in the environment of a shim that
+/// takes over.
+pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -137,7 +141,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     let control = Watched::new(&epoll, control, turn::CONTROL, Interest::READ);
     let control = step("watch the control socket", control)?;
 
-    let shim = start_shim(config, &theirs, &bell, ready)?;
+    let shim = start_shim(config, &theirs, &bell, ready, 0)?;
     write_pair(config, boot, &shim).inspect_err(|_| {
         // Nobody could check who this shim is before killing it.
         let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
@@ -176,7 +180,9 @@ pub(crate) fn start_shim(
     control: &OwnedFd,
     bell: &Doorbell,
     ready: &OwnedFd,
+    takeovers: u32,
 ) -> Result<Child, Error> {
+    let takeovers = (takeovers > 0).then(|| (OsString::from(TAKEOVERS), takeovers.to_string().into()));
     let mut argv = config.argv.iter();
     let shim = Command::new(&config.program)
         .arg0(
@@ -185,6 +191,7 @@ pub(crate) fn start_shim(
         )
         .args(argv)
         .envs(config.env.iter().map(|(key, value)| (key, value)))
+        .envs(takeovers.iter().map(|(key, value): &(OsString, OsString)| (key, value)))
         .own_group()
         .fd(CONTROL_FD, control.as_fd())
         .fd(DOORBELL_FD, bell.as_fd())

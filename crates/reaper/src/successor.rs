@@ -51,7 +51,8 @@ impl Reaper<'_> {
     pub(crate) fn succeed(&mut self) -> Result<(), Error> {
         let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
         let ready = step("open /dev/null", fd::null())?;
-        let shim = start_shim(self.config, &theirs, &self.bell, &ready)?;
+        self.takeovers = self.takeovers.saturating_add(1);
+        let shim = start_shim(self.config, &theirs, &self.bell, &ready, self.takeovers)?;
         self.shim = shim;
         self.shim_lives = true;
         self.serving = false;
@@ -59,7 +60,6 @@ impl Reaper<'_> {
         let control = Watched::new(&self.epoll, control, turn::CONTROL, Interest::READ);
         self.control = Some(step("watch the control socket", control)?);
         write_pair(self.config, self.boot, &self.shim)?;
-        self.takeovers = self.takeovers.saturating_add(1);
         Ok(())
     }
 

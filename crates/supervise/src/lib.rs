@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod again;
 mod clock;
 pub mod control;
 mod desk;
@@ -20,6 +21,7 @@ mod outbox;
 mod owner;
 mod replies;
 mod serve;
+mod takeover;
 pub mod stdio;
 mod watched;
 
