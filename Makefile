@@ -66,6 +66,7 @@ bench: ## compare with the Go shims, side by side
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build-release
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench -- --stalls
 
 soak: ## kill reaper and shim of 2,000 containers at random moments; ARGS="--lives N --seed S"
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image

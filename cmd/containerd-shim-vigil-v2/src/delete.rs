@@ -83,7 +83,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 /// is no lock to be had, a pair may be alive all the same: then who listens has to leave.
 fn lock(flags: &Flags, bundle: &Path, socket: Option<&Path>) -> Result<Option<File>> {
     if bundle.is_dir() {
-        match leave::take_lock(bundle) {
+        match leave::take_lock_from(bundle, socket.map(|socket| (socket, flags))) {
             Ok(file) => return Ok(Some(file)),
             Err(error) if leave::is_without_lock(&error) => {
                 eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));

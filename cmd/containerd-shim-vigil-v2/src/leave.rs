@@ -17,6 +17,8 @@ use vigil_sys::{listen, pidfd, signal};
 
 /// For a pair that was asked.
 const ASKED: Duration = Duration::from_millis(500);
+/// For seeing whether anybody listens.
+const CONNECT: Duration = Duration::from_millis(100);
 /// For the lock, all in all; `delete` has 5 s and work to do after it.
 const LOCK: Duration = Duration::from_millis(2500);
 
@@ -31,6 +33,12 @@ pub fn is_without_lock(error: &Error) -> bool {
 
 /// Takes the lock of the bundle, making whoever holds it leave.
 pub fn take_lock(bundle: &Path) -> Result<File> {
+    take_lock_from(bundle, None)
+}
+
+/// As [`take_lock`]. Where the bundle does not say who holds it, whoever
+/// listens on this socket and is the container's shim is asked.
+pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<File> {
     let path = bundle.join(names::LOCK);
     let deadline = Instant::now() + LOCK;
     match lock::hold(&path) {
@@ -58,6 +66,12 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
     }
     if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
         return Ok(file);
+    }
+    if unread.is_some()
+        && let Some((socket, flags)) = listening
+        && let Ok(connection) = listen::connect(socket, CONNECT)
+    {
+        dismiss_listener(&connection, flags)?;
     }
     for holder in &holders {
         let _ = pidfd::send_signal(holder, signal::KILL);

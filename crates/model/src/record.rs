@@ -10,9 +10,7 @@ use crate::phase::{
     Exec, ExecPhase, ExecPlan, GONE_MAX, Milestone, Phase, Plan, STORY_MAX, Signalling, TAKEN_MAX,
     Task, Verb,
 };
-use crate::{
-    Because, Claim, ExecId, Exit, Incarnation, Moment, Published, RequestId, Status, Who,
-};
+use crate::{Because, Claim, ExecId, Exit, Incarnation, Moment, Published, RequestId, Status, Who};
 
 /// Journal frame type of a [`Record`].
 pub const KIND_RECORD: u16 = 1;

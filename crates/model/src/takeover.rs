@@ -70,9 +70,8 @@ pub fn outstanding(task: &Task) -> Vec<Effect> {
 fn running(exec: &Exec) -> Option<&crate::Incarnation> {
     match &exec.phase {
         ExecPhase::Running { process } => Some(process),
-        ExecPhase::Added
-        | ExecPhase::Starting
-        | ExecPhase::Failed
-        | ExecPhase::Stopped { .. } => None,
+        ExecPhase::Added | ExecPhase::Starting | ExecPhase::Failed | ExecPhase::Stopped { .. } => {
+            None
+        }
     }
 }

@@ -89,9 +89,9 @@ impl Stream for Arrivals {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        this.waiting
-            .poll_recv(cx)
-            .map(|next| next.map(|(conn, stream)| Ok(Mended::new(stream, conn, Arc::clone(&this.traffic)))))
+        this.waiting.poll_recv(cx).map(|next| {
+            next.map(|(conn, stream)| Ok(Mended::new(stream, conn, Arc::clone(&this.traffic))))
+        })
     }
 }
 

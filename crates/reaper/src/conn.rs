@@ -131,7 +131,10 @@ impl Conn {
     /// did not kill it.
     pub(crate) fn shim_died(&mut self, now: Instant, proven: Duration) {
         self.read_pair_to_end();
-        if self.sent_at.is_none_or(|at| now.duration_since(at) > proven) {
+        if self
+            .sent_at
+            .is_none_or(|at| now.duration_since(at) > proven)
+        {
             self.relay.prove();
         }
         self.relay.shim_died();

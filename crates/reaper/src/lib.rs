@@ -182,7 +182,8 @@ pub(crate) fn start_shim(
     ready: &OwnedFd,
     takeovers: u32,
 ) -> Result<Child, Error> {
-    let takeovers = (takeovers > 0).then(|| (OsString::from(TAKEOVERS), takeovers.to_string().into()));
+    let takeovers =
+        (takeovers > 0).then(|| (OsString::from(TAKEOVERS), takeovers.to_string().into()));
     let mut argv = config.argv.iter();
     let shim = Command::new(&config.program)
         .arg0(
@@ -191,7 +192,11 @@ pub(crate) fn start_shim(
         )
         .args(argv)
         .envs(config.env.iter().map(|(key, value)| (key, value)))
-        .envs(takeovers.iter().map(|(key, value): &(OsString, OsString)| (key, value)))
+        .envs(
+            takeovers
+                .iter()
+                .map(|(key, value): &(OsString, OsString)| (key, value)),
+        )
         .own_group()
         .fd(CONTROL_FD, control.as_fd())
         .fd(DOORBELL_FD, bell.as_fd())

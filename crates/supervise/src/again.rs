@@ -51,11 +51,10 @@ impl Owner {
             Request::Delete(Who::Exec(exec)) if !now.execs.contains_key(exec) => {
                 let gone = self.task.gone.iter().rev();
                 let mut gone = gone.filter(|(gone, ..)| gone == exec);
-                gone.next()
-                    .map(|(_, pid, exit)| Answer::Deleted {
-                        pid: *pid,
-                        exit: *exit,
-                    })
+                gone.next().map(|(_, pid, exit)| Answer::Deleted {
+                    pid: *pid,
+                    exit: *exit,
+                })
             }
             Request::Delete(Who::Init) if now.busy == Some(Verb::Delete) => {
                 return self.replies.expect_verb(Verb::Delete, reply);

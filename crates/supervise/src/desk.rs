@@ -26,11 +26,7 @@ impl Desk {
 
     /// Asks, and waits for the answer as long as it takes. Dropping the
     /// future drops the answer, never the work.
-    pub async fn ask(
-        &self,
-        request: Request,
-        from: Option<RequestId>,
-    ) -> Result<Answer, Refusal> {
+    pub async fn ask(&self, request: Request, from: Option<RequestId>) -> Result<Answer, Refusal> {
         let (reply, answered) = oneshot::channel();
         let gone = || Refusal::new(Kind::Unavailable, "the shim is leaving");
         self.inbox

@@ -527,7 +527,7 @@ impl Owner {
             }
         }
         // Recorded now, one way or the other.
-        let _ = std::fs::remove_file(pid_file);
+        vigil_host::runc::forget_pid_file(&pid_file);
     }
 
     /// A runtime that was killed, or gave up, may have frozen the container for

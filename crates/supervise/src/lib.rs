@@ -21,8 +21,8 @@ mod outbox;
 mod owner;
 mod replies;
 mod serve;
-mod takeover;
 pub mod stdio;
+mod takeover;
 mod watched;
 
 pub use clock::now;

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use tokio::sync::{mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
 use vigil_model::{
-    Answer, Because, Event, ExecId, ExecPlan, Exit, Kind, Namespace, Options, Phase,
-    Published, Refusal, Request, RequestId, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
+    Answer, Because, Event, ExecId, ExecPlan, Exit, Kind, Namespace, Options, Phase, Published,
+    Refusal, Request, RequestId, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
     waited,
 };
 
@@ -21,7 +21,7 @@ use crate::hands::Hands;
 use crate::ledger::JournalLedger;
 use crate::limits::Limits;
 use crate::replies::{Outcome, Replies, answer};
-use crate::stdio::SlotId;
+use crate::stdio::{SlotId, Streams};
 use crate::{clock, outbox};
 use vigil_sys::map;
 use vigil_sys::points::{self, Point};
@@ -346,7 +346,15 @@ impl Owner {
                 answer(Some(reply), pids);
             }
             Request::Wait(who) => match waited(&self.task, &who, clock::now()) {
-                Ok(Some(exit)) => answer(Some(reply), Ok(Answer::Exit(exit))),
+                Ok(Some(exit)) => {
+                    let read = self.hands.streams.get(&who).map(Streams::read);
+                    tokio::spawn(async move {
+                        if let Some(read) = read {
+                            read.await;
+                        }
+                        answer(Some(reply), Ok(Answer::Exit(exit)));
+                    });
+                }
                 Ok(None) => self.replies.wait(who, reply),
                 Err(refusal) => answer(Some(reply), Err(refusal)),
             },
@@ -444,7 +452,9 @@ impl Owner {
                 self.hands.keep_wish(request);
                 self.carry(step);
             }
-            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, self.asking, reply),
+            Err(refusal) if refusal.kind == Kind::Later => {
+                self.replies.defer(request, self.asking, reply)
+            }
             Err(mut refusal) => {
                 if verb == Verb::Delete
                     && let Some(why) = self.hands.undying()
@@ -467,7 +477,8 @@ impl Owner {
                 self.carry(step);
             }
             Err(refusal) if refusal.kind == Kind::Later => {
-                self.replies.defer(Request::Start(Who::Exec(exec)), self.asking, reply);
+                self.replies
+                    .defer(Request::Start(Who::Exec(exec)), self.asking, reply);
             }
             Err(refusal) => answer(Some(reply), Err(refusal)),
         }
@@ -487,7 +498,9 @@ impl Owner {
                 points::reach(Point::ExecDeletedNotTold);
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
             }
-            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, self.asking, reply),
+            Err(refusal) if refusal.kind == Kind::Later => {
+                self.replies.defer(request, self.asking, reply)
+            }
             Err(refusal) => answer(Some(reply), Err(refusal)),
         }
     }

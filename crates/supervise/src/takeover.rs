@@ -116,13 +116,18 @@ impl Owner {
             self.hands.know(&init);
             self.pin(Who::Init, &init).await;
         }
-        let running = self.task.standing.execs.iter().filter_map(|(id, exec)| match &exec.phase {
-            ExecPhase::Running { process } => Some((id.clone(), process.clone())),
-            ExecPhase::Added
-            | ExecPhase::Starting
-            | ExecPhase::Failed
-            | ExecPhase::Stopped { .. } => None,
-        });
+        let running = self
+            .task
+            .standing
+            .execs
+            .iter()
+            .filter_map(|(id, exec)| match &exec.phase {
+                ExecPhase::Running { process } => Some((id.clone(), process.clone())),
+                ExecPhase::Added
+                | ExecPhase::Starting
+                | ExecPhase::Failed
+                | ExecPhase::Stopped { .. } => None,
+            });
         let running: Vec<_> = running.collect();
         for (exec, process) in running {
             self.pin(Who::Exec(exec), &process).await;
@@ -162,7 +167,10 @@ impl Owner {
         let number = self.streams_number(&who);
         let mut streams = resume::streams(&self.hands.tools, number, held);
         if let Err(error) = streams.started().await {
-            log::error!("the streams of {who} stay still: {}", vigil_host::chain(&error));
+            log::error!(
+                "the streams of {who} stay still: {}",
+                vigil_host::chain(&error)
+            );
         }
         let ended = match &who {
             Who::Init => self.task.standing.phase.live_init().is_none(),

@@ -2,10 +2,10 @@
 //! read, by the one who measures. What the laboratory's client adds (a thread, a channel,
 //! a wake-up) would be measured as the shim's.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use protobuf::Message;
@@ -38,10 +38,14 @@ impl Line {
 
     /// Sends a request and leaves its answer to the future (a pending Wait).
     pub fn send(&mut self, method: &str, request: &impl Message) -> Result<u32> {
+        self.send_bytes(method, request.write_to_bytes()?)
+    }
+
+    fn send_bytes(&mut self, method: &str, payload: Vec<u8>) -> Result<u32> {
         let mut envelope = Request::new();
         envelope.service.push_str(self.service);
         envelope.method.push_str(method);
-        envelope.payload = request.write_to_bytes()?;
+        envelope.payload = payload;
         let stream = self.next;
         self.next += 2;
         let frame = Frame {
@@ -70,6 +74,34 @@ impl Line {
                 bail!("{method}: code {}: {}", status.code.value(), status.message);
             }
             return Ok(A::parse_from_bytes(&response.payload)?);
+        }
+    }
+
+    /// One call whose answer may be long in coming: whether it was granted or refused,
+    /// `None` if neither within `patience`; the line is of no use then.
+    pub fn try_call(
+        &mut self,
+        method: &str,
+        request: &[u8],
+        patience: Duration,
+    ) -> Result<Option<bool>> {
+        let stream = self.send_bytes(method, request.to_vec())?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.stream
+                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let frame = match Frame::read(&mut self.stream) {
+                Ok(frame) => frame.with_context(|| format!("{method}: connection closed"))?,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Ok(None);
+                }
+                Err(e) => return Err(e).with_context(|| method.to_owned()),
+            };
+            if frame.stream == stream {
+                let response = Response::parse_from_bytes(&frame.payload)?;
+                return Ok(Some(response.status.unwrap_or_default().code.value() == 0));
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod line;
 mod memory;
 mod race;
 mod sink;
+mod stalls;
 mod table;
 
 use std::time::Duration;
@@ -21,10 +22,11 @@ use crate::race::{BATCH, Effort};
 use crate::table::COLUMNS;
 
 const USAGE: &str = "\
-usage: vigil-bench [--quick] [--markdown] [--containers N] [--only PART]…
+usage: vigil-bench [--quick] [--markdown] [--containers N] [--only PART]… | --stalls
   --quick         fewer rounds and containers: shows that it works, proves little
   --markdown      the table as Markdown
   --containers N  how many at once for memory (50; a multiple of 5)
+  --stalls        only this: what is answered while something stands still
   --only PART     starts, memory, calls, idle or ctr; may be given more than once
 VIGIL_SHIM names our binary.";
 
@@ -34,6 +36,7 @@ const QUIET: f64 = 0.5;
 struct Wanted {
     effort: Effort,
     markdown: bool,
+    stalls: bool,
     only: Vec<String>,
 }
 
@@ -47,6 +50,7 @@ fn wanted() -> Result<Wanted> {
             idle: Duration::from_secs(10),
         },
         markdown: false,
+        stalls: false,
         only: Vec::new(),
     };
     let mut args = std::env::args().skip(1);
@@ -62,6 +66,7 @@ fn wanted() -> Result<Wanted> {
                 }
             }
             "--markdown" => wanted.markdown = true,
+            "--stalls" => wanted.stalls = true,
             "--containers" => {
                 let count = args.next().context(USAGE)?.parse().context(USAGE)?;
                 ensure!(count > 0 && count % BATCH == 0, "{USAGE}");
@@ -88,6 +93,13 @@ fn main() -> Result<()> {
     contender::sweep();
     let ours = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;
     let binaries = [ShimBinary::go_1_6(), ShimBinary::go_2_1(), ours.clone()];
+    let columns = ["Go 1.6.20", "Go 2.1.9", "Vigil"];
+    if wanted.stalls {
+        let lines = stalls::measure(&binaries, effort.calls.min(300));
+        println!("{}", stalls::table(columns, &lines, wanted.markdown));
+        println!("targets missed: {}", stalls::missed(&lines));
+        return Ok(());
+    }
     let mut racers = Vec::new();
     for binary in &binaries {
         racers.push(Contender::new(binary)?);
@@ -131,7 +143,6 @@ fn main() -> Result<()> {
         rows.extend(race::ctr(&ours, effort)?);
     }
 
-    let columns = ["Go 1.6.20", "Go 2.1.9", "Vigil"];
     let table = if wanted.markdown {
         table::markdown(columns, &rows)
     } else {

@@ -13,7 +13,7 @@ use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, signal_if};
 use vigil_lab::task::{V2, V3};
-use vigil_lab::{CallError, Fact, FifoReader, Kit, Residue, Shim, Spec, Task, by, until};
+use vigil_lab::{CallError, Code, Fact, FifoReader, Kit, Residue, Shim, Spec, Task, by, until};
 
 use crate::world::unified;
 
@@ -229,4 +229,26 @@ pub fn configure(container: &Container, change: impl FnOnce(&mut Value)) -> Resu
     let mut config = serde_json::from_slice(&fs::read(&path)?)?;
     change(&mut config);
     Ok(fs::write(&path, serde_json::to_vec(&config)?)?)
+}
+
+/// Whether the client's patience ended before an answer came. The server counts it too,
+/// and may be the first to say so.
+pub fn out_of_patience<T>(answer: &Result<T, CallError>) -> bool {
+    match answer {
+        Err(CallError::Deadline) => true,
+        Err(error) => error.is(Code::DeadlineExceeded),
+        Ok(_) => false,
+    }
+}
+
+/// Makes a tombstone's next try due: each one in vain, and other tests' sweepers try too,
+/// makes the pause before the next one longer.
+pub fn due(kit: &Kit, id: &str) -> Result<()> {
+    let stone = format!("{}-{id}.json", kit.scratch.mark());
+    let stone = Path::new("/run/vigil/tombstones").join(stone);
+    match fs::File::options().write(true).open(stone) {
+        Ok(file) => Ok(file.set_modified(std::time::SystemTime::now())?),
+        // Somebody has finished it already.
+        Err(_) => Ok(()),
+    }
 }

@@ -88,6 +88,11 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     print!("\n{}", table::text(&ended));
+    if let Some(path) = std::env::var_os("VIGIL_FAULTS_TABLE")
+        && let Err(error) = std::fs::write(&path, table::compact(&ended))
+    {
+        eprintln!("the table was not written to {}: {error}", path.display());
+    }
     if all_shims {
         print!("\n{}", elsewhere::text());
     }

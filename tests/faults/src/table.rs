@@ -1,6 +1,6 @@
 //! What holds for whom, side by side: one row a class, one column a shim.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use vigil_lab::suite::{Ended, Outcome};
@@ -29,6 +29,17 @@ impl Tally {
             Outcome::Holds => self.holds += 1,
             Outcome::Differs(reason) if !reason.starts_with(OPEN) => self.differs += 1,
             Outcome::Differs(_) | Outcome::Fails(_) => self.fails += 1,
+        }
+    }
+}
+
+impl Tally {
+    fn share(self) -> String {
+        let all = self.holds + self.differs + self.fails;
+        match (all, self.holds) {
+            (0, _) => String::new(),
+            (all, holds) if all == holds => format!("**{holds}**"),
+            (all, holds) => format!("{holds} of {all}"),
         }
     }
 }
@@ -67,41 +78,53 @@ fn order(class: &str) -> (usize, u32, String) {
     )
 }
 
+type Rows = BTreeMap<(usize, u32, String), [Tally; 3]>;
+
+fn rows(ended: &[Ended]) -> Rows {
+    let mut rows = Rows::new();
+    for one in ended {
+        if let Some(column) = COLUMNS.iter().position(|(shim, _)| *shim == one.shim) {
+            let row = rows.entry(order(&class_of(&one.name))).or_default();
+            row[column].add(&one.outcome);
+        }
+    }
+    rows
+}
+
 /// The table as Markdown, which is readable as it is.
 #[must_use]
 pub fn text(ended: &[Ended]) -> String {
-    let mut rows: BTreeMap<(usize, u32, String), [Tally; 3]> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    for one in ended {
-        let Some(column) = COLUMNS.iter().position(|(shim, _)| *shim == one.shim) else {
-            continue;
-        };
-        seen.insert(column);
-        rows.entry(order(&class_of(&one.name))).or_default()[column].add(&one.outcome);
-    }
     let mut out = String::new();
-    let mut line = |cells: [String; 4]| {
-        let _ = writeln!(
-            out,
-            "| {:5} | {:14} | {:14} | {:14} |",
-            cells[0], cells[1], cells[2], cells[3]
-        );
+    let mut line = |class: &str, cells: [String; 3]| {
+        let [a, b, c] = cells;
+        let _ = writeln!(out, "| {class:5} | {a:14} | {b:14} | {c:14} |");
     };
-    let head = COLUMNS.map(|(_, title)| title.to_owned());
-    let [a, b, c] = head;
-    line(["class".to_owned(), a, b, c]);
-    line(
-        [
-            "-----",
-            "--------------",
-            "--------------",
-            "--------------",
-        ]
-        .map(str::to_owned),
-    );
-    for ((_, _, class), tallies) in rows {
-        let [a, b, c] = tallies.map(|tally| tally.to_string());
-        line([class, a, b, c]);
+    line("class", COLUMNS.map(|(_, title)| title.to_owned()));
+    line("-----", std::array::from_fn(|_| "-".repeat(14)));
+    for ((_, _, class), tallies) in rows(ended) {
+        line(&class, tallies.map(|tally| tally.to_string()));
+    }
+    out
+}
+
+/// The same for a page that has other things to tell: two classes a line, a fraction of
+/// cases that hold, nothing where nothing was asked.
+#[must_use]
+pub fn compact(ended: &[Ended]) -> String {
+    let cells: Vec<String> = rows(ended)
+        .into_iter()
+        .map(|((_, _, class), tallies)| {
+            let shares = tallies.map(|tally| tally.share());
+            format!("| {class} | {} ", shares.join(" | "))
+        })
+        .collect();
+    let titles = COLUMNS.map(|(_, title)| title).join(" | ");
+    let head = format!("| class | {titles} ");
+    let mut out = format!("{head}{head}|\n|{}\n", "---|".repeat(8));
+    let half = cells.len().div_ceil(2);
+    for at in 0..half {
+        let right = cells.get(half + at).map_or("| | | | ", String::as_str);
+        let _ = writeln!(out, "{}{right}|", cells[at]);
     }
     out
 }
@@ -119,13 +142,14 @@ mod tests {
             outcome,
             took: Duration::ZERO,
         };
-        let text = text(&[
+        let ended = [
             ended("vigil", "s10_x", Outcome::Holds),
             ended("vigil", "s09_x", Outcome::Differs("open: later")),
             ended("vigil", "f02_x", Outcome::Holds),
             ended("vigil", "f02_y", Outcome::Differs("a decision")),
             ended("go-1.6.20", "f02_x", Outcome::Fails(String::new())),
-        ]);
+        ];
+        let text = text(&ended);
         let rows: Vec<Vec<&str>> = text
             .lines()
             .skip(2)
@@ -137,6 +161,15 @@ mod tests {
                 ["F02", "fails", "–", "differs 1 of 2"],
                 ["S9", "–", "–", "fails"],
                 ["S10", "–", "–", "holds"],
+            ]
+        );
+        let compact = compact(&ended);
+        let lines: Vec<&str> = compact.lines().skip(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "| F02 | 0 of 1 |  | 1 of 2 | S10 |  |  | **1** |",
+                "| S9 |  |  | 0 of 1 | | | | |",
             ]
         );
     }

@@ -26,7 +26,9 @@ fn succeeded(container: &Container, pair: &Pair) -> Result<Pair> {
 fn numbered(kit: &Kit) -> Result<(Container, Pair)> {
     let script = "i=0; while :; do i=$((i+1)); echo $i; done";
     let container = kit.prepared(&Spec::sh(script), Stdio::Output)?;
-    container.task().create(&container.bundle.create_request())?;
+    container
+        .task()
+        .create(&container.bundle.create_request())?;
     container.start()?;
     let pair = Pair::of(&container.shim)?;
     Ok((container, pair))
@@ -37,11 +39,7 @@ fn counts(bytes: &[u8]) -> Result<usize> {
     let text = String::from_utf8_lossy(bytes);
     let whole = text.rsplit_once('\n').context("no line")?.0;
     for (at, line) in whole.lines().enumerate() {
-        ensure!(
-            line.parse() == Ok(at + 1),
-            "line {} is {line:?}",
-            at + 1
-        );
+        ensure!(line.parse() == Ok(at + 1), "line {} is {line:?}", at + 1);
     }
     Ok(whole.lines().count())
 }
@@ -95,7 +93,10 @@ fn what_was_under_way_is_finished_once() {
         trial(60, move |kit| {
             let go = kit.scratch.path("go");
             let runc = FaultyRunc::new(kit.scratch.dir(), verb, "waits-then-done")?;
-            let container = kit.prepared(&Spec::sh("trap 'exit 3' TERM; while :; do sleep 0.05; done"), Stdio::Output)?;
+            let container = kit.prepared(
+                &Spec::sh("trap 'exit 3' TERM; while :; do sleep 0.05; done"),
+                Stdio::Output,
+            )?;
             let mut request = container.bundle.create_request();
             request.options = Some(runc.options()).into();
             let pair = Pair::of(&container.shim)?;
@@ -108,25 +109,37 @@ fn what_was_under_way_is_finished_once() {
                 std::thread::spawn(move || -> Result<()> {
                     until("runc to wait", by(20.0), || went.exists().then_some(()))?;
                     pair.signal(pair.shim, KILL)?;
-                    until("the shim to die", by(5.0), || (!alive(pair.shim)).then_some(()))?;
+                    until("the shim to die", by(5.0), || {
+                        (!alive(pair.shim)).then_some(())
+                    })?;
                     std::thread::sleep(Duration::from_millis(200));
                     std::fs::write(&go, "")?;
                     Ok(())
                 })
             };
-            let made = task.create(&request).with_context(|| format!("create; {}", container.bundle.log_text()))?;
-            let started = task.start(&id, "").with_context(|| format!("start; {}", container.bundle.log_text()))?;
+            let made = task
+                .create(&request)
+                .with_context(|| format!("create; {}", container.bundle.log_text()))?;
+            let started = task
+                .start(&id, "")
+                .with_context(|| format!("start; {}", container.bundle.log_text()))?;
             ensure!(made.pid == started);
             let exec = kit.exec(&container, "x", &Spec::sh("exit 4"))?;
-            task.start(&id, "x").with_context(|| format!("exec; {}", container.bundle.log_text()))?;
+            task.start(&id, "x")
+                .with_context(|| format!("exec; {}", container.bundle.log_text()))?;
             ensure!(task.wait(&id, "x")?.exit_status == 4, "exec");
             drop(exec);
             task.delete(&id, "x")?;
             std::thread::sleep(Duration::from_millis(200));
             task.kill(&id, "", 15, false)?;
             ensure!(task.wait(&id, "")?.exit_status == 3, "init");
-            let deleted = task.delete(&id, "").with_context(|| format!("delete; {}", container.bundle.log_text()))?;
-            ensure!(deleted.exit_status == 3 && deleted.pid == started, "{deleted:?}");
+            let deleted = task
+                .delete(&id, "")
+                .with_context(|| format!("delete; {}", container.bundle.log_text()))?;
+            ensure!(
+                deleted.exit_status == 3 && deleted.pid == started,
+                "{deleted:?}"
+            );
             killer.join().unwrap()?;
             Ok(())
         });

@@ -89,7 +89,7 @@ fn after_the_rpc_of_a_shim_whose_journal_has_failed() {
 fn after_another_delete_whatever_was_lost() {
     trial(100, |kit| {
         for name in ["journal", "exits", "init.pid", "config.json"] {
-            for how in ["missing", "torn", "foreign"] {
+            for how in ["missing", "torn", "foreign", "newer"] {
                 let container = kit.running(&Spec::sleeper())?;
                 container.shim.kill_all()?;
                 let path = container.bundle.dir.join(name);
@@ -99,7 +99,17 @@ fn after_another_delete_whatever_was_lost() {
                         let whole = fs::read(&path)?;
                         fs::write(&path, &whole[..whole.len() / 3])?;
                     }
-                    _ => fs::write(&path, b"\x7fELF something else entirely\n".repeat(200))?,
+                    "foreign" => {
+                        fs::write(&path, b"\x7fELF something else entirely\n".repeat(200))?;
+                    }
+                    // The version stands behind the magic in both.
+                    _ => {
+                        let mut whole = fs::read(&path)?;
+                        if whole.len() > 9 {
+                            whole[8] = 99;
+                        }
+                        fs::write(&path, whole)?;
+                    }
                 }
                 let what = || format!("{name} {how}");
                 let first = says(&container).with_context(what)?;
@@ -119,5 +129,29 @@ fn after_another_delete_of_nothing() {
         let container = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
         let first = says(&container)?;
         same(&first, &says(&container)?)
+    });
+}
+
+/// Who holds the lock is not to be read: `pair` is torn, or a later version's.
+#[test]
+fn a_living_pair_that_the_bundle_does_not_name() {
+    trial(60, |kit| {
+        for pair in ["torn", "vigil-pair 99\n"] {
+            let container = kit.running(&Spec::sleeper())?;
+            let path = container.bundle.dir.join("pair");
+            ensure!(
+                fs::read_to_string(&path)?.starts_with("vigil-pair 1"),
+                "{pair}"
+            );
+            fs::write(&path, pair)?;
+            let first = says(&container)?;
+            ensure!(
+                (first.pid, first.exit_status) == (container.pid, 137),
+                "{first:?}"
+            );
+            same(&first, &says(&container)?)?;
+            container.bundle.remove()?;
+        }
+        Ok(())
     });
 }

@@ -24,13 +24,34 @@ fn container(event: &Event) -> Option<&str> {
     })
 }
 
+/// The pid of init, if the event says it.
+fn init(event: &Event) -> Option<u32> {
+    match &event.fact {
+        Fact::Create(e) => Some(e.pid),
+        Fact::Start(e) => Some(e.pid),
+        Fact::Exit(e) if e.id == e.container_id => Some(e.pid),
+        Fact::Delete(e) => Some(e.pid),
+        _ => None,
+    }
+}
+
 /// Every breach of the order, in words.
+///
+/// An id may live again: a creation with another pid begins another story, and what
+/// names a pid belongs to the story of that pid.
 #[must_use]
 pub fn breaches(events: &[Event]) -> Vec<String> {
-    let mut stories: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut stories: BTreeMap<(&str, usize), Vec<String>> = BTreeMap::new();
+    let mut lives: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for event in events {
         if let Some(id) = container(event) {
-            let story = stories.entry(id).or_default();
+            let pids = lives.entry(id).or_default();
+            let known = init(event).and_then(|pid| pids.iter().rposition(|p| *p == pid));
+            if let (Fact::Create(created), None) = (&event.fact, known) {
+                pids.push(created.pid);
+            }
+            let life = known.unwrap_or(pids.len().saturating_sub(1));
+            let story = stories.entry((id, life)).or_default();
             let short = event.short();
             if story.last() != Some(&short) {
                 story.push(short);
@@ -38,7 +59,7 @@ pub fn breaches(events: &[Event]) -> Vec<String> {
         }
     }
     let mut found = Vec::new();
-    for (id, story) in stories {
+    for ((id, _), story) in stories {
         if let Err(breach) = walk(&story) {
             found.push(format!("events of {id}: {breach} in {story:?}"));
         }
@@ -77,7 +98,58 @@ fn walk(story: &[String]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::walk;
+    use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit};
+
+    use super::{breaches, walk};
+    use crate::events::{Event, Fact};
+
+    fn event(topic: &str, fact: Fact) -> Event {
+        Event {
+            topic: format!("/tasks/{topic}"),
+            namespace: "n".to_owned(),
+            timestamp: None,
+            fact,
+        }
+    }
+
+    fn life(pid: u32) -> [Event; 3] {
+        let id = "c".to_owned();
+        let create = TaskCreate {
+            container_id: id.clone(),
+            pid,
+            ..Default::default()
+        };
+        let exit = TaskExit {
+            container_id: id.clone(),
+            id: id.clone(),
+            pid,
+            ..Default::default()
+        };
+        let delete = TaskDelete {
+            container_id: id,
+            pid,
+            ..Default::default()
+        };
+        [
+            event("create", Fact::Create(create)),
+            event("exit", Fact::Exit(exit)),
+            event("delete", Fact::Delete(delete)),
+        ]
+    }
+
+    #[test]
+    fn an_id_may_live_again() {
+        let [first, second] = [life(7), life(8)];
+        let whole = [&first[..], &second[..]].concat();
+        assert_eq!(breaches(&whole), Vec::<String>::new());
+        // Its runtime was killed, and nobody told of its end.
+        let cut = [&first[..1], &second[..]].concat();
+        assert_eq!(breaches(&cut), Vec::<String>::new());
+        let late = [&first[..], &second[..1], &first[1..2], &second[1..]].concat();
+        assert_eq!(breaches(&late).len(), 1, "an exit after its deletion");
+        let twice = [&first[..2], &first[..1]].concat();
+        assert_eq!(breaches(&twice).len(), 1, "the same creation twice");
+    }
 
     fn story(text: &str) -> Vec<String> {
         text.split(", ").map(str::to_owned).collect()

@@ -93,7 +93,7 @@ impl Daemon {
         let ran = OnceLock::new();
         let mut outcome = std::thread::scope(|scope| {
             let client = scope.spawn(|| self.ask(life, &ran));
-            let struck = self.strike(life, |task| {
+            let struck = self.strike(life, &ran, |task| {
                 let stop = &stop;
                 scope.spawn(move || life.ask_state(&task, stop, || false));
             });
@@ -160,15 +160,20 @@ impl Daemon {
         Ok(())
     }
 
-    fn strike(&self, life: &Life, ask: impl FnOnce(Task)) -> Outcome {
+    fn strike(&self, life: &Life, ran: &OnceLock<bool>, ask: impl FnOnce(Task)) -> Outcome {
         let (id, blow) = (life.id.as_str(), &life.plan.blow);
         let socket = self.containerd.shim_socket(id);
         let mut outcome = Outcome::default();
         let came = until("the pair of a container to be made", by(30.0), || {
-            (!strike::processes(id).is_empty()).then_some(())
+            // Or to have been and gone while we looked elsewhere.
+            (ran.get().is_some() || !strike::processes(id).is_empty()).then_some(())
         });
         if came.is_err() {
             life.fault("containerd has started no shim in 30 s");
+        }
+        if strike::processes(id).is_empty() {
+            let marked = vigil_lab::process::Process::marked(id);
+            life.story.add(format!("nobody to strike among {marked:?}"));
             return outcome;
         }
         let mut pair = None;
@@ -249,7 +254,11 @@ impl Daemon {
         }
         let socket = self.containerd.shim_socket(&life.id);
         if until("", by(5.0), || (!socket.exists()).then_some(())).is_err() {
-            life.fault(format!("the socket {} is left", socket.display()));
+            // Killed before containerd has connected: it then runs no `delete`, and nobody is
+            // left who could. The next `start` of the id removes it.
+            if life.plan.blow.step > 0 {
+                life.fault(format!("the socket {} is left", socket.display()));
+            }
             let _ = fs::remove_file(socket);
         }
     }

@@ -397,12 +397,12 @@ impl Stage<'_> {
             if *step == Step::Bootstrap {
                 match Shim::start(&self.caller, &self.bundle).and_then(|shim| {
                     let pair = Pair::of(&shim.task, id)?;
-                    Ok((shim, pair))
+                    // A connection of its own, as a second client would have.
+                    let second = Task::connect(&shim.reply.socket, V2)?;
+                    Ok((shim, pair, second))
                 }) {
-                    Ok((shim, pair)) => {
+                    Ok((shim, pair, second)) => {
                         let _ = self.pair.set(pair);
-                        // A connection of its own, as a second client would have.
-                        let second = Task::connect(&shim.reply.socket, V2)?;
                         let _ = self.shim.set(shim);
                         if let Some(ask) = ask.take() {
                             ask(second);

@@ -116,8 +116,9 @@ pub fn wrong_status(status: u32, known: &Known) -> Option<String> {
     match known.truth {
         Some(truth) => (status != truth).then(|| format!("the kernel says {truth}")),
         None if status == 137 || known.start && status == known.code => None,
-        // runc's own init gives up like this when its runc dies.
-        None if !known.start && matches!(status, 1 | 2) => None,
+        // runc's own init gives up like this when its runc dies: by itself, or by SIGHUP
+        // when that held its terminal.
+        None if !known.start && matches!(status, 1 | 2 | 129) => None,
         None => Some(format!("neither 137 nor its own {}", known.code)),
     }
 }

@@ -196,6 +196,21 @@ impl Call<'_> {
         }
     }
 
+    /// Where it writes the number of the process it makes.
+    pub fn pid_file(&self) -> Option<&Path> {
+        match *self {
+            Call::Create { pid_file, .. }
+            | Call::Exec { pid_file, .. }
+            | Call::Restore { pid_file, .. } => Some(pid_file),
+            Call::Start { .. }
+            | Call::Delete { .. }
+            | Call::Update { .. }
+            | Call::Checkpoint { .. }
+            | Call::Features
+            | Call::Version => None,
+        }
+    }
+
     /// Whether the container inherits the streams this call is given.
     pub fn hands_on_streams(&self) -> bool {
         match self {

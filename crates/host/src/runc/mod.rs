@@ -18,7 +18,7 @@ pub use document::process_document;
 pub use failure::{Class, Ended, Failure};
 pub use log::last_error;
 pub use program::{Unusable, find_program};
-pub use run::{Deadlines, Invocation, Running, Streams};
+pub use run::{Deadlines, Invocation, Running, Streams, forget_pid_file};
 
 #[cfg(test)]
 mod tests;

@@ -109,6 +109,17 @@ pub struct Invocation<'a> {
     pub streams: Streams<'a>,
 }
 
+/// Removes a pid file, and what runc makes before it renames that to it: a runc that was
+/// killed in between would be in the next one's way, which insists on making it anew.
+pub fn forget_pid_file(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
+        let mut side = OsString::from(".");
+        side.push(name);
+        let _ = std::fs::remove_file(dir.join(side));
+    }
+}
+
 impl<'a> Invocation<'a> {
     /// A call without streams.
     pub fn new(runtime: &'a Runtime, call: Call<'a>) -> Self {
@@ -129,6 +140,9 @@ impl<'a> Invocation<'a> {
     /// Starts it.
     pub fn spawn(&self) -> Result<Running, Failure> {
         let verb = self.call.verb();
+        if let Some(path) = self.call.pid_file() {
+            forget_pid_file(path);
+        }
         let program = find_program(&self.runtime.program).map_err(|why| self.unusable(why))?;
         self.spawn_program(&program).map_err(|errno| {
             let class = match errno {

@@ -284,6 +284,18 @@ fn a_container_from_create_to_delete() {
 }
 
 #[test]
+fn what_a_killed_call_left_is_not_in_the_way() {
+    for_each_program(|program| {
+        let container = Container::new(program, &["sleep", "600"]);
+        // runc makes the first, writes it, and renames it to the second.
+        fs::write(container.path(".init.pid"), "").unwrap();
+        fs::write(container.path("init.pid"), "1").unwrap();
+        container.create(Streams::default()).unwrap();
+        assert_eq!(container.strangers(), Vec::<String>::new(), "{program}");
+    });
+}
+
+#[test]
 fn the_message_is_that_of_this_call() {
     for_each_program(|program| {
         let container = Container::new(program, &["/no/such/program"]);

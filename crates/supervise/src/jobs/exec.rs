@@ -44,7 +44,6 @@ pub(crate) async fn start(
         .await
         .map_err(|error| super::refusal(&error))?;
     let pid_file = pid_file(&tools, &exec);
-    let _ = std::fs::remove_file(&pid_file);
     let since = tools.exits.ring_seq();
     let running = {
         let runtime = runtime(&plan);

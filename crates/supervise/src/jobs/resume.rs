@@ -37,14 +37,21 @@ pub(crate) async fn calls_over(tools: &Tools, what: &str, deadline: Duration) {
     let about = |call: &Errand| !call.worker && call.arguments.lines().any(|word| word == what);
     for call in calls.into_iter().filter(about) {
         let ended = async {
-            match call.pidfd.try_clone().and_then(|fd| watch(fd, Interest::READABLE)) {
+            match call
+                .pidfd
+                .try_clone()
+                .and_then(|fd| watch(fd, Interest::READABLE))
+            {
                 Ok(pidfd) => drop(pidfd.readable().await),
                 Err(_) => tokio::time::sleep(deadline).await,
             }
         };
         tokio::pin!(ended);
         if tokio::time::timeout(deadline, &mut ended).await.is_err() {
-            log::warn!("process {} left by an earlier shim is overdue", call.process.pid);
+            log::warn!(
+                "process {} left by an earlier shim is overdue",
+                call.process.pid
+            );
             call.kill();
             let _ = tokio::time::timeout(DYING, ended).await;
         }
@@ -205,5 +212,9 @@ pub(crate) fn streams(
     number: u32,
     held: Vec<(SlotId, vigil_host::stdio::SlotKind, std::os::fd::OwnedFd)>,
 ) -> Streams<Kept> {
-    Streams::resume(held, tools.keeper(number), crate::stdio::Patience::default())
+    Streams::resume(
+        held,
+        tools.keeper(number),
+        crate::stdio::Patience::default(),
+    )
 }

@@ -16,7 +16,9 @@ use vigil_lab::process::{Process, alive};
 use vigil_lab::{CallError, Code, Kit, Spec, by, until};
 
 use crate::cases;
-use crate::rest::{another_connection, create, nothing_but_the_pair, prepared_with, soon};
+use crate::rest::{
+    another_connection, create, nothing_but_the_pair, out_of_patience, prepared_with, soon,
+};
 use crate::watch::Watch;
 use crate::world::{created_under, running_under, scripted, status};
 
@@ -265,7 +267,7 @@ fn f03_sibling(kit: &Kit) -> Result<()> {
     let stuck = created_under(kit, &Spec::sleeper(), &options)?;
     let task = stuck.task().patient(1.0);
     ensure!(
-        task.start(&stuck.id, "") == Err(CallError::Deadline),
+        out_of_patience(&task.start(&stuck.id, "")),
         "it does not hang"
     );
     let at = Instant::now();

@@ -16,7 +16,7 @@ use vigil_lab::{Kit, Spec, Task, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer};
-use crate::rest::nothing_but_the_pair;
+use crate::rest::{due, nothing_but_the_pair};
 use crate::watch::{Watch, waits_for_a_device};
 use crate::world::{nothing_left, runc_state, running_under, scripted};
 
@@ -184,8 +184,7 @@ fn swept(kit: &Kit, container: &Container, sweep: impl Fn() -> Result<()>) -> Re
     nothing_left(kit, &container.id)
 }
 
-/// The stall is over, containerd has removed the bundle, and the tombstone's next try is
-/// due: each in vain makes the pause before the next one longer.
+/// The stall is over, containerd has removed the bundle, and the tombstone's next try is due.
 fn over(kit: &Kit, ice: &Ice, container: &Container) -> Result<()> {
     names_what_is_left(kit, container)?;
     ice.thaw();
@@ -193,11 +192,7 @@ fn over(kit: &Kit, ice: &Ice, container: &Container) -> Result<()> {
     until("the worker to come back", by(30.0), || {
         (!stalled()).then_some(())
     })?;
-    let stone = tombstone(kit, &container.id);
-    if let Ok(file) = fs::File::options().write(true).open(stone) {
-        file.set_modified(std::time::SystemTime::now())?;
-    }
-    Ok(())
+    due(kit, &container.id)
 }
 
 fn f04_swept_by_start(kit: &Kit) -> Result<()> {

@@ -15,7 +15,7 @@ use vigil_lab::{CallError, Code, Kit, Place, Spec, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer, sleeps};
-use crate::rest::nothing_but_the_pair;
+use crate::rest::{due, nothing_but_the_pair};
 use crate::watch::Watch;
 use crate::world::{nothing_left, pid, status};
 
@@ -390,7 +390,11 @@ fn f08_swept_after_d(kit: &Kit) -> Result<()> {
     })?;
     container.bundle.remove()?;
     other.shim.kill_all()?;
+    due(kit, &container.id)?;
     other.shim.delete()?.ok()?;
+    until("the sweeper, which nobody waits for", by(10.0), || {
+        tombstone(kit, &container.id).is_none().then_some(())
+    })?;
     nothing_left(kit, &container.id)?;
     ensure!(
         tombstone(kit, &container.id).is_none(),

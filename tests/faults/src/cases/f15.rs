@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio as Pipe};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +29,7 @@ cases! {
     Kit All  f15_poststop_once_after_sigkill "poststop hooks: once when the pair was killed, with four `delete`s at once and one after";
     Kit All  f15_poststop_for_each_create_runtime "poststop hooks: at least once for each createRuntime when killed in mid-create";
     Kit All  f15_poststop_after_death_in_delete "poststop hooks: at least once when killed inside `runc delete`";
+    Kit All  f15_killed_and_repeated "`delete` SIGKILLed at any moment and run again: the same end, nothing left, poststop at least once";
     Kit All  f15_poststop_that_hangs "poststop hooks that hang: `delete` is in time all the same";
 }
 
@@ -391,5 +392,55 @@ fn f15_poststop_that_hangs(kit: &Kit) -> Result<()> {
     nothing_left(kit, &c.id)?;
     ensure!(hooked(kit)? == (1, 1), "{:?}", hooked(kit)?);
     deleted(&c)?;
+    Ok(())
+}
+
+fn f15_killed_and_repeated(kit: &Kit) -> Result<()> {
+    let mut repeated = 0;
+    for round in 0..times(15, 150) {
+        let stopped = round % 2 == 1;
+        let spec = if stopped {
+            Spec::sh("exit 3")
+        } else {
+            Spec::sleeper()
+        };
+        let spec = with_hooks(kit, spec, "", "sleep 0.02")?;
+        let c = kit.running(&spec)?;
+        if stopped {
+            ensure!(c.exit_status()? == 3);
+        }
+        c.shim.kill_all()?;
+        let mut command = kit.caller.command(&c.id, &c.bundle.dir);
+        command.arg("-bundle").arg(&c.bundle.dir).arg("delete");
+        command.stdin(Pipe::null());
+        command.stdout(Pipe::null()).stderr(Pipe::null());
+        let mut first = command.spawn()?;
+        std::thread::sleep(Duration::from_millis(round as u64 * 7 % 97));
+        // As containerd does after its five seconds.
+        if first.try_wait()?.is_none() {
+            repeated += 1;
+            first.kill()?;
+        }
+        first.wait()?;
+        let what = || format!("round {round}, {} ms", round * 7 % 97);
+        let said = deleted(&c).with_context(what)?;
+        // Who was killed by a `delete` that could not say so any more died unseen.
+        let wanted: &[u32] = if stopped { &[3] } else { &[137, 255] };
+        ensure!(wanted.contains(&said.exit_status), "{}: {said:?}", what());
+        nothing_left(kit, &c.id).with_context(what)?;
+        let (made, over) = hooked(kit)?;
+        ensure!(
+            made == 1 && (1..=2).contains(&over),
+            "{}: {over} poststop",
+            what()
+        );
+        ensure!(
+            deleted(&c)?.exit_status == said.exit_status,
+            "{}: the third time",
+            what()
+        );
+        ensure!(hooked(kit)?.1 == over, "{}: poststop again", what());
+    }
+    ensure!(repeated > 2, "`delete` was killed {repeated} times only");
     Ok(())
 }

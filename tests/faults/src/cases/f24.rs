@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use vigil_lab::kit::Container;
 use vigil_lab::process::Process;
-use vigil_lab::{CallError, Kit, Place, Spec, by, until};
+use vigil_lab::{Kit, Place, Spec, by, until};
 
 use crate::cases;
-use crate::rest::{freezer, members, nothing_but_the_pair, soon};
+use crate::rest::{freezer, members, nothing_but_the_pair, out_of_patience, soon};
 use crate::watch::Watch;
 use crate::world::{nothing_left, scripted, status, unified};
 
@@ -62,9 +62,12 @@ fn f24_kill_15_of_paused(kit: &Kit) -> Result<()> {
         container.task().kill(&container.id, "", 15, false)
     })?
     .context("Kill was refused")?;
+    let early = container.task().patient(0.3).wait(&container.id, "");
     ensure!(
-        container.task().patient(0.3).wait(&container.id, "") == Err(CallError::Deadline),
-        "it ended while it was paused"
+        out_of_patience(&early),
+        "it ended while it was paused: {early:?}; {:?}; log: {}",
+        kit.sink.story(),
+        container.bundle.log_text()
     );
     ensure!(status(&container, "")? == Status::PAUSED);
     container.task().resume(&container.id)?;

@@ -90,7 +90,7 @@ fn f28_failing_execs_leave_no_log(kit: &Kit) -> Result<()> {
     }
     let places: [&Path; 3] = [&c.bundle.dir, &runc, &state];
     let before = weight(&places);
-    let rounds = times(100, 100_000);
+    let rounds = times(100, 3000);
     for number in 0..rounds {
         fails(10 + number)?;
     }

@@ -237,7 +237,7 @@ fn f39_delete_without_kill_tells_no_start(kit: &Kit) -> Result<()> {
 
 fn f39_start_much_later(kit: &Kit) -> Result<()> {
     let c = kit.created(&Spec::sh("echo late; exit 3"))?;
-    std::thread::sleep(Duration::from_secs(times(3, 110) as u64));
+    std::thread::sleep(Duration::from_secs(times(3, 100) as u64));
     ensure!(status(&c, "")? == Status::CREATED);
     c.start()?;
     ensure!(c.exit_status()? == 3);

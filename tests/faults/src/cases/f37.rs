@@ -36,7 +36,7 @@ fn socket(kit: &Kit, id: &str) -> PathBuf {
 
 fn f37_no_socket_after_sigkill(kit: &Kit) -> Result<()> {
     let bundle = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
-    for round in 0..times(15, 1000) {
+    for round in 0..times(15, 400) {
         let shim = kit
             .shim(&bundle)
             .with_context(|| format!("round {round}"))?;
@@ -170,7 +170,7 @@ fn f37_address_of_a_stranger(kit: &Kit) -> Result<()> {
 }
 
 fn f38_short_lives(kit: &Kit) -> Result<()> {
-    for round in 0..times(10, 300) {
+    for round in 0..times(10, 200) {
         for (program, status) in [
             ("true", Some(0)),
             ("false", Some(1)),

@@ -288,7 +288,7 @@ fn f42_terminals_leave_no_fd(kit: &Kit) -> Result<()> {
         round(number)?;
     }
     let before = open()?;
-    let rounds = times(40, 5000);
+    let rounds = times(40, 1500);
     for number in 0..rounds {
         round(10 + number)?;
     }
@@ -297,7 +297,7 @@ fn f42_terminals_leave_no_fd(kit: &Kit) -> Result<()> {
     })
     .with_context(|| format!("{before} before, {:?} after {rounds} terminals", open()))?;
     let before = ptys()?;
-    for _ in 0..times(8, 500) {
+    for _ in 0..times(8, 150) {
         let t = kit.running(&Spec::sh("exit 3").on_terminal())?;
         ensure!(t.exit_status()? == 3);
         t.task().delete(&t.id, "")?;

@@ -3,7 +3,9 @@
 use anyhow::Result;
 use vigil_sys::points::Point;
 
-use super::Variant::{self, ContainerdToo, OneOfThree, Plain, StateFull, TornRecord};
+use super::Variant::{
+    self, ContainerdLater, ContainerdToo, OneOfThree, Plain, StateFull, TornRecord,
+};
 use super::ends::{self, Seen};
 
 /// How container `c` is brought to the gate.
@@ -58,8 +60,24 @@ pub struct Gate {
     pub runc: Option<&'static str>,
 }
 
+impl Gate {
+    /// Whether there was a task, whose end containerd tells in any case.
+    #[must_use]
+    pub fn tells_an_end(&self) -> bool {
+        self.act != Act::Run || self.point == Point::StartedNotJournaled
+    }
+}
+
 const BOTH: &[Variant] = &[Plain, ContainerdToo];
 const ALL: &[Variant] = &[Plain, ContainerdToo, OneOfThree, TornRecord, StateFull];
+const EVERY: &[Variant] = &[
+    Plain,
+    ContainerdToo,
+    ContainerdLater,
+    OneOfThree,
+    TornRecord,
+    StateFull,
+];
 const SOLO: &[Variant] = &[Plain, ContainerdToo, TornRecord, StateFull];
 
 macro_rules! gates {
@@ -94,10 +112,10 @@ gates! {
     s07_runc_create_done      RuncCreateDone      Run    Pair       no_task             BOTH;
     s07_created_not_journaled CreatedNotJournaled Run    Pair       no_task             BOTH;
     s08_created_not_told      CreatedNotTold      Run    Pair       created_then_killed SOLO;
-    s09_started_not_journaled StartedNotJournaled Run    Pair       killed              ALL;
+    s09_started_not_journaled StartedNotJournaled Run    Pair       killed              EVERY;
     s10_death_not_recorded    DeathNotRecorded    Exit   Pair       exited_7_or_unknown BOTH;
     s10_death_not_reaped      DeathNotReaped      Exit   Pair       exited_7_again      SOLO;
-    s11_exit_journaled        ExitJournaled       Exit   Pair       exited_7            ALL;
+    s11_exit_journaled        ExitJournaled       Exit   Pair       exited_7            EVERY;
     s11_exit_not_sent         ExitNotSent         Exit   Pair       exited_7            BOTH;
     s12_exit_sent             ExitSent            Exit   Pair       exited_7_again      SOLO;
     s13_delete_drained        DeleteDrained       Remove Pair       exited_7_again      BOTH;

@@ -30,6 +30,8 @@ pub enum Variant {
     Plain,
     /// containerd dies as well, and is started again at once.
     ContainerdToo,
+    /// containerd dies as well, and is started again after ten seconds.
+    ContainerdLater,
     /// Two more containers are there, and must not notice.
     OneOfThree,
     /// The last record of the journal is half written.
@@ -39,11 +41,16 @@ pub enum Variant {
 }
 
 impl Variant {
+    fn ends_containerd(self) -> bool {
+        matches!(self, Self::ContainerdToo | Self::ContainerdLater)
+    }
+
     /// The end of a trial's name.
     fn suffix(self) -> &'static str {
         match self {
             Self::Plain => "",
             Self::ContainerdToo => "_and_containerd",
+            Self::ContainerdLater => "_and_containerd_for_long",
             Self::OneOfThree => "_of_three",
             Self::TornRecord => "_torn_record",
             Self::StateFull => "_state_full",

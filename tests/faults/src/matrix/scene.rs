@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use vigil_lab::kit::repository;
 use vigil_lab::place::kill_at_once;
-use vigil_lab::process::{Process, alive, signal_if};
+use vigil_lab::process::{Process, alive};
 use vigil_lab::shim::Ran;
 use vigil_lab::{Place, Scratch, ShimBinary, Version, by, held, until};
 
@@ -22,6 +22,9 @@ use super::journal::tear_last_record;
 const HIT: &str = "c";
 /// A pair nobody needs leaves after this time.
 const IDLE_MS: &str = "1000";
+
+/// How long containerd is down when it comes back later.
+const LATER: Duration = Duration::from_secs(10);
 
 /// A process that must be alive in the end, and is ended then.
 struct Bystander(Child);
@@ -130,7 +133,7 @@ impl Scene {
         let pairs = others.iter().flat_map(|(id, _)| self.place.shims(id));
         let held = held::all(pairs.map(|process| process.pid))?;
         let mut seen = Seen {
-            heard: self.variant != Variant::ContainerdToo,
+            heard: !self.variant.ends_containerd(),
             ..Seen::default()
         };
         self.prepare().context("before the gate")?;
@@ -141,7 +144,7 @@ impl Scene {
             seen.init = self.init();
         }
         self.arm()?;
-        let client = self.act()?;
+        let client = self.act();
         self.at_the_gate().context("on the way to the gate")?;
         seen.init = seen.init.or_else(|| self.init());
         if self.variant == Variant::TornRecord {
@@ -204,11 +207,16 @@ impl Scene {
         Ok(found)
     }
 
+    /// `ctr run` of a container that ends with 7 when it is let, see `end_init`.
     fn run_args(&self) -> Vec<&'static str> {
-        let script = "trap 'exit 7' TERM; while :; do sleep 1000 & wait $!; done";
-        let flags = ["-d", "--null-io"];
-        // The image's name and the runtime's are static.
-        self.place.run_args(&flags, HIT, &["sh", "-c", script])
+        let script = "while [ ! -e /go ]; do sleep 0.05; done; exit 7";
+        let ends = matches!(self.gate.act, Act::Exit | Act::Remove | Act::Lose);
+        let command = if ends {
+            ["sh", "-c", script]
+        } else {
+            ["sh", "-c", "sleep 1000; true"]
+        };
+        self.place.run_args(&["-d", "--null-io"], HIT, &command)
     }
 
     fn prepare(&self) -> Result<()> {
@@ -240,11 +248,11 @@ impl Scene {
         fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 
-    /// SIGTERM, which its script answers with 7 once it has its trap; before, the kernel
-    /// keeps it from an init, so this may be repeated.
+    /// Lets init's script end.
     fn end_init(&self, pid: i32) {
-        let mark = self.mark();
-        signal_if(pid, 15, |now| now.cgroup.contains(mark));
+        if Process::read(pid).is_some_and(|now| now.cgroup.contains(self.mark())) {
+            let _ = fs::write(format!("/proc/{pid}/root/go"), "");
+        }
     }
 
     fn arm(&self) -> Result<()> {
@@ -265,14 +273,14 @@ impl Scene {
     }
 
     /// Does it; a client that waits for an answer runs on beside us.
-    fn act(&self) -> Result<Option<mpsc::Receiver<Result<Ran>>>> {
+    fn act(&self) -> Option<mpsc::Receiver<Result<Ran>>> {
         let args: Vec<&str> = match self.gate.act {
             Act::Run => self.run_args(),
             Act::Remove => vec!["tasks", "rm", HIT],
             Act::Exec => vec!["tasks", "exec", "--exec-id", "e", HIT, "sh", "-c", "exit 4"],
             Act::Pause => vec!["tasks", "pause", HIT],
             Act::Resume => vec!["tasks", "resume", HIT],
-            Act::Exit | Act::Lose => return Ok(None),
+            Act::Exit | Act::Lose => return None,
         };
         let mut command = self.place.containerd.ctr_command(&args);
         let (sender, ended) = mpsc::channel();
@@ -280,7 +288,7 @@ impl Scene {
             let ran = vigil_lab::shim::run(&mut command, &[], false, by(30.0));
             let _ = sender.send(ran);
         });
-        Ok(Some(ended))
+        Some(ended)
     }
 
     /// Waits until who is to stop there has stopped.
@@ -324,7 +332,7 @@ impl Scene {
 
     fn deaths(&mut self) -> Result<()> {
         // Before anyone dies: nothing that is stopped may lose its parent and be let run.
-        if self.variant == Variant::ContainerdToo {
+        if self.variant.ends_containerd() {
             self.place.containerd.freeze()?;
         }
         let mut doomed = self.place.shims(HIT);
@@ -335,8 +343,11 @@ impl Scene {
         }
         ensure!(!doomed.is_empty(), "nobody to kill");
         kill_at_once(&doomed)?;
-        if self.variant == Variant::ContainerdToo {
+        if self.variant.ends_containerd() {
             self.place.containerd.stop(9)?;
+            if self.variant == Variant::ContainerdLater {
+                std::thread::sleep(LATER);
+            }
             self.place.containerd.launch()?;
         }
         Ok(())
@@ -356,8 +367,15 @@ impl Scene {
 
     /// What was told and answered.
     fn collect(&self) -> Result<(Vec<Told>, Vec<Vec<ends::Run>>)> {
+        if !self.variant.ends_containerd() && self.gate.tells_an_end() {
+            let deleted = format!("/tasks/delete {{\"container_id\":\"{HIT}\"");
+            // Whether it must is the row's affair.
+            let _ = until("", by(5.0), || {
+                self.heard().contains(&deleted).then_some(())
+            });
+        }
         // An event of our own making comes after all that came before.
-        if self.variant != Variant::ContainerdToo {
+        if !self.variant.ends_containerd() {
             let (namespace, value) = (self.mark().to_owned(), "done=yes");
             self.place
                 .containerd
@@ -382,6 +400,12 @@ impl Scene {
         }
         let log = self.tools.path("bin/containerd-shim-vigil-v2.deletes");
         let deletes = fs::read_to_string(log).unwrap_or_default();
+        let begun = fs::read_to_string(self.tools.path("bin/containerd-shim-vigil-v2.begun"));
+        let begun = begun.unwrap_or_default().lines().count();
+        ensure!(
+            begun == deletes.lines().count(),
+            "containerd called delete {begun} times; in time were: {deletes}"
+        );
         let ours = deletes
             .lines()
             .filter_map(|line| line.strip_prefix(&format!("{HIT} ")));

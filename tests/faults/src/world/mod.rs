@@ -22,7 +22,7 @@ use vigil_lab::{Kit, Residue, Spec, by, until};
 pub use small::{Medium, SmallRun, in_small_run};
 pub use stranger::{Stranger, with_pid};
 
-/// `usual` of something, or `whole` with `VIGIL_LONG=1`, where the promise is made for so many.
+/// `usual` of something, or `whole` with `VIGIL_LONG=1`: as many as fit into a case's time.
 #[must_use]
 pub fn times(usual: usize, whole: usize) -> usize {
     if std::env::var_os("VIGIL_LONG").is_some_and(|v| v == "1") {
@@ -213,4 +213,56 @@ pub fn weight(directories: &[&Path]) -> (u64, usize) {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_that_was_hurt_is_seen() -> Result<()> {
+        for signal in [9, 19] {
+            let mut stranger = Stranger::new()?;
+            let pid = i32::try_from(stranger.pid())?;
+            until("it to sleep", by(5.0), || stranger.unhurt().ok())?;
+            ensure!(vigil_lab::process::signal_if(pid, signal, |_| true));
+            until("it to be seen", by(5.0), || {
+                stranger.unhurt().is_err().then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_stranger_gets_the_pid_that_was_asked_for() -> Result<()> {
+        let number = Stranger::new()?.pid();
+        let stranger = with_pid(number)?;
+        ensure!(stranger.pid() == number);
+        ensure!(with_pid(number).is_err(), "one number, two processes");
+        Ok(())
+    }
+
+    #[test]
+    fn zombies_of_a_parent_are_seen_until_they_are_reaped() -> Result<()> {
+        let me = i32::try_from(std::process::id())?;
+        let mut child = std::process::Command::new("true").spawn()?;
+        let number = i32::try_from(child.id())?;
+        let seen = || zombies(&[me]).iter().any(|(pid, _)| *pid == number);
+        until("a zombie", by(5.0), || seen().then_some(()))?;
+        child.wait()?;
+        ensure!(!seen(), "it was reaped");
+        Ok(())
+    }
+
+    #[test]
+    fn files_are_weighed_and_a_container_s_own_are_not() -> Result<()> {
+        let scratch = vigil_lab::Scratch::new()?;
+        fs::create_dir_all(scratch.path("rootfs/below"))?;
+        fs::create_dir_all(scratch.path("a/b"))?;
+        fs::write(scratch.path("rootfs/below/file"), "not ours")?;
+        ensure!(weight(&[scratch.dir()]) == (0, 0));
+        fs::write(scratch.path("a/b/file"), "12345")?;
+        ensure!(weight(&[scratch.dir()]) == (5, 1));
+        Ok(())
+    }
 }
