@@ -24,6 +24,10 @@ pub(crate) const VARIABLE: &str = "VIGIL_CALL_FOR";
 /// the same directory. crun forks without an exec and keeps ours.
 const RUNC_INIT: &str = "_LIBCONTAINER_STATEDIR";
 
+/// For those who cannot be asked whose they are: nearly all can in a moment, and who
+/// sleeps on a stalled device, as our own workers may, shall not cost more.
+const MUTE: Duration = Duration::from_millis(250);
+
 /// What a call for container `id` carries.
 pub(crate) fn mark(root: &Path, id: &str) -> OsString {
     root.join(id).into_os_string()
@@ -42,9 +46,17 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
     let mut wanted = format!("{VARIABLE}=").into_bytes();
     wanted.extend(mark(root, id).into_vec());
     let mut left = Vec::new();
+    let patience = deadline.min(Instant::now() + MUTE);
     // Again until none is found: one may fork while it is looked for.
     loop {
         let found = find(&wanted, session)?;
+        if found.is_empty()
+            && Instant::now() < patience
+            && session.is_some_and(|session| is_mute(session).unwrap_or(false))
+        {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         if found.is_empty() || Instant::now() >= deadline {
             left.extend(found.into_iter().map(|(pid, _)| pid));
             return Ok(left);
@@ -127,6 +139,34 @@ impl Errand {
             let _ = pidfd::send_signal(&self.pidfd, signal::KILL);
         }
     }
+}
+
+/// Whether somebody of this session lives and cannot be asked: it sleeps uninterruptibly
+/// (a runc that makes a cgroup does, for moments), or its first thread has died before
+/// the others (of one that was killed in that sleep). It may be a call, and still make
+/// what nobody would look for any more.
+fn is_mute(session: u32) -> Result<bool> {
+    let dir = Path::new("/proc");
+    let failed = |source| Error::File {
+        op: "list",
+        path: dir.to_owned(),
+        source,
+    };
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let mute = matches!(
+            proc::stat(pid),
+            Ok(Some(stat)) if stat.session == session && (stat.state == 'D' || stat.ended())
+        );
+        // Whose every thread is dead is dead, whoever reaps it.
+        if mute && pidfd::open(pid).is_ok_and(|fd| !pidfd::is_dead(&fd).unwrap_or(true)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Living processes with this line in their environment, each pinned first and
@@ -213,6 +253,66 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap()
+    }
+
+    /// A freezer of v1: who is frozen there sleeps uninterruptibly.
+    struct Freezer(std::path::PathBuf);
+
+    impl Freezer {
+        fn new() -> Option<Self> {
+            let name = format!("vigil-test-stray-{}", std::process::id());
+            let dir = Path::new("/sys/fs/cgroup/freezer").join(name);
+            std::fs::create_dir(&dir).ok()?;
+            Some(Self(dir))
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            std::fs::write(self.0.join(file), text).unwrap();
+        }
+    }
+
+    impl Drop for Freezer {
+        fn drop(&mut self) {
+            let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+            let end = Instant::now() + Duration::from_secs(5);
+            while std::fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Found by the soak: a runc that made a cgroup while the pair was killed was not seen,
+    /// and the cgroup came after `delete` had looked for it.
+    #[test]
+    fn a_call_that_sleeps_for_a_moment_is_waited_for() {
+        // Elsewhere nobody can be put to sleep like this.
+        let Some(freezer) = Freezer::new() else {
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut call = Command::new("sleep")
+            .arg("60")
+            .env(VARIABLE, mark(dir.path(), "c1"))
+            .spawn()
+            .unwrap();
+        let own = proc::stat(std::process::id()).unwrap().unwrap().session;
+        freezer.write("cgroup.procs", &call.id().to_string());
+        freezer.write("freezer.state", "FROZEN");
+        let end_by = Instant::now() + Duration::from_secs(5);
+        while proc::stat(call.id()).unwrap().unwrap().state != 'D' && Instant::now() < end_by {
+            std::thread::yield_now();
+        }
+        let left = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                freezer.write("freezer.state", "THAWED");
+            });
+            end(dir.path(), "c1", Some(own), end_by).unwrap()
+        });
+        let ended = call.try_wait().unwrap().is_some();
+        let _ = call.kill();
+        let _ = call.wait();
+        assert!(ended && left.is_empty(), "{left:?}");
     }
 
     #[test]

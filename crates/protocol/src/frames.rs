@@ -345,7 +345,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                 Inbound::Pass { left: 0, then } if then.is_empty() => {
                     this.inbound = Inbound::Start;
                 }
-                Inbound::Pass { left: 0, then } => {
+                Inbound::Pass { left: 0, then } | Inbound::Drop { left: 0, then } => {
                     this.inbound = Inbound::Give {
                         frame: std::mem::take(then),
                         at: 0,
@@ -358,12 +358,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                         *left -= passed;
                     }
                     return Poll::Ready(Ok(()));
-                }
-                Inbound::Drop { left: 0, then } => {
-                    this.inbound = Inbound::Give {
-                        frame: std::mem::take(then),
-                        at: 0,
-                    };
                 }
                 Inbound::Drop { left, .. } => {
                     let left = *left;

@@ -9,6 +9,7 @@ use vigil_relay::control::ToShim;
 use vigil_sys::epoll::{Interest, Watched};
 use vigil_sys::{fd, scm};
 
+use crate::conn::Conn;
 use crate::turn::{self, Reaper};
 use crate::{Error, start_shim, step, write_pair};
 
@@ -107,7 +108,7 @@ impl Reaper<'_> {
     }
 
     fn unread(&self) -> bool {
-        self.conns.iter().any(|conn| conn.unread_by_shim())
+        self.conns.iter().any(Conn::unread_by_shim)
     }
 
     /// One look. A shim that has taken nothing of what waits for it, in all

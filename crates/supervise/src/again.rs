@@ -69,7 +69,7 @@ impl Owner {
             Request::Resume => matches!(phase, Phase::Running { .. }).then_some(Answer::Done),
             Request::Kill { who, signal, .. } => {
                 let (who, signal) = (who.clone(), *signal);
-                return self.kill_again(who, signal, from, reply);
+                return self.kill_again(&who, signal, from, reply);
             }
             Request::Update(_)
             | Request::Checkpoint(_)
@@ -92,7 +92,7 @@ impl Owner {
     /// SIGKILL was sent again when this shim took over. Any other signal may or
     /// may not have been delivered, if its outcome is not recorded; twice would
     /// be worse than not knowing.
-    fn kill_again(&mut self, who: Who, signal: u32, from: RequestId, reply: Reply) {
+    fn kill_again(&mut self, who: &Who, signal: u32, from: RequestId, reply: Reply) {
         let signalling = &self.task.standing.signalling;
         let open = signalling.iter().any(|s| s.asked == Some(from));
         if !open {

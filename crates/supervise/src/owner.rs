@@ -453,7 +453,7 @@ impl Owner {
                 self.carry(step);
             }
             Err(refusal) if refusal.kind == Kind::Later => {
-                self.replies.defer(request, self.asking, reply)
+                self.replies.defer(request, self.asking, reply);
             }
             Err(mut refusal) => {
                 if verb == Verb::Delete
@@ -499,7 +499,7 @@ impl Owner {
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
             }
             Err(refusal) if refusal.kind == Kind::Later => {
-                self.replies.defer(request, self.asking, reply)
+                self.replies.defer(request, self.asking, reply);
             }
             Err(refusal) => answer(Some(reply), Err(refusal)),
         }

@@ -44,7 +44,7 @@ impl Owner {
                 self.copy_again(who, held).await;
             }
         }
-        self.release_strangers(held).await;
+        self.release_strangers(held);
         for effect in undone {
             self.enact_again(effect);
         }
@@ -187,7 +187,7 @@ impl Owner {
     }
 
     /// Nobody is left whom these belong to.
-    async fn release_strangers(&self, sets: BTreeMap<u32, Held>) {
+    fn release_strangers(&self, sets: BTreeMap<u32, Held>) {
         for (number, held) in sets {
             let streams: Streams<Kept> = resume::streams(&self.hands.tools, number, held);
             tokio::spawn(streams.close_all(std::time::Duration::ZERO));

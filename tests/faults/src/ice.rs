@@ -109,6 +109,10 @@ impl Ice {
     /// Freezes one for at most `seconds`.
     pub fn freeze(&self, layer: Layer, seconds: u32) -> Result<()> {
         let mount = self.mount(layer);
+        if layer == Layer::Device {
+            // So that there is something to be written when it is unmounted.
+            fs::write(self.files().join("dirt"), vec![1; 1 << 20])?;
+        }
         let mut watchdog = Command::new("busybox")
             .args(["sh", "-c", WATCHDOG, &seconds.to_string()])
             .stdin(Stdio::piped())
@@ -174,8 +178,9 @@ impl Drop for Ice {
         self.thaw();
         for layer in [Layer::Files, Layer::Device] {
             let mount = self.mount(layer);
-            // Who was stopped may still hold it; the scratch detaches what is left.
-            let _ = until("it to be unmounted", by(3.0), || {
+            // Who was stopped may still hold it, and so do the mount namespaces that other
+            // tests have made meanwhile. The scratch detaches what is left.
+            let _ = until("it to be unmounted", by(40.0), || {
                 nix::mount::umount(&mount).ok()
             });
         }

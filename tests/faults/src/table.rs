@@ -114,7 +114,7 @@ pub fn compact(ended: &[Ended]) -> String {
     let cells: Vec<String> = rows(ended)
         .into_iter()
         .map(|((_, _, class), tallies)| {
-            let shares = tallies.map(|tally| tally.share());
+            let shares = tallies.map(Tally::share);
             format!("| {class} | {} ", shares.join(" | "))
         })
         .collect();

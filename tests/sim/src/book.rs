@@ -72,6 +72,8 @@ impl Book {
         match self.told.get(&process) {
             Some((before, _)) if before == exit => {}
             Some(_) if self.amnesia && unknown => {}
+            // When it began is lost with the journal, and an end is not dated before that.
+            Some((before, _)) if self.amnesia && before.status == exit.status => {}
             Some((before, _))
                 if (self.amnesia || self.late) && matches!(before.status, Status::Unknown(_)) => {}
             Some((before, first)) => {

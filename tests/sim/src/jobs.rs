@@ -93,8 +93,11 @@ impl Turn<'_> {
             Work::KillRest => {
                 if self.host.private {
                     self.thaw();
-                } else if self.owns_group() {
-                    self.host.kill_group();
+                } else {
+                    if self.owns_group() {
+                        self.host.kill_group();
+                    }
+                    self.host.kill_below();
                 }
                 self.over(What::RestGone)
             }
@@ -288,7 +291,7 @@ impl Turn<'_> {
     /// Takes back what a failed Create or restore did, by the one path there
     /// is; well: with as much patience as it needs, up to a bound.
     fn undo(&mut self, job: &mut Job, well: bool) -> Alive<Over> {
-        let undone = self.recover(Said::Creating, Goal::Keep, well);
+        let (undone, _) = self.recover(Said::Creating, Goal::Keep, well);
         if !undone && well && job.stage < UNDO_LAST {
             job.stage += 1;
             return Ok(Over::No);
@@ -302,8 +305,9 @@ impl Turn<'_> {
         })
     }
 
-    /// The worker that brings the container to nothing, as `delete` would.
-    fn recover(&mut self, said: Said, goal: Goal, well: bool) -> bool {
+    /// The worker that brings the container to nothing, as `delete` would:
+    /// whether nothing is left, and whether something would not die.
+    fn recover(&mut self, said: Said, goal: Goal, well: bool) -> (bool, bool) {
         let phase = &self.shim.task.standing.phase;
         let subject = Subject {
             said,
@@ -334,7 +338,8 @@ impl Turn<'_> {
             held: false,
             hooks: Hooks::default(),
         };
-        worker.recover(&subject, goal)
+        let whole = worker.recover(&subject, goal);
+        (whole, worker.held)
     }
 
     // --- verbs ----------------------------------------------------------------
@@ -417,7 +422,10 @@ impl Turn<'_> {
             // The end of what was killed is waited for, within bounds.
             1 => {}
             2 => {
-                if self.host.runc_state.is_some() {
+                // Where runc would kill strangers nothing is asked of it.
+                let foreign = self.host.group.as_ref().is_some_and(|group| group.foreign);
+                let shared = foreign && !self.host.private;
+                if self.host.runc_state.is_some() && !shared {
                     self.call(job, Call::Delete { force: false });
                 } else {
                     job.stage += 1;
@@ -442,8 +450,8 @@ impl Turn<'_> {
                     self.host.mounted = false;
                 } else {
                     let said = Said::from(&self.shim.task.standing.phase);
-                    self.recover(said, Goal::Gone, well);
-                    if self.live_init() || ours(self.host, &claims) {
+                    let (_, held) = self.recover(said, Goal::Gone, well);
+                    if held || self.live_init() || ours(self.host, &claims) {
                         self.happen(What::Failed(verb))?;
                         self.look_at_exits()?;
                         return Ok(Over::Yes);

@@ -188,6 +188,10 @@ impl Delete<'_> {
         let (eyes, verdict, killed_alive) = self.act(&subject, Goal::Gone)?;
         self.point()?;
         let exit = self.answer(&subject, &eyes, verdict, killed_alive);
+        let exit = match self.disk.and_then(remembered) {
+            Some((task, _)) => task.dated(exit),
+            None => exit,
+        };
         if self.may_live(&eyes, verdict) {
             return Ok(Outcome::Failed(verdict));
         }
@@ -456,7 +460,10 @@ impl Delete<'_> {
         let Some(state) = &self.host.runc_state else {
             return;
         };
-        let shared = eyes.facts.group == GroupFact::Foreign && !subject.private;
+        let foreign = eyes.facts.group == GroupFact::Foreign
+            || eyes.facts.group == GroupFact::Unknown
+                && (eyes.claims.is_empty() || eyes.claims.iter().any(|claim| !claim.ours()));
+        let shared = foreign && !subject.private;
         if shared || state.init.is_none() {
             self.hooks = Hooks::Ours;
             return;

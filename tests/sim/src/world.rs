@@ -53,9 +53,10 @@ pub struct Life {
 }
 
 impl Life {
-    /// Draws one. A shared cgroup goes with a private pid namespace only:
-    /// without one nobody can tell the container's other processes from the
-    /// strangers once the reaper is dead, and they stay.
+    /// Draws one. In a shared cgroup without a pid namespace of its own nobody
+    /// can tell what the container forked from the strangers once the reaper
+    /// is dead: there it forks nothing, and only what is on record is held
+    /// against `delete`.
     pub fn draw(rng: &mut Rng, next_pid: u32, ticks: u64) -> Self {
         let ground = match rng.below(20) {
             0..14 => Ground::Bare,
@@ -64,7 +65,7 @@ impl Life {
         };
         Self {
             ground,
-            private: ground == Ground::Shared || rng.percent(60),
+            private: rng.percent(60),
             restore: rng.percent(10),
             kernel_tells: rng.percent(50),
             prealloc: [2048, 4096, 16384][rng.below(3) as usize],
@@ -441,13 +442,20 @@ impl World {
     }
 
     fn fork(&mut self) -> bool {
-        self.running_init() && self.host.spawn(Role::Rest, true, Parent::Inside).is_some()
+        self.tells_apart()
+            && self.running_init()
+            && self.host.spawn(Role::Rest, true, Parent::Inside).is_some()
+    }
+
+    /// Whether the container's processes are told from strangers.
+    fn tells_apart(&self) -> bool {
+        self.life.private || self.life.ground != Ground::Shared
     }
 
     /// Double forks of a shared pid namespace: each becomes the reaper's child
     /// and ends.
     fn orphans(&mut self, count: u32) -> bool {
-        if self.life.private || !self.running_init() {
+        if self.life.private || !self.tells_apart() || !self.running_init() {
             return false;
         }
         for n in 0..count {
@@ -628,10 +636,21 @@ impl World {
         }
     }
 
+    /// Whether this process is an exec the journal knows to have been started.
+    fn on_record(&self, left: &str) -> bool {
+        let task = remembered(&self.disk).map(|(task, _)| task);
+        let execs = task.iter().flat_map(|task| task.standing.execs.values());
+        let mut pids = execs.map(|exec| exec.pid);
+        pids.any(|pid| left.starts_with(&format!("process {pid}:")))
+    }
+
     /// I4.
     pub(crate) fn nothing_left(&mut self, socket_too: bool) {
         for left in residue(&self.host) {
             if self.host.tombstone && left == "runc's state" {
+                continue;
+            }
+            if !self.tells_apart() && left.contains("role: Exec") && !self.on_record(&left) {
                 continue;
             }
             let zombie = left.contains("zombie: Some");

@@ -256,11 +256,19 @@ impl Daemon {
         if until("", by(5.0), || (!socket.exists()).then_some(())).is_err() {
             // Killed before containerd has connected: it then runs no `delete`, and nobody is
             // left who could. The next `start` of the id removes it.
-            if life.plan.blow.step > 0 {
+            if self.has_cleaned_up(&life.id) {
                 life.fault(format!("the socket {} is left", socket.display()));
             }
             let _ = fs::remove_file(socket);
         }
+    }
+
+    /// Whether containerd says that it has lost the shim's connection and run `delete`.
+    fn has_cleaned_up(&self, id: &str) -> bool {
+        let log = self.containerd.scratch.path("containerd.log");
+        let log = fs::read_to_string(log).unwrap_or_default();
+        log.lines()
+            .any(|line| line.contains(&format!("id={id}")) && line.contains("cleaning up"))
     }
 
     /// Fails if anything of it is left.

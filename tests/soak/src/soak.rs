@@ -54,10 +54,14 @@ pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
         }
         Ok(())
     })?;
+    let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     for daemon in daemons {
-        daemon.finish()?;
+        if let Err(error) = daemon.finish() {
+            eprintln!("VIOLATION after all lives: {error:#}");
+            tally.add_failure();
+        }
     }
-    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(tally)
 }
 
 fn work(

@@ -78,6 +78,11 @@ impl Tally {
         }
     }
 
+    /// Adds something wrong that belongs to no single life.
+    pub fn add_failure(&mut self) {
+        self.failed += 1;
+    }
+
     /// Kills that hit.
     #[must_use]
     pub fn kills(&self) -> u64 {

@@ -12,6 +12,7 @@ use vigil_reconcile::{Group, Present};
 use super::Left;
 use super::hooks::Poststop;
 use super::work::{RESERVE, Work, look};
+use crate::cgroup::Cgroup;
 use crate::observe::{Found, RuncState, said};
 use crate::rootfs::{Manner, unmount_below};
 use crate::runc::{Call, Invocation};
@@ -57,13 +58,22 @@ impl Work<'_> {
         }
         // Without a pid namespace of its own, runc kills whatever is in the
         // cgroup, strangers too.
-        if self.seen.facts.group == Group::Foreign && !self.seen.private_pid_ns {
+        if self.shared() && !self.seen.private_pid_ns {
             self.hooks = Hooks::Ours;
             return Ok(());
         }
         self.hooks = Hooks::Runtimes;
         self.call_runc_delete();
         Ok(())
+    }
+
+    /// Whether strangers may be in a cgroup of the container's, also where none
+    /// could be looked at.
+    fn shared(&self) -> bool {
+        let unseen = self.seen.facts.group == Group::Unknown && self.seen.claims.is_empty();
+        unseen
+            || self.seen.cgroup.as_ref().is_some_and(Cgroup::is_shared)
+            || self.seen.facts.group != Group::Absent && self.seen.claims.iter().any(|c| !c.ours())
     }
 
     /// Whether runc began to make the container and got no further. Others keep

@@ -108,7 +108,13 @@ fn f06_missing_binaries_while_init_dies(kit: &Kit) -> Result<()> {
                     for name in names {
                         match task.start(&container.id, name) {
                             Err(CallError::Status { .. }) => {}
-                            other => return Err(anyhow!("{name}: {other:?}")),
+                            // Killed with init before it could look for its program: runc
+                            // takes that for a start, and it was one.
+                            Ok(_) => {
+                                let ended = task.wait(&container.id, name)?;
+                                ensure!(ended.exit_status == 137, "{name}: {ended:?}");
+                            }
+                            Err(error) => return Err(anyhow!("{name}: {error}")),
                         }
                     }
                     Ok(())

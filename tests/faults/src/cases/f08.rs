@@ -70,9 +70,19 @@ fn asleep(kit: &Kit, id: &str) -> Vec<Process> {
         .collect()
 }
 
+/// One that stays asleep: a program that is being loaded is in D for a moment too.
 fn one_asleep(kit: &Kit, id: &str) -> Result<i32> {
+    let mut seen: Vec<(i32, Instant)> = Vec::new();
     until("one to sleep uninterruptibly", by(10.0), || {
-        asleep(kit, id).first().map(|p| p.pid)
+        let now = asleep(kit, id);
+        seen.retain(|(pid, _)| now.iter().any(|p| p.pid == *pid));
+        for process in &now {
+            if !seen.iter().any(|(pid, _)| *pid == process.pid) {
+                seen.push((process.pid, Instant::now()));
+            }
+        }
+        let lasting = |(_, since): &&(i32, Instant)| since.elapsed() > Duration::from_millis(150);
+        seen.iter().find(lasting).map(|(pid, _)| *pid)
     })
 }
 

@@ -77,7 +77,7 @@ fn f09_daemoniser(kit: &Kit) -> Result<()> {
 
 fn f09_fork_loop(kit: &Kit) -> Result<()> {
     // Bounded, so that the machine survives a runtime that gives up.
-    let script = "while :; do sleep 2 & sleep 0.02; done";
+    let script = "while :; do sleep 3 & sleep 0.02; done";
     let spec = Spec {
         own_pids: false,
         ..Spec::sh(script)
@@ -88,8 +88,8 @@ fn f09_fork_loop(kit: &Kit) -> Result<()> {
     })?;
     create(&mut container, None)?;
     container.start()?;
-    until("a crowd", by(10.0), || {
-        (members(kit, &container.id).len() > 50).then_some(())
+    until("a crowd", by(20.0), || {
+        (members(kit, &container.id).len() > 30).then_some(())
     })?;
     container.task().kill(&container.id, "", 9, false)?;
     let waited = container.task().patient(10.0).wait(&container.id, "")?;

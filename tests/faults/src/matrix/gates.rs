@@ -4,7 +4,7 @@ use anyhow::Result;
 use vigil_sys::points::Point;
 
 use super::Variant::{
-    self, ContainerdLater, ContainerdToo, OneOfThree, Plain, StateFull, TornRecord,
+    self, ContainerdLater, ContainerdToo, OneAlone, OneOfThree, Plain, StateFull, TornRecord,
 };
 use super::ends::{self, Seen};
 
@@ -68,17 +68,26 @@ impl Gate {
     }
 }
 
-const BOTH: &[Variant] = &[Plain, ContainerdToo];
-const ALL: &[Variant] = &[Plain, ContainerdToo, OneOfThree, TornRecord, StateFull];
+const ONE: &[Variant] = &[Plain, ContainerdToo];
+const TWO: &[Variant] = &[Plain, OneAlone, ContainerdToo];
+const SOLO: &[Variant] = &[Plain, OneAlone, ContainerdToo, TornRecord, StateFull];
+const MANY: &[Variant] = &[
+    Plain,
+    OneAlone,
+    ContainerdToo,
+    OneOfThree,
+    TornRecord,
+    StateFull,
+];
 const EVERY: &[Variant] = &[
     Plain,
+    OneAlone,
     ContainerdToo,
     ContainerdLater,
     OneOfThree,
     TornRecord,
     StateFull,
 ];
-const SOLO: &[Variant] = &[Plain, ContainerdToo, TornRecord, StateFull];
 
 macro_rules! gates {
     ($($name:ident $point:ident $act:ident $dies:ident $end:ident $variants:ident $($runc:literal)?;)+) => {
@@ -100,37 +109,37 @@ macro_rules! gates {
 }
 
 gates! {
-    s01_before_bind           StartBeforeBind     Run    StartToo   nothing_told        BOTH;
-    s02_pair_not_ready        PairNotReady        Run    StartToo   nothing_told        BOTH;
-    s02_pair_alone_dies       PairNotReady        Run    Pair       nothing_told        BOTH;
-    s02_address_not_printed   AddressNotPrinted   Run    StartToo   nothing_told        BOTH;
-    s02_start_alone_dies      AddressNotPrinted   Run    StartAlone nothing_told        BOTH;
-    s03_before_create         BeforeCreate        Run    Pair       no_task             BOTH;
-    s04_rootfs_mounted        RootfsMounted       Run    Pair       no_task             ALL;
-    s05_runc_without_state    RuncCreateCalled    Run    Pair       no_task             ALL  "no-state";
-    s06_runc_without_pid_file RuncCreateCalled    Run    Pair       no_task             BOTH "no-pid-file";
-    s07_runc_create_done      RuncCreateDone      Run    Pair       no_task             BOTH;
-    s07_created_not_journaled CreatedNotJournaled Run    Pair       no_task             BOTH;
+    s01_before_bind           StartBeforeBind     Run    StartToo   nothing_told        ONE;
+    s02_pair_not_ready        PairNotReady        Run    StartToo   nothing_told        ONE;
+    s02_start_lives           PairNotReady        Run    Pair       nothing_told        TWO;
+    s02_address_not_printed   AddressNotPrinted   Run    StartToo   nothing_told        ONE;
+    s02_start_alone_dies      AddressNotPrinted   Run    StartAlone nothing_told        ONE;
+    s03_before_create         BeforeCreate        Run    Pair       no_task             TWO;
+    s04_rootfs_mounted        RootfsMounted       Run    Pair       no_task             MANY;
+    s05_runc_without_state    RuncCreateCalled    Run    Pair       no_task             MANY "no-state";
+    s06_runc_without_pid_file RuncCreateCalled    Run    Pair       no_task             TWO  "no-pid-file";
+    s07_runc_create_done      RuncCreateDone      Run    Pair       no_task             TWO;
+    s07_created_not_journaled CreatedNotJournaled Run    Pair       no_task             TWO;
     s08_created_not_told      CreatedNotTold      Run    Pair       created_then_killed SOLO;
     s09_started_not_journaled StartedNotJournaled Run    Pair       killed              EVERY;
-    s10_death_not_recorded    DeathNotRecorded    Exit   Pair       exited_7_or_unknown BOTH;
+    s10_death_not_recorded    DeathNotRecorded    Exit   Pair       exited_7_or_unknown TWO;
     s10_death_not_reaped      DeathNotReaped      Exit   Pair       exited_7_again      SOLO;
     s11_exit_journaled        ExitJournaled       Exit   Pair       exited_7            EVERY;
-    s11_exit_not_sent         ExitNotSent         Exit   Pair       exited_7            BOTH;
+    s11_exit_not_sent         ExitNotSent         Exit   Pair       exited_7            TWO;
     s12_exit_sent             ExitSent            Exit   Pair       exited_7_again      SOLO;
-    s13_delete_drained        DeleteDrained       Remove Pair       exited_7_again      BOTH;
-    s14_runc_delete_done      RuncDeleteDone      Remove Pair       exited_7_again      ALL;
-    s15_deleted_not_journaled DeletedNotJournaled Remove Pair       exited_7_again      BOTH;
+    s13_delete_drained        DeleteDrained       Remove Pair       exited_7_again      TWO;
+    s14_runc_delete_done      RuncDeleteDone      Remove Pair       exited_7_again      MANY;
+    s15_deleted_not_journaled DeletedNotJournaled Remove Pair       exited_7_again      TWO;
     s15_deleted_not_told      DeletedNotTold      Remove Pair       exited_7_again      SOLO;
-    s16_before_shutdown       BeforeShutdown      Remove Pair       deleted_7           BOTH;
-    s17_socket_removed        SocketRemoved       Remove Pair       deleted_7           BOTH;
-    e1_runc_exec_done         RuncExecDone        Exec   Pair       killed              BOTH;
-    e2_exec_started           ExecStartedNotTold  Exec   Pair       killed              BOTH;
-    e3_exec_exited            ExecExitJournaled   Exec   Pair       killed              BOTH;
-    e4_exec_deleted           ExecDeletedNotTold  Exec   Pair       killed              BOTH;
-    p1_frozen_not_journaled   PausedNotJournaled  Pause  Pair       killed              ALL;
-    p2_thaw_half_done         ThawAsked           Resume Pair       killed              BOTH;
-    d1_delete_locked          DeleteLocked        Lose   Delete     exited_7_again      BOTH;
-    d2_delete_not_recorded    DeleteNotRecorded   Lose   Delete     exited_7_again      BOTH;
-    d3_delete_not_printed     DeleteNotPrinted    Lose   Delete     exited_7_again      BOTH;
+    s16_before_shutdown       BeforeShutdown      Remove Pair       deleted_7           TWO;
+    s17_socket_removed        SocketRemoved       Remove Pair       deleted_7           TWO;
+    e1_runc_exec_done         RuncExecDone        Exec   Pair       killed              TWO;
+    e2_exec_started           ExecStartedNotTold  Exec   Pair       killed              TWO;
+    e3_exec_exited            ExecExitJournaled   Exec   Pair       killed              TWO;
+    e4_exec_deleted           ExecDeletedNotTold  Exec   Pair       killed              TWO;
+    p1_frozen_not_journaled   PausedNotJournaled  Pause  Pair       killed              MANY;
+    p2_thaw_half_done         ThawAsked           Resume Pair       killed              TWO;
+    d1_delete_locked          DeleteLocked        Lose   Delete     exited_7_again      ONE;
+    d2_delete_not_recorded    DeleteNotRecorded   Lose   Delete     exited_7_again      ONE;
+    d3_delete_not_printed     DeleteNotPrinted    Lose   Delete     exited_7_again      ONE;
 }

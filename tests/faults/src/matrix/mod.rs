@@ -28,6 +28,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub enum Variant {
     /// Nothing.
     Plain,
+    /// Only who is at the gate dies; the other of the pair has to notice.
+    OneAlone,
     /// containerd dies as well, and is started again at once.
     ContainerdToo,
     /// containerd dies as well, and is started again after ten seconds.
@@ -49,6 +51,7 @@ impl Variant {
     fn suffix(self) -> &'static str {
         match self {
             Self::Plain => "",
+            Self::OneAlone => "_alone",
             Self::ContainerdToo => "_and_containerd",
             Self::ContainerdLater => "_and_containerd_for_long",
             Self::OneOfThree => "_of_three",

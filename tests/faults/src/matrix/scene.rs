@@ -341,6 +341,9 @@ impl Scene {
             Dies::StartAlone => doomed.retain(is_start),
             Dies::Pair | Dies::Delete => doomed.retain(|p| !is_start(p)),
         }
+        if self.variant == Variant::OneAlone {
+            doomed.retain(|p| p.state == 'T');
+        }
         ensure!(!doomed.is_empty(), "nobody to kill");
         kill_at_once(&doomed)?;
         if self.variant.ends_containerd() {

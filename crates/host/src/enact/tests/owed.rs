@@ -148,6 +148,21 @@ fn where_runc_would_kill_strangers_its_hooks_are_run_without_it() {
     assert_eq!(hooks_run(&it).len(), 1);
 }
 
+/// Found by the simulator: the cgroups could not be looked at, so nobody saw
+/// that one of them was shared.
+#[test]
+fn what_could_not_be_looked_at_is_taken_for_shared() {
+    let mut it = hooked(false, true);
+    let seen = observe_with(&it.subject, None);
+    assert_eq!(seen.facts.group, Group::Unknown);
+    let end = Instant::now() + Duration::from_secs(3);
+    let report = super::reconcile(&it.subject, seen, Goal::Gone, &it.run(), end);
+    assert!(it.strangers[0].try_wait().unwrap().is_none(), "{report:?}");
+    assert!(it.subject.runc_dir().exists() && hooks_run(&it).is_empty());
+    it.reconcile(Goal::Gone);
+    assert_eq!(hooks_run(&it).len(), 1);
+}
+
 #[test]
 fn a_hook_that_does_not_end_is_ended() {
     let mut it = hooked(false, true);
