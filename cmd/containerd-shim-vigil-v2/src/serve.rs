@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vigil_model::{Answer, Kind, Options, Published, Refusal, Request};
+use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
 use vigil_supervise::stdio::LogFifo;
@@ -76,6 +76,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     for warning in unfit {
         log::warn!("{warning}");
     }
+    let takeovers = std::env::var(vigil_reaper::TAKEOVERS).ok();
+    let takeovers = takeovers.and_then(|count| count.parse().ok()).unwrap_or(0);
     let place = Place {
         id: flags.id.clone(),
         namespace: flags.namespace.clone(),
@@ -84,6 +86,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         reaper_pid: process::parent_pid(),
         options,
         limits,
+        takeovers,
     };
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let publisher = ToContainerd(Publisher::new(
@@ -109,8 +112,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
-        while let Some(connection) = shim.next().await {
-            if let Err(error) = server.add(connection).await {
+        while let Some((conn, connection)) = shim.next().await {
+            if let Err(error) = server.add(conn, connection).await {
                 log::error!("connection not served: {}", error.story());
             }
         }
@@ -134,7 +137,12 @@ struct Front {
 }
 
 impl Ask for Front {
-    async fn ask(&self, id: &str, request: Request) -> Result<Answer, Refusal> {
+    async fn ask(
+        &self,
+        id: &str,
+        request: Request,
+        from: Option<RequestId>,
+    ) -> Result<Answer, Refusal> {
         if id != self.id {
             return match request {
                 // Never fails, and knows of no task with this id.
@@ -143,7 +151,7 @@ impl Ask for Front {
                     task_pid: 0,
                 }),
                 // Whoever asks means this shim; there is no other container.
-                Request::Shutdown => self.desk.ask(request).await,
+                Request::Shutdown => self.desk.ask(request, from).await,
                 Request::Create(_) => Err(Refusal::new(
                     Kind::FailedPrecondition,
                     format!(
@@ -157,7 +165,7 @@ impl Ask for Front {
                 )),
             };
         }
-        self.desk.ask(request).await
+        self.desk.ask(request, from).await
     }
 }
 

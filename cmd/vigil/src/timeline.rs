@@ -122,7 +122,11 @@ fn tell(change: &Change) -> Option<String> {
             };
             format!("signal {} for {}{all}", signal.signal, signal.who)
         }
-        Change::Idle | Change::Signalled { .. } | Change::Acked { .. } | Change::Drained(_) => {
+        Change::Idle
+        | Change::Took(_)
+        | Change::Signalled { .. }
+        | Change::Acked { .. }
+        | Change::Drained(_) => {
             return None;
         }
         Change::Exited { who, exit } => format!("{who} ended: {}", exit.status),

@@ -7,9 +7,10 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use vigil_model::Incarnation;
 use vigil_sys::{fd, pidfd, signal};
 
 use crate::proc::{self, Checked};
@@ -69,6 +70,73 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
             let patience = patience.min(Duration::from_millis(200));
             // What is not dead then is found again.
             let _ = fd::wait_readable(call, patience);
+        }
+    }
+}
+
+/// Something a shim that died had started and that is not the container's.
+#[derive(Debug)]
+pub struct Errand {
+    /// Which process.
+    pub process: Incarnation,
+    /// It.
+    pub pidfd: OwnedFd,
+    /// One of our workers; otherwise a call of the runtime.
+    pub worker: bool,
+    /// Its arguments, one a line; empty where they could not be asked for.
+    pub arguments: String,
+}
+
+/// The errands left to a reaper whose shim died: its children in its own
+/// session. What the runtime made for the container has a session of its own.
+pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
+    let us = std::process::id();
+    let path = PathBuf::from(format!("/proc/{reaper}/task/{reaper}/children"));
+    let children = std::fs::read_to_string(&path).map_err(|source| Error::File {
+        op: "read",
+        path,
+        source,
+    })?;
+    let mut found = Vec::new();
+    for pid in children.split_ascii_whitespace() {
+        let Ok(pid) = pid.parse::<u32>() else {
+            continue;
+        };
+        if pid == us {
+            continue;
+        }
+        let Some((process, pidfd)) = proc::open_now(pid)? else {
+            continue;
+        };
+        let Some(stat) = proc::stat(pid)? else {
+            continue;
+        };
+        if stat.parent != reaper || stat.session != reaper || stat.ended() {
+            continue;
+        }
+        let asked = if stat.state == 'D' {
+            Vec::new()
+        } else {
+            std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+        };
+        found.push(Errand {
+            process,
+            pidfd,
+            worker: stat.comm.starts_with("vigil-"),
+            arguments: String::from_utf8_lossy(&asked).replace('\0', "\n"),
+        });
+    }
+    Ok(found)
+}
+
+impl Errand {
+    /// SIGKILL to it and to the group it leads.
+    pub fn kill(&self) {
+        // Before 6.9 a group cannot be named by a pidfd; the process then is.
+        let group = pidfd::send_signal_to_group(&self.pidfd, signal::KILL);
+        if group.is_err() {
+            // ESRCH: it has ended.
+            let _ = pidfd::send_signal(&self.pidfd, signal::KILL);
         }
     }
 }

@@ -52,7 +52,10 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
         .open(path);
     let file = match opened {
         // A file system that has become read-only: the lock needs no writing.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        // One that is not there cannot be made: that is what stands in the way.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            File::open(path).map_err(|_| error)
+        }
         opened => opened,
     }
     .map_err(failed)?;

@@ -4,7 +4,7 @@
 
 use crate::phase::{ExecPhase, ExecPlan, Plan, Standing, Task};
 use crate::record::{Change, Record};
-use crate::{Effect, ExecId, Exit, Moment, Published, TaskEvent};
+use crate::{Effect, ExecId, Exit, Moment, Published, RequestId, TaskEvent};
 
 /// Events kept for a containerd that does not take them; beyond it, those
 /// that may be dropped are dropped and counted.
@@ -15,17 +15,19 @@ pub(crate) struct Draft<'a> {
     task: &'a Task,
     now: Standing,
     at: Moment,
+    asked: Option<RequestId>,
     changes: Vec<Change>,
     publish: Vec<Published>,
     effects: Vec<Effect>,
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(task: &'a Task, at: Moment) -> Self {
+    pub(crate) fn new(task: &'a Task, at: Moment, asked: Option<RequestId>) -> Self {
         Self {
             task,
             now: task.standing.clone(),
             at,
+            asked,
             changes: Vec::new(),
             publish: Vec::new(),
             effects: Vec::new(),
@@ -44,6 +46,10 @@ impl<'a> Draft<'a> {
     /// See [`Task::dated`].
     pub(crate) fn dated(&self, exit: Exit) -> Exit {
         self.task.dated(exit)
+    }
+
+    pub(crate) fn asked(&self) -> Option<RequestId> {
+        self.asked
     }
 
     pub(crate) fn plan(&self) -> Option<&Plan> {
@@ -93,6 +99,10 @@ impl<'a> Draft<'a> {
             self.effects.push(Effect::Publish);
         }
         let silent = self.changes.is_empty() && self.publish.is_empty();
+        // What a request has begun is known by its id, should it come again.
+        if let Some(asked) = self.asked.filter(|_| !silent) {
+            self.changes.push(Change::Took(asked));
+        }
         let record = Record {
             at: self.at,
             changes: self.changes,

@@ -1,13 +1,15 @@
 //! Everything that can happen to a task.
 
 use crate::phase::{ExecPlan, Plan, Verb};
-use crate::{Claim, ExecId, Exit, Incarnation, Moment, Who};
+use crate::{Claim, ExecId, Exit, Incarnation, Moment, RequestId, Who};
 
 /// Something that happened, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// When; the only clock the rules know.
     pub at: Moment,
+    /// The request it comes from, if it comes from one.
+    pub asked: Option<RequestId>,
     /// What.
     pub what: What,
 }

@@ -54,6 +54,17 @@ fn check(id: &str) -> Result<(), IdError> {
     Ok(())
 }
 
+/// One request of containerd: a connection of the reaper's and a stream on it.
+/// Neither number is used twice, so a request that was with a shim that died
+/// is recognised when it is given to the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId {
+    /// Number of the connection.
+    pub conn: u32,
+    /// Number of the stream.
+    pub stream: u32,
+}
+
 macro_rules! identifier {
     ($name:ident, $doc:literal) => {
         #[doc = $doc]

@@ -24,12 +24,13 @@ pub mod refusal;
 pub mod request;
 pub mod show;
 pub mod step;
+mod takeover;
 
 pub use cgroup::{Before, Claim, Driver};
 pub use effect::Effect;
 pub use event::{Event, What};
 pub use exit::{Because, Exit, Moment, Status};
-pub use id::{BootId, ExecId, IdError, Incarnation, Namespace, TaskId, Who};
+pub use id::{BootId, ExecId, IdError, Incarnation, Namespace, RequestId, TaskId, Who};
 pub use options::Options;
 pub use phase::{
     Exec, ExecPhase, ExecPlan, Milestone, Phase, Plan, Signalling, Standing, Task, Verb,
@@ -39,3 +40,4 @@ pub use record::{Change, CodecError, KIND_RECORD, KIND_SNAPSHOT, Record};
 pub use refusal::{Kind, Refusal};
 pub use request::{Answer, Mount, Request, Stdio};
 pub use step::{Ledger, Step, step, waited};
+pub use takeover::outstanding;

@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::request::Create;
-use crate::{Claim, Driver, ExecId, Exit, Incarnation, Moment, Published, Stdio, Who};
+use crate::{
+    Because, Claim, Driver, ExecId, Exit, Incarnation, Moment, Published, RequestId, Status, Stdio,
+    Who,
+};
 
 /// What `Create` set out to make; recorded before anything is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,9 +159,12 @@ pub struct Exec {
     /// Its streams were drained after its end.
     #[serde(default)]
     pub drained: bool,
-    /// A Wait or TaskExit can come no more; `Delete` is all that is left.
+    /// Its pid once it has one, for as long as it is not deleted.
     #[serde(default)]
     pub pid: u32,
+    /// Number of its set of streams, 0 before it was to be started.
+    #[serde(default)]
+    pub streams: u32,
 }
 
 /// What `Exec` asked for; the spec is kept until the exec runs.
@@ -188,6 +194,9 @@ pub struct Signalling {
     pub signal: u32,
     /// To everything in the container.
     pub all: bool,
+    /// Who asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<RequestId>,
 }
 
 /// The part of a task that decisions are made on. Small, so that a step can
@@ -214,6 +223,15 @@ pub struct Standing {
     /// A Create failed and something of it is left, as far as anyone knows.
     #[serde(default)]
     pub remains: bool,
+    /// Sets of streams begun so far: one for each Create and each exec's start.
+    #[serde(default)]
+    pub streams: u32,
+    /// Number of init's.
+    #[serde(default)]
+    pub init_streams: u32,
+    /// Requests that have begun something, the newest [`TAKEN_MAX`].
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub taken: VecDeque<RequestId>,
 }
 
 /// Everything the shim knows of its container.
@@ -238,9 +256,41 @@ pub struct Task {
     /// Execs that were started.
     #[serde(default)]
     pub execs_started: u64,
+    /// Execs deleted last, with pid and end: a Delete whose answer was lost is
+    /// answered the same. The newest [`GONE_MAX`].
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub gone: VecDeque<(ExecId, u32, Exit)>,
+}
+
+/// Requests remembered. More than are under way at one time, but for a crowd
+/// whose shim dies in the midst of it.
+pub const TAKEN_MAX: usize = 256;
+/// Deleted execs remembered.
+pub const GONE_MAX: usize = 32;
+
+impl Exec {
+    /// What its Delete is answered with: its pid, 0 if it never ran, and its
+    /// end, unknown if there is none.
+    pub fn deleted(&self, at: Moment) -> (u32, Exit) {
+        match &self.phase {
+            ExecPhase::Stopped { process, exit, .. } => (process.pid, *exit),
+            ExecPhase::Added
+            | ExecPhase::Starting
+            | ExecPhase::Failed
+            | ExecPhase::Running { .. } => {
+                let status = Status::Unknown(Because::NeverRan);
+                (self.pid, Exit { status, at })
+            }
+        }
+    }
 }
 
 impl Standing {
+    /// Whether this request has begun something already.
+    pub fn took(&self, request: RequestId) -> bool {
+        self.taken.contains(&request)
+    }
+
     /// Whether something was begun whose end is not recorded: after a crash a
     /// call of the runtime may still be at it.
     pub fn midway(&self) -> bool {
@@ -290,6 +340,9 @@ impl Default for Task {
                 signalling: Vec::new(),
                 ending: false,
                 remains: false,
+                streams: 0,
+                init_streams: 0,
+                taken: VecDeque::new(),
             },
             plan: None,
             exec_plans: BTreeMap::new(),
@@ -298,6 +351,7 @@ impl Default for Task {
             dropped: 0,
             story: VecDeque::new(),
             execs_started: 0,
+            gone: VecDeque::new(),
         }
     }
 }

@@ -7,9 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::phase::{
-    Exec, ExecPhase, ExecPlan, Milestone, Phase, Plan, STORY_MAX, Signalling, Task, Verb,
+    Exec, ExecPhase, ExecPlan, GONE_MAX, Milestone, Phase, Plan, STORY_MAX, Signalling, TAKEN_MAX,
+    Task, Verb,
 };
-use crate::{Because, Claim, ExecId, Exit, Incarnation, Moment, Published, Status, Who};
+use crate::{Because, Claim, ExecId, Exit, Incarnation, Moment, Published, RequestId, Status, Who};
 
 /// Journal frame type of a [`Record`].
 pub const KIND_RECORD: u16 = 1;
@@ -112,6 +113,8 @@ pub enum Change {
     EventDropped,
     /// Shutdown was accepted.
     Ending,
+    /// This step comes from this request.
+    Took(RequestId),
 }
 
 /// The changes and published events of one step, and when it happened.
@@ -244,6 +247,13 @@ impl Task {
                 }
                 Change::ExecDeleted(exec) => {
                     self.exec_plans.remove(exec);
+                    if let Some(found) = self.standing.execs.get(exec) {
+                        let (pid, exit) = found.deleted(record.at);
+                        if self.gone.len() >= GONE_MAX {
+                            self.gone.pop_front();
+                        }
+                        self.gone.push_back((exec.clone(), pid, exit));
+                    }
                 }
                 Change::Acked { seq } => {
                     while self.outbox.front().is_some_and(|first| first.seq <= *seq) {
@@ -267,6 +277,7 @@ impl Task {
                 | Change::Deleted
                 | Change::BroughtToNothing { .. }
                 | Change::Oom { .. }
+                | Change::Took(_)
                 | Change::Ending => {}
             }
             self.standing.apply(change, record.at);
@@ -341,6 +352,7 @@ fn milestone(change: &Change) -> Option<Milestone> {
         | Change::BroughtToNothing { .. }
         | Change::Acked { .. }
         | Change::EventDropped
+        | Change::Took(_)
         | Change::Ending => None,
     }
 }
@@ -349,7 +361,11 @@ impl crate::phase::Standing {
     /// Takes one change over.
     pub(crate) fn apply(&mut self, change: &Change, at: Moment) {
         match change {
-            Change::Creating(_) => self.phase = Phase::Creating,
+            Change::Creating(_) => {
+                self.phase = Phase::Creating;
+                self.streams += 1;
+                self.init_streams = self.streams;
+            }
             Change::Created { init, .. } => self.phase = Phase::Created { init: init.clone() },
             Change::CreateUndone => self.phase = Phase::Empty,
             Change::CreateNotUndone => {
@@ -374,10 +390,17 @@ impl crate::phase::Standing {
                     phase: ExecPhase::Added,
                     drained: false,
                     pid: 0,
+                    streams: 0,
                 };
                 self.execs.insert(exec.clone(), added);
             }
-            Change::ExecStarting(exec) => self.exec_phase(exec, ExecPhase::Starting),
+            Change::ExecStarting(exec) => {
+                self.exec_phase(exec, ExecPhase::Starting);
+                self.streams += 1;
+                if let Some(found) = self.execs.get_mut(exec) {
+                    found.streams = self.streams;
+                }
+            }
             Change::ExecStarted { exec, process } => {
                 if let Some(found) = self.execs.get_mut(exec) {
                     found.pid = process.pid;
@@ -416,6 +439,12 @@ impl crate::phase::Standing {
             Change::Oom { count } => self.ooms = *count,
             Change::Acked { .. } | Change::EventDropped => {}
             Change::Ending => self.ending = true,
+            Change::Took(request) => {
+                if self.taken.len() >= TAKEN_MAX {
+                    self.taken.pop_front();
+                }
+                self.taken.push_back(*request);
+            }
         }
     }
 

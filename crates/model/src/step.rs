@@ -64,7 +64,7 @@ impl Step {
 
 /// Decides what the event does to the task.
 pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
-    let mut draft = Draft::new(task, event.at);
+    let mut draft = Draft::new(task, event.at, event.asked);
     match event.what {
         What::CreateAsked(plan) => create_asked(&mut draft, plan)?,
         What::CreateDone { init, claims } => create_done(&mut draft, init, claims),
@@ -201,7 +201,12 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
         )),
         // Whoever made it has given up on it; its end comes within a deadline.
         (Phase::Creating, Verb::Delete) => Some(Refusal::new(Kind::Later, "create is under way")),
-        (Phase::Empty | Phase::Creating, _) => Some(not_created()),
+        // For containerd a deleted one is not there any more.
+        (Phase::Empty | Phase::Creating, _)
+        | (
+            Phase::Deleted { .. },
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
+        ) => Some(not_created()),
 
         (Phase::Created { .. }, Verb::Start | Verb::Update | Verb::Delete)
         | (Phase::Running { .. }, Verb::Pause | Verb::Update | Verb::Checkpoint)
@@ -234,10 +239,6 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
             draft.effect(Effect::AnswerVerb(Verb::Delete));
             return Ok(());
         }
-        (
-            Phase::Deleted { .. },
-            Verb::Start | Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint,
-        ) => Some(not_created()),
     };
     if let Some(refusal) = refused {
         return Err(refusal);
@@ -316,7 +317,8 @@ fn verb_failed(draft: &mut Draft<'_>, verb: Verb) {
 /// Whether the container takes new execs, or why not.
 fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
     match &draft.now().phase {
-        Phase::Empty | Phase::Creating => Err(not_created()),
+        // For containerd a deleted one is not there any more.
+        Phase::Empty | Phase::Creating | Phase::Deleted { .. } => Err(not_created()),
         Phase::Created { init: Some(_) } | Phase::Running { .. } => Ok(()),
         Phase::Created { init: None } => Err(Refusal::new(
             Kind::Unknown,
@@ -330,8 +332,6 @@ fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
             Kind::FailedPrecondition,
             "cannot exec in a stopped container",
         )),
-        // For containerd it is not there any more.
-        Phase::Deleted { .. } => Err(not_created()),
     }
 }
 
@@ -513,10 +513,12 @@ fn kill_asked(draft: &mut Draft<'_>, who: Who, signal: u32, all: bool) -> Result
             "too many signals are on their way",
         ));
     }
+    let asked = draft.asked();
     draft.change(Change::Signalling(Signalling {
         who: who.clone(),
         signal,
         all,
+        asked,
     }));
     draft.effect(Effect::Signal {
         who,

@@ -81,7 +81,7 @@ impl World {
                 });
             }
             Effect::Create(_) => {
-                let undone = self.next_pid % 2 == 0;
+                let undone = self.next_pid.is_multiple_of(2);
                 self.live(What::CreateFailed { undone });
             }
             Effect::Run(verb) if well => {

@@ -60,6 +60,7 @@ fn every_phase_meets_every_event_as_the_golden_table_says() {
         for (event, what) in common::all_events() {
             let event_at = Event {
                 at: common::at(99),
+                asked: None,
                 what,
             };
             let line = match step(&life.task, event_at) {

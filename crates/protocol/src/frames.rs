@@ -3,10 +3,14 @@
 //! The crate answers a service it does not know with INVALID_ARGUMENT;
 //! containerd's downgrade from v3 to v2 waits for UNIMPLEMENTED. So a request
 //! for a foreign service is replaced, on its way in, by one for a method that
-//! our own service does not have. Everything else passes untouched. It keeps
-//! less than a kilobyte a connection and never a whole message.
+//! our own service does not have. And a request is told which connection it
+//! came by, as one more entry of its metadata: the crate does not say, and a
+//! request given to a second shim must be known again. Everything else passes
+//! untouched. It keeps less than a kilobyte a connection and never a whole
+//! message.
 
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::Arc,
@@ -24,6 +28,32 @@ const AHEAD: usize = 512;
 const LOOK: usize = 96;
 /// Bytes of a foreign service's name that are repeated in the answer.
 const NAME_MAX: usize = 64;
+
+/// Key of the metadata that names the connection.
+const CONN: &str = "vigil-conn";
+/// Longest request the crate takes; one that would grow over it is not told.
+const REQUEST_MAX: usize = 4 << 20;
+
+/// One entry of a request's metadata, as it stands at the request's end: a
+/// repeated field may be anywhere.
+fn trailer(conn: u32) -> Vec<u8> {
+    let value = conn.to_string();
+    let mut entry = Vec::with_capacity(32);
+    for (tag, text) in [(0x0a, CONN), (0x12, value.as_str())] {
+        // Both are below 128 bytes: the length is one byte.
+        entry.extend([tag, text.len().to_le_bytes()[0]]);
+        entry.extend(text.as_bytes());
+    }
+    let mut field = vec![0x2a, entry.len().to_le_bytes()[0]];
+    field.append(&mut entry);
+    field
+}
+
+/// The connection a request came by, if it was told.
+pub(crate) fn conn_of(metadata: &HashMap<String, Vec<String>>) -> Option<u32> {
+    // Ours is the last: a client may send what it likes.
+    metadata.get(CONN)?.last()?.parse().ok()
+}
 
 /// What to do with a frame of which the start is there.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,12 +141,13 @@ fn replacement(stream: [u8; 4], service: &[u8]) -> Vec<u8> {
 enum Inbound {
     /// At a frame's start.
     Start,
-    /// Inside a frame that passes, this many bytes before its end.
-    Pass(u64),
+    /// Inside a frame that passes, this many bytes before its end, and what
+    /// follows it.
+    Pass { left: u64, then: Vec<u8> },
     /// Dropping this many bytes, then giving the replacement: a client that is
     /// answered while it still writes takes the connection for broken.
     Drop { left: u64, then: Vec<u8> },
-    /// Giving the replacement.
+    /// Giving the replacement, or what follows a request.
     Give { frame: Vec<u8>, at: usize },
 }
 
@@ -180,6 +211,7 @@ impl Outbound {
 pub(crate) struct Mended<S> {
     inner: S,
     traffic: Arc<Traffic>,
+    conn: u32,
     /// Requests let in and not yet answered on this connection.
     open: usize,
     ahead: [u8; AHEAD],
@@ -190,10 +222,11 @@ pub(crate) struct Mended<S> {
 }
 
 impl<S> Mended<S> {
-    pub(crate) fn new(inner: S, traffic: Arc<Traffic>) -> Self {
+    pub(crate) fn new(inner: S, conn: u32, traffic: Arc<Traffic>) -> Self {
         Self {
             inner,
             traffic,
+            conn,
             open: 0,
             ahead: [0; AHEAD],
             from: 0,
@@ -223,6 +256,23 @@ impl<S: AsyncRead + Unpin> Mended<S> {
         let read = free.filled().len();
         self.to += read;
         Poll::Ready(Ok(read))
+    }
+
+    /// Has the request at the start of `ahead` grow by the name of its
+    /// connection; what is to follow it.
+    fn tell(&mut self) -> Vec<u8> {
+        let Some(length) = self.ahead[self.from..self.to].first_chunk_mut::<4>() else {
+            return Vec::new();
+        };
+        let trailer = trailer(self.conn);
+        let announced = u32::from_be_bytes(*length) as usize + trailer.len();
+        match u32::try_from(announced) {
+            Ok(grown) if announced <= REQUEST_MAX => {
+                *length = grown.to_be_bytes();
+                trailer
+            }
+            Ok(_) | Err(_) => Vec::new(),
+        }
     }
 
     /// Hands on at most `left` bytes; how many, 0 at the end.
@@ -269,7 +319,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                         this.traffic.asked();
                     }
                     this.inbound = match verdict {
-                        Verdict::Pass(length) => Inbound::Pass(length),
+                        Verdict::Pass(length) => Inbound::Pass {
+                            left: length,
+                            then: if request { this.tell() } else { Vec::new() },
+                        },
                         Verdict::Replace { length, with } => Inbound::Drop {
                             left: length,
                             then: with,
@@ -282,22 +335,29 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                             if this.from == this.to {
                                 return Poll::Ready(Ok(()));
                             }
-                            Inbound::Pass((this.to - this.from) as u64)
+                            Inbound::Pass {
+                                left: (this.to - this.from) as u64,
+                                then: Vec::new(),
+                            }
                         }
                     };
                 }
-                Inbound::Pass(0) => this.inbound = Inbound::Start,
-                Inbound::Pass(left) => {
-                    let left = *left;
-                    let passed = ready!(this.pass(left, cx, out))?;
-                    this.inbound = Inbound::Pass(left - passed);
-                    return Poll::Ready(Ok(()));
+                Inbound::Pass { left: 0, then } if then.is_empty() => {
+                    this.inbound = Inbound::Start;
                 }
-                Inbound::Drop { left: 0, then } => {
+                Inbound::Pass { left: 0, then } | Inbound::Drop { left: 0, then } => {
                     this.inbound = Inbound::Give {
                         frame: std::mem::take(then),
                         at: 0,
                     };
+                }
+                Inbound::Pass { left, .. } => {
+                    let left = *left;
+                    let passed = ready!(this.pass(left, cx, out))?;
+                    if let Inbound::Pass { left, .. } = &mut this.inbound {
+                        *left -= passed;
+                    }
+                    return Poll::Ready(Ok(()));
                 }
                 Inbound::Drop { left, .. } => {
                     let left = *left;

@@ -13,10 +13,11 @@ use ttrpc::{
     Code, Request as WireRequest, Response, Status,
     r#async::{MethodHandler, Service, TtrpcContext},
 };
-use vigil_model::{Answer, Kind, Refusal, Request};
+use vigil_model::{Answer, Kind, Refusal, Request, RequestId};
 
 use crate::{
     answers::{self, Said},
+    frames::conn_of,
     requests::{self, Asked},
     transport::Traffic,
 };
@@ -28,6 +29,7 @@ pub const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.
 pub trait Ask: Send + Sync {
     /// Answers a request for the container `id`, which is as containerd wrote
     /// it: not necessarily ours, and for Connect and Shutdown any text at all.
+    /// `from` names the request; the same one may come again to a later shim.
     ///
     /// The future may be dropped at any moment (the client's deadline passed,
     /// or its connection ended). Whatever it stands for must go on then:
@@ -37,6 +39,7 @@ pub trait Ask: Send + Sync {
         &self,
         id: &str,
         request: Request,
+        from: Option<RequestId>,
     ) -> impl Future<Output = Result<Answer, Refusal>> + Send;
 }
 
@@ -88,13 +91,18 @@ struct Bound<A> {
 
 #[async_trait]
 impl<A: Ask + 'static> MethodHandler for Bound<A> {
-    async fn handler(&self, _: TtrpcContext, request: WireRequest) -> ttrpc::Result<Response> {
+    async fn handler(&self, from: TtrpcContext, request: WireRequest) -> ttrpc::Result<Response> {
         let _asking = self.traffic.asking();
+        let stream = from.mh.stream_id;
+        let from = conn_of(&from.metadata).map(|conn| RequestId { conn, stream });
         let asked = (self.method.decode)(&request.payload);
         // A Wait may stay here for weeks: it keeps none of the wire's bytes.
         drop(request);
         let said = match asked {
-            Ok((id, asked)) => self.ask.ask(&id, asked).await.and_then(self.method.encode),
+            Ok((id, asked)) => {
+                let said = self.ask.ask(&id, asked, from).await;
+                said.and_then(self.method.encode)
+            }
             Err(refusal) => Err(refusal),
         };
         let mut response = Response::new();

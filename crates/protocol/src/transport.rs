@@ -80,7 +80,7 @@ impl Drop for Asking {
 
 /// The connections handed in, as the ttrpc crate wants them.
 struct Arrivals {
-    waiting: mpsc::Receiver<UnixStream>,
+    waiting: mpsc::Receiver<(u32, UnixStream)>,
     traffic: Arc<Traffic>,
 }
 
@@ -89,9 +89,9 @@ impl Stream for Arrivals {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        this.waiting
-            .poll_recv(cx)
-            .map(|stream| stream.map(|stream| Ok(Mended::new(stream, Arc::clone(&this.traffic)))))
+        this.waiting.poll_recv(cx).map(|next| {
+            next.map(|(conn, stream)| Ok(Mended::new(stream, conn, Arc::clone(&this.traffic))))
+        })
     }
 }
 
@@ -101,7 +101,7 @@ impl Stream for Arrivals {
 pub struct Server {
     /// Ends its connections when it is dropped.
     _inner: ttrpc::r#async::Server,
-    waiting: mpsc::Sender<UnixStream>,
+    waiting: mpsc::Sender<(u32, UnixStream)>,
     traffic: Arc<Traffic>,
 }
 
@@ -127,14 +127,15 @@ impl Server {
         })
     }
 
-    /// Serves one more connection until its peer ends it.
-    pub async fn add(&self, stream: StdUnixStream) -> Result<(), Error> {
+    /// Serves one more connection until its peer ends it; `conn` is its number,
+    /// by which its requests are known again.
+    pub async fn add(&self, conn: u32, stream: StdUnixStream) -> Result<(), Error> {
         let stream = stream
             .set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(stream))
             .map_err(|source| Error::ServerAdd { source })?;
         self.waiting
-            .send(stream)
+            .send((conn, stream))
             .await
             .map_err(|_| Error::ServerEnded)
     }

@@ -1,8 +1,8 @@
 //! One connection of containerd: its own socket, the socketpair to the shim,
 //! and the relay between them. Every frame passes here; none is understood.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use vigil_relay::Relay;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
@@ -12,6 +12,11 @@ use vigil_sys::{Errno, Result, listen, scm};
 const CHUNK: usize = 4096;
 /// First token that belongs to a connection; each has two.
 const FIRST_TOKEN: u64 = 16;
+
+/// Its own token; its pair's is the next.
+fn token_of(number: u32) -> u64 {
+    FIRST_TOKEN + u64::from(number) * 2
+}
 
 /// The connection a token means, and whether its pair is meant.
 pub(crate) fn owner_of(token: u64) -> Option<(u32, bool)> {
@@ -25,6 +30,10 @@ pub(crate) struct Conn {
     own: Watched<OwnedFd>,
     pair: Option<Watched<OwnedFd>>,
     relay: Relay,
+    /// When the shim was sent something last.
+    sent_at: Option<Instant>,
+    /// Something went to the shim since it was asked last.
+    sends: bool,
     /// The shim closed its end, or is dying and all its ends close: if it is
     /// still alive at this time, it meant this connection.
     pub(crate) cut_at: Option<Instant>,
@@ -40,15 +49,46 @@ fn read(from: &Watched<OwnedFd>, chunk: &mut [u8]) -> Option<usize> {
 }
 
 impl Conn {
-    pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd, pair: OwnedFd) -> Result<Conn> {
-        let token = FIRST_TOKEN + u64::from(number) * 2;
+    pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd) -> Result<Conn> {
         Ok(Conn {
             number,
-            own: Watched::new(epoll, own, token, Interest::READ)?,
-            pair: Some(Watched::new(epoll, pair, token + 1, Interest::READ)?),
+            own: Watched::new(epoll, own, token_of(number), Interest::READ)?,
+            pair: None,
             relay: Relay::new(),
+            sent_at: None,
+            sends: false,
             cut_at: None,
         })
+    }
+
+    /// containerd's own connection.
+    pub(crate) fn own(&self) -> BorrowedFd<'_> {
+        self.own.as_fd()
+    }
+
+    /// Whether it waits for a shim. Not one whose shim has closed its end.
+    pub(crate) fn waits(&self) -> bool {
+        self.pair.is_none() && self.cut_at.is_none()
+    }
+
+    /// A shim serves it from now on, with what is unanswered first.
+    pub(crate) fn give(&mut self, epoll: &Epoll, pair: OwnedFd) -> Result<()> {
+        let token = token_of(self.number) + 1;
+        self.pair = Some(Watched::new(epoll, pair, token, Interest::READ)?);
+        self.cut_at = None;
+        self.settle();
+        Ok(())
+    }
+
+    /// Whether the shim has not read all it was sent.
+    pub(crate) fn unread_by_shim(&self) -> bool {
+        let Some(pair) = &self.pair else { return false };
+        !self.relay.for_shim().is_empty() || listen::unread_by_peer(pair.as_fd()).unwrap_or(0) > 0
+    }
+
+    /// Whether something went to the shim since this was asked last.
+    pub(crate) fn sends(&mut self) -> bool {
+        std::mem::take(&mut self.sends)
     }
 
     /// Something happened on containerd's side. `false`: it is over.
@@ -87,9 +127,17 @@ impl Conn {
     }
 
     /// The shim is dead: what it wrote is read to its end and, as far as
-    /// containerd takes it at once, passed on.
-    pub(crate) fn shim_died(&mut self) {
+    /// containerd takes it at once, passed on. What it lived with for `proven`
+    /// did not kill it.
+    pub(crate) fn shim_died(&mut self, now: Instant, proven: Duration) {
         self.read_pair_to_end();
+        if self
+            .sent_at
+            .is_none_or(|at| now.duration_since(at) > proven)
+        {
+            self.relay.prove();
+        }
+        self.relay.shim_died();
         self.pair = None;
         self.cut_at = None;
         self.settle();
@@ -136,7 +184,11 @@ impl Conn {
         let Some(pair) = &self.pair else { return };
         while !self.relay.for_shim().is_empty() {
             match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
-                Ok(count) => self.relay.shim_took(count),
+                Ok(count) => {
+                    self.relay.shim_took(count);
+                    self.sent_at = Some(Instant::now());
+                    self.sends = true;
+                }
                 Err(_) => break,
             }
         }

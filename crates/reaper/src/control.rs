@@ -4,7 +4,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use vigil_journal::exits::PinError;
-use vigil_relay::control::{Call, Denied, MESSAGE_MAX, ToReaper, ToShim, VERSION, number_of};
+use vigil_relay::control::{
+    ADOPT_MAX, Call, Denied, MESSAGE_MAX, ToReaper, ToShim, VERSION, number_of,
+};
 use vigil_sys::{Errno, scm};
 
 use crate::turn::Reaper;
@@ -36,6 +38,7 @@ impl Reaper<'_> {
                     Err(error) => Err(error.denied()),
                 },
             };
+            self.progress += 1;
             let call = number_of(&bytes);
             self.tell(&ToShim::Ack { call, answer }, &[]);
         }
@@ -57,6 +60,7 @@ impl Reaper<'_> {
             // A newer shim learns our version and speaks it.
             ToReaper::Hello { version: _ } => Ok(VERSION.into()),
             ToReaper::Ready => {
+                self.hand_out();
                 if let Some(ready) = self.ready.take() {
                     // If `start` is gone, others have told its client so.
                     let _ = scm::write(ready.as_fd(), b"R");
@@ -81,6 +85,13 @@ impl Reaper<'_> {
                 Ok(index) if self.deaths.unpin(index) => Ok(0),
                 Ok(_) | Err(_) => Err(Denied::NotPinned),
             },
+            ToReaper::Adopt { after } => {
+                let slots = self.slots.after(after, ADOPT_MAX);
+                for (slot, held) in &slots {
+                    self.tell(&ToShim::Slot(*slot), &[held.as_fd()]);
+                }
+                Ok(slots.len() as u64)
+            }
             ToReaper::End => {
                 self.end_announced();
                 Ok(0)

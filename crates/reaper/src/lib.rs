@@ -7,6 +7,7 @@
 
 mod conn;
 mod control;
+mod successor;
 mod turn;
 
 use std::ffi::{CString, OsString};
@@ -34,6 +35,10 @@ pub const DOORBELL_FD: u16 = 4;
 pub const LOCK_FD: u16 = 5;
 /// The write end of the ready pipe.
 pub const READY_FD: u16 = 6;
+
+/// How many shims of this pair have died, in the environment of a shim that
+/// takes over.
+pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -100,7 +105,7 @@ pub(crate) fn fail(ready: &OwnedFd, error: &Error) {
 }
 
 /// Gives an [`Errno`] the name of its step.
-fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error> {
+pub(crate) fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error> {
     result.map_err(|errno| Error::Step(step, errno))
 }
 
@@ -136,12 +141,14 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     let control = Watched::new(&epoll, control, turn::CONTROL, Interest::READ);
     let control = step("watch the control socket", control)?;
 
-    let shim = start_shim(config, &theirs, &bell, ready)?;
+    let shim = start_shim(config, &theirs, &bell, ready, 0)?;
     write_pair(config, boot, &shim).inspect_err(|_| {
         // Nobody could check who this shim is before killing it.
         let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
     })?;
     Ok(Reaper {
+        config,
+        boot,
         epoll,
         signals,
         listener,
@@ -156,6 +163,11 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         control: Some(control),
         shim,
         shim_lives: true,
+        serving: false,
+        shim_deaths: successor::Deaths::default(),
+        takeovers: 0,
+        watchdog: successor::Watchdog::default(),
+        progress: 0,
         ready: None,
         going: false,
         told_to_go: false,
@@ -163,12 +175,15 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     })
 }
 
-fn start_shim(
+pub(crate) fn start_shim(
     config: &Config,
     control: &OwnedFd,
     bell: &Doorbell,
     ready: &OwnedFd,
+    takeovers: u32,
 ) -> Result<Child, Error> {
+    let takeovers =
+        (takeovers > 0).then(|| (OsString::from(TAKEOVERS), takeovers.to_string().into()));
     let mut argv = config.argv.iter();
     let shim = Command::new(&config.program)
         .arg0(
@@ -177,6 +192,11 @@ fn start_shim(
         )
         .args(argv)
         .envs(config.env.iter().map(|(key, value)| (key, value)))
+        .envs(
+            takeovers
+                .iter()
+                .map(|(key, value): &(OsString, OsString)| (key, value)),
+        )
         .own_group()
         .fd(CONTROL_FD, control.as_fd())
         .fd(DOORBELL_FD, bell.as_fd())
@@ -187,7 +207,7 @@ fn start_shim(
 }
 
 /// Names both processes for `delete`, before the shim is given anything to serve.
-fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<(), Error> {
+pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<(), Error> {
     let pid_ns = step("see its pid namespace", process::pid_namespace())?;
     let incarnation = |pid: u32, pidfd: &OwnedFd| -> Result<Incarnation, Error> {
         let start_ticks = step("see a start time", process::start_ticks(pid))?;

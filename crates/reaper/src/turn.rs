@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use vigil_journal::BootId;
 use vigil_journal::exits::{Death, Recorder};
 use vigil_relay::control::ToShim;
 use vigil_relay::slots::Slots;
@@ -15,10 +16,11 @@ use vigil_sys::map::release_heap;
 use vigil_sys::points::{self, Point};
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::Child;
-use vigil_sys::{Result, fd, listen, pidfd, process, scm, wait};
+use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 
 use crate::conn::{Conn, owner_of};
-use crate::{Error, fail};
+use crate::successor::{Deaths, Watchdog};
+use crate::{Config, Error, fail};
 
 pub(crate) const LISTENER: u64 = 0;
 pub(crate) const SIGNALS: u64 = 1;
@@ -45,6 +47,8 @@ const DYING: Duration = Duration::from_millis(100);
 
 /// All the reaper has.
 pub(crate) struct Reaper<'c> {
+    pub(crate) config: &'c Config,
+    pub(crate) boot: BootId,
     pub(crate) epoll: Epoll,
     pub(crate) signals: Watched<Signals>,
     pub(crate) listener: Watched<&'c OwnedFd>,
@@ -65,6 +69,14 @@ pub(crate) struct Reaper<'c> {
     pub(crate) control: Option<Watched<OwnedFd>>,
     pub(crate) shim: Child,
     pub(crate) shim_lives: bool,
+    /// It has said that it serves: connections are handed to it.
+    pub(crate) serving: bool,
+    pub(crate) shim_deaths: Deaths,
+    /// Shims that took over from another.
+    pub(crate) takeovers: u32,
+    pub(crate) watchdog: Watchdog,
+    /// Grows whenever the shim does anything.
+    pub(crate) progress: u64,
     pub(crate) ready: Option<OwnedFd>,
 
     /// No other shim follows: the end was announced, or we were told to go.
@@ -127,6 +139,7 @@ impl Reaper<'_> {
     fn patience(&self) -> Option<Duration> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let times = cuts.chain(self.until).chain(self.listen_at);
+        let times = times.chain(self.watchdog.at);
         Some(times.min()?.saturating_duration_since(Instant::now()))
     }
 
@@ -134,6 +147,12 @@ impl Reaper<'_> {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
         if due(self.listen_at) {
             self.listen();
+            if self.serving {
+                self.hand_out();
+            }
+        }
+        if due(self.watchdog.at) {
+            self.look_at_the_shim();
         }
         // The shim lives on without these: it has closed them.
         while let Some(cut) = self.conns.iter().position(|conn| due(conn.cut_at)) {
@@ -226,7 +245,7 @@ impl Reaper<'_> {
     }
 
     /// The shim is dead and reaped. What it has written counts, to its end;
-    /// then either this was the end, or (as long as it is not restarted) we go
+    /// then either this was the end, or another takes over. If none can, we go
     /// at once, so that containerd runs `delete`. An exit code means "go".
     fn on_shim_death(&mut self, status: i32) -> Option<i32> {
         self.shim_lives = false;
@@ -236,15 +255,19 @@ impl Reaper<'_> {
             }
         }
         self.control = None;
-        self.conns.iter_mut().for_each(Conn::shim_died);
+        self.keep_unanswered();
         if self.going {
             self.go_within(FLUSH);
             return None;
         }
-        // A restart goes here: another control socket and shim, and for each
-        // connection another pair, with what it keeps queued first.
         if let Some(ready) = self.ready.take() {
             fail(&ready, &Error::ShimEnded(status));
+            return Some(self.leave());
+        }
+        // Without its bundle it would find nothing, and soon come to the same.
+        let may = self.shim_deaths.allow(Instant::now()) && self.config.bundle.exists();
+        if may && self.succeed().is_ok() {
+            return None;
         }
         Some(self.leave())
     }
@@ -261,28 +284,28 @@ impl Reaper<'_> {
 
     /// Not a turn for nothing: with no descriptor to be had, a listener that
     /// is looked at would be ready for ever.
-    fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         let _ = self.listener.want(Interest::default());
         self.listen_at = Some(Instant::now() + REST);
     }
 
     fn accept(&mut self) {
-        // The pair first: what is accepted must not be dropped for want of it.
-        let accepted = scm::pair_stream()
-            .and_then(|pair| Ok(listen::accept(self.listener.as_fd())?.map(|own| (own, pair))));
-        let (own, (pair, theirs)) = match accepted {
-            Ok(Some(accepted)) => accepted,
+        let own = match listen::accept(self.listener.as_fd()) {
+            Ok(Some(own)) => own,
             Ok(None) => return,
             Err(_) => return self.rest(),
         };
         let conn = self.next_conn;
         self.next_conn = conn.wrapping_add(1);
-        self.tell(&ToShim::Conn { conn }, &[theirs.as_fd(), own.as_fd()]);
-        match Conn::new(&self.epoll, conn, own, pair) {
+        match Conn::new(&self.epoll, conn, own) {
             Ok(conn) => self.conns.push(conn),
             Err(_) => return self.rest(),
         }
         self.listen();
+        // A shim that does not serve yet is given all of them when it does.
+        if self.serving {
+            self.hand_out();
+        }
     }
 
     fn conn_ready(&mut self, ready: Ready) {
@@ -295,13 +318,18 @@ impl Reaper<'_> {
         };
         let conn = &mut self.conns[place];
         let stays = if is_pair {
+            self.progress += 1;
             conn.pair_ready(ready, Instant::now() + DYING)
         } else {
             conn.own_ready(ready)
         };
         self.burst |= conn.held() > BURST;
+        let sent = conn.sends();
         if !stays {
             self.close_conn(place);
+        }
+        if sent {
+            self.arm();
         }
         if self.burst && self.conns.iter().all(|conn| conn.held() <= QUIET) {
             self.burst = false;

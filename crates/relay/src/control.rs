@@ -20,6 +20,8 @@ pub const VERSION: u16 = 1;
 pub const MESSAGE_MAX: usize = 4096;
 /// Most descriptors (and so slots) in one [`ToReaper::Deposit`].
 pub const DEPOSIT_MAX: usize = 16;
+/// Most slots given back for one [`ToReaper::Adopt`].
+pub const ADOPT_MAX: usize = 32;
 /// Most slots in one [`ToReaper::Ended`].
 pub const ENDED_MAX: usize = (MESSAGE_MAX - HEADER) / 4;
 
@@ -32,6 +34,7 @@ const ENDED: u8 = 0x04;
 const REGISTER: u8 = 0x05;
 const UNREGISTER: u8 = 0x06;
 const END: u8 = 0x07;
+const ADOPT: u8 = 0x08;
 const ACK: u8 = 0x81;
 const CONN: u8 = 0x82;
 const SLOT: u8 = 0x83;
@@ -96,6 +99,13 @@ pub enum ToReaper {
     },
     /// This is the end: a shim that dies after it is never restarted. No body.
     End,
+    /// Give back what earlier shims deposited: the next [`ADOPT_MAX`] slots, in
+    /// the order of their numbers. Each comes as a [`ToShim::Slot`] before the
+    /// Ack. Body: after u32. Ack value: how many came; fewer are the last.
+    Adopt {
+        /// Only slots with higher numbers; 0 for all.
+        after: u32,
+    },
 }
 
 /// What a reaper says.
@@ -384,6 +394,11 @@ impl Call {
                 out
             }
             ToReaper::End => begin(END, 0, call),
+            ToReaper::Adopt { after } => {
+                let mut out = begin(ADOPT, 0, call);
+                out.extend(after.to_le_bytes());
+                out
+            }
         })
     }
 
@@ -428,6 +443,9 @@ impl Call {
                 head.body(bytes, 0)?;
                 ToReaper::End
             }
+            ADOPT => ToReaper::Adopt {
+                after: u32_at(head.body(bytes, 4)?, 0),
+            },
             kind => {
                 return Err(ControlError::UnknownType {
                     kind,

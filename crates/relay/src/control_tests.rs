@@ -64,6 +64,11 @@ fn requests_have_these_bytes() {
         &[0x06, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0, 0],
     );
     to_reaper(6, ToReaper::End, &[0x07, 0, 0, 0, 6, 0, 0, 0]);
+    to_reaper(
+        7,
+        ToReaper::Adopt { after: 258 },
+        &[0x08, 0, 0, 0, 7, 0, 0, 0, 2, 1, 0, 0],
+    );
 }
 
 #[test]

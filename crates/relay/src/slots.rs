@@ -43,6 +43,14 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Those with higher numbers than `after`, by number, `count` at most.
+    pub fn after(&self, after: u32, count: usize) -> Vec<(Slot, &T)> {
+        let mut found: Vec<_> = self.iter().filter(|(held, _)| held.slot > after).collect();
+        found.sort_unstable_by_key(|(held, _)| held.slot);
+        found.truncate(count);
+        found
+    }
+
     /// Everything held, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, &T)> {
         self.0.iter().map(|(slot, thing)| (*slot, thing))

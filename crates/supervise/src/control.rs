@@ -10,7 +10,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use vigil_relay::control::{Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION};
+use vigil_relay::control::{
+    ADOPT_MAX, Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION,
+};
 use vigil_sys::{Errno, scm};
 
 use crate::Error;
@@ -52,6 +54,8 @@ struct Shared {
     // Bookkeeping of calls in flight, never lifecycle state.
     calls: Mutex<Calls>,
     hello: Mutex<Option<JoinHandle<Result<u64, Error>>>>,
+    /// Slots that came and were not taken yet.
+    given: Mutex<Vec<(Slot, OwnedFd)>>,
 }
 
 /// A handle to the control socket; clones share it.
@@ -75,6 +79,7 @@ impl Control {
             socket,
             calls,
             hello: Mutex::default(),
+            given: Mutex::default(),
         }));
         tokio::spawn(receive(control.0.clone(), unasked));
         // Sent first, waited for last: whoever is greeted has work meanwhile.
@@ -143,6 +148,22 @@ impl Control {
         self.call(ToReaper::Unregister { index }, &[])
             .await
             .map(drop)
+    }
+
+    /// Takes over what earlier shims deposited, by slot, in the order of their
+    /// numbers.
+    pub async fn adopt(&self) -> Result<Vec<(Slot, OwnedFd)>, Error> {
+        let mut all: Vec<(Slot, OwnedFd)> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |(slot, _)| slot.slot);
+            let came = self.call(ToReaper::Adopt { after }, &[]).await?;
+            let mut given = self.0.given.lock().unwrap_or_else(PoisonError::into_inner);
+            all.append(&mut given);
+            // Fewer than asked for are the last; 0 also ends a reaper that lies.
+            if came < ADOPT_MAX as u64 || all.last().is_none_or(|(slot, _)| slot.slot <= after) {
+                return Ok(all);
+            }
+        }
     }
 
     /// Tells the reaper that this shim leaves for good.
@@ -244,10 +265,12 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
                     log::error!("control socket: connection {conn} came without its descriptors");
                 }
             }
-            // Slots come at takeover only; closing them here loses nothing
-            // the reaper does not still hold.
             Ok(ToShim::Slot(slot)) => {
-                log::warn!("control socket: slot {} not asked for", slot.slot);
+                // Without one it is of no use, and stays with the reaper.
+                if let Some(fd) = fds.into_iter().next() {
+                    let mut given = shared.given.lock().unwrap_or_else(PoisonError::into_inner);
+                    given.push((slot, fd));
+                }
             }
             Ok(ToShim::Leave) => {
                 if unasked.send(FromReaper::Leave).await.is_err() {

@@ -3,7 +3,7 @@
 //! to the owner, the caller only waits for the answer.
 
 use tokio::sync::{mpsc, oneshot};
-use vigil_model::{Answer, Kind, Refusal, Request};
+use vigil_model::{Answer, Kind, Refusal, Request, RequestId};
 
 use crate::owner::Message;
 
@@ -26,11 +26,15 @@ impl Desk {
 
     /// Asks, and waits for the answer as long as it takes. Dropping the
     /// future drops the answer, never the work.
-    pub async fn ask(&self, request: Request) -> Result<Answer, Refusal> {
+    pub async fn ask(&self, request: Request, from: Option<RequestId>) -> Result<Answer, Refusal> {
         let (reply, answered) = oneshot::channel();
         let gone = || Refusal::new(Kind::Unavailable, "the shim is leaving");
         self.inbox
-            .send(Message::Ask { request, reply })
+            .send(Message::Ask {
+                request,
+                from,
+                reply,
+            })
             .await
             .map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))

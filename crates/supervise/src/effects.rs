@@ -47,8 +47,9 @@ impl Owner {
     pub(crate) fn enact(&mut self, effect: Effect) {
         match effect {
             Effect::Create(plan) => {
-                let job = jobs::create::create(self.hands.tools.clone(), plan);
-                self.job(async { Message::CreateOver(Box::new(job.await)) });
+                let number = self.streams_number(&Who::Init);
+                let tools = self.hands.tools.clone();
+                self.create_again(jobs::create::create(tools, plan, number));
             }
             Effect::Run(verb) => self.run_verb(verb),
             Effect::StartExec(exec) => self.start_exec(exec),
@@ -163,12 +164,14 @@ impl Owner {
     /// Clears Create's way; its message brings the request back.
     pub(crate) fn clear(&self, plan: Plan, reply: Reply) {
         let tools = self.hands.tools.clone();
+        let from = self.asking;
         let plan = Box::new(plan);
         self.job(async move {
             let create = Box::new(plan.create.clone());
             let over = jobs::clear::clear(tools, plan).await;
             Message::Cleared {
                 create,
+                from,
                 reply,
                 over,
             }
@@ -193,10 +196,11 @@ impl Owner {
         };
         let tools = self.hands.tools.clone();
         let wish = self.hands.take_wish();
+        let number = self.streams_number(&Who::Init);
         match verb {
             Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
                 let mut claims = plan.claims.clone();
-                let over = jobs::create::begin(&tools, &plan, &mut claims).await;
+                let over = jobs::create::begin(&tools, &plan, &mut claims, number).await;
                 if over.is_err() {
                     // The runtime may have restored it, wholly or partly.
                     gone::undo(&tools, &plan).await;
@@ -334,13 +338,63 @@ impl Owner {
             return;
         };
         let tools = self.hands.tools.clone();
+        let number = self.streams_number(&Who::Exec(exec.clone()));
+        let job = jobs::exec::start(tools, plan, exec.clone(), asked, number);
+        self.exec_again(exec, job);
+    }
+
+    /// Creates, or goes on doing so.
+    pub(crate) fn create_again(&self, job: impl Future<Output = CreateOver> + Send + 'static) {
+        self.job(async { Message::CreateOver(Box::new(job.await)) });
+    }
+
+    /// Starts an exec, or goes on doing so.
+    pub(crate) fn exec_again(
+        &self,
+        exec: ExecId,
+        job: impl Future<Output = ExecOver> + Send + 'static,
+    ) {
         self.job(async move {
-            let over = jobs::exec::start(tools, plan, exec.clone(), asked).await;
-            Message::ExecOver {
-                exec,
-                over: Box::new(over),
-            }
+            let over = Box::new(job.await);
+            Message::ExecOver { exec, over }
         });
+    }
+
+    /// A verb the shim before this one had under way.
+    pub(crate) fn run_verb_again(&mut self, verb: Verb) {
+        let Some(plan) = self.task.plan.clone() else {
+            return;
+        };
+        let tools = self.hands.tools.clone();
+        match verb {
+            Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
+                let over = jobs::resume::restore(tools, plan).await;
+                Message::VerbOver { verb, over }
+            }),
+            Verb::Start => self.job(async move {
+                let over = jobs::resume::start(tools, plan).await.map(|()| None);
+                Message::VerbOver { verb, over }
+            }),
+            // The kernel is asked the same again.
+            Verb::Pause | Verb::Resume => self.run_verb(verb),
+            // What it was asked with comes again, if it is to be done again.
+            Verb::Update | Verb::Checkpoint => {
+                let deadline = match verb {
+                    Verb::Update => tools.deadlines.update,
+                    _ => tools.deadlines.checkpoint,
+                };
+                self.job(async move {
+                    let id = tools.place.id.to_string();
+                    jobs::resume::calls_over(&tools, &id, deadline).await;
+                    let why = "the shim died while it did this";
+                    Message::VerbOver {
+                        verb,
+                        over: Err(Refusal::new(Kind::Unknown, why)),
+                    }
+                });
+            }
+            Verb::Delete => self.delete(),
+        }
     }
 
     /// After init's end. In a pid namespace of its own the kernel has already
@@ -373,7 +427,7 @@ impl Owner {
                 let init = begun.as_ref().map(|begun| begun.init.clone());
                 let pid = init.as_ref().map_or(0, |init| init.pid);
                 if let Some(begun) = begun {
-                    self.take_over(begun);
+                    self.possess(begun);
                 }
                 self.replies.create_outcome = Some(Ok(Answer::Pid(pid)));
                 points::reach(Point::CreatedNotJournaled);
@@ -389,7 +443,7 @@ impl Owner {
         }
     }
 
-    fn take_over(&mut self, begun: Begun) {
+    fn possess(&mut self, begun: Begun) {
         self.hands.streams.insert(Who::Init, begun.streams);
         self.hands.pins.insert(Who::Init, begun.pin);
         self.hands.know(&begun.init);
@@ -409,7 +463,7 @@ impl Owner {
             Ok(begun) => {
                 let init = begun.as_ref().map(|begun| begun.init.clone());
                 if let Some(begun) = begun {
-                    self.take_over(*begun);
+                    self.possess(*begun);
                 }
                 if verb == Verb::Delete {
                     // What died of being deleted is told before.
@@ -451,6 +505,7 @@ impl Owner {
     }
 
     pub(crate) fn exec_over(&mut self, exec: ExecId, over: ExecOver) {
+        let pid_file = jobs::exec::pid_file(&self.hands.tools, &exec);
         match over {
             Ok(started) => {
                 let who = Who::Exec(exec.clone());
@@ -471,6 +526,8 @@ impl Owner {
                 self.leave_nothing_frozen();
             }
         }
+        // Recorded now, one way or the other.
+        vigil_host::runc::forget_pid_file(&pid_file);
     }
 
     /// A runtime that was killed, or gave up, may have frozen the container for

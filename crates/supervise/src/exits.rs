@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use vigil_journal::exits::{Death, Exits};
+use vigil_journal::exits::{Death, Exits, Slot};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_sys::{map::SharedMap, wait};
 
@@ -45,6 +45,24 @@ impl ExitRecords {
     /// The death of the process pinned at `index`, if it died.
     pub(crate) fn pinned(&self, index: usize) -> Option<Death> {
         self.exits().ok()?.pinned(index)
+    }
+
+    /// The slot and the death of the one registered process that had this pid.
+    pub(crate) fn registered(&self, pid: u32) -> Option<(usize, Death)> {
+        let exits = self.exits().ok()?;
+        let death = exits.registered(pid)?;
+        let mut slots = exits.slots();
+        let (index, _) = slots.find(|(_, slot)| matches!(slot, Slot::Dead(d) if *d == death))?;
+        Some((index, death))
+    }
+
+    /// Slots in use, by index.
+    pub(crate) fn in_use(&self) -> Vec<usize> {
+        let Ok(exits) = self.exits() else {
+            return Vec::new();
+        };
+        let used = exits.slots().filter(|(_, slot)| *slot != Slot::Free);
+        used.map(|(index, _)| index).collect()
     }
 
     /// Place the next unpinned death will have; what died before it is not

@@ -1,9 +1,8 @@
-//! The reaper as the keeper of stdio descriptors: slots are numbered here, so
-//! that what is deposited can be named before it is.
+//! The reaper as the keeper of stdio descriptors. A slot's number says whose
+//! it is: the number of the set of streams, which the journal knows, and the
+//! kind. So a later shim knows what belongs where, without a record of its own.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use vigil_host::stdio::SlotKind;
 use vigil_relay::control::{DEPOSIT_MAX, Slot};
@@ -16,14 +15,23 @@ use crate::stdio::{Keeper, SlotId};
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     control: Control,
-    next: Arc<AtomicU32>,
+    streams: u32,
+}
+
+/// Kinds a set may have; their numbers are below.
+const KINDS: u32 = 32;
+
+/// The set of streams a slot belongs to.
+pub(crate) fn streams_of(slot: SlotId) -> u32 {
+    slot.0 / KINDS
 }
 
 impl Kept {
-    pub(crate) fn new(control: Control) -> Self {
+    /// For one set of streams.
+    pub(crate) fn of(control: &Control, streams: u32) -> Self {
         Self {
-            control,
-            next: Arc::new(AtomicU32::new(1)),
+            control: control.clone(),
+            streams,
         }
     }
 }
@@ -37,7 +45,7 @@ impl Keeper for Kept {
             let slots: Vec<Slot> = ends
                 .iter()
                 .map(|(kind, _)| Slot {
-                    slot: self.next.fetch_add(1, Ordering::Relaxed),
+                    slot: self.streams * KINDS + u32::from(kind.code()),
                     kind: kind.code(),
                 })
                 .collect();

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod again;
 mod clock;
 pub mod control;
 mod desk;
@@ -21,6 +22,7 @@ mod owner;
 mod replies;
 mod serve;
 pub mod stdio;
+mod takeover;
 mod watched;
 
 pub use clock::now;

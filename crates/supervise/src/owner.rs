@@ -2,13 +2,15 @@
 //! effects arrive as messages; each becomes one turn: decide, record, act.
 //! Nothing else changes the task, and no lock guards it.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
+use vigil_host::stdio::SlotKind;
 use vigil_model::{
-    Answer, Because, Event, ExecId, ExecPhase, ExecPlan, Exit, Kind, Namespace, Options, Phase,
-    Published, Refusal, Request, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
+    Answer, Because, Event, ExecId, ExecPlan, Exit, Kind, Namespace, Options, Phase, Published,
+    Refusal, Request, RequestId, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
     waited,
 };
 
@@ -19,6 +21,7 @@ use crate::hands::Hands;
 use crate::ledger::JournalLedger;
 use crate::limits::Limits;
 use crate::replies::{Outcome, Replies, answer};
+use crate::stdio::{SlotId, Streams};
 use crate::{clock, outbox};
 use vigil_sys::map;
 use vigil_sys::points::{self, Point};
@@ -40,16 +43,23 @@ pub struct Place {
     pub options: Options,
     /// How long it waits.
     pub limits: Limits,
+    /// How many shims of this pair have died.
+    pub takeovers: u32,
 }
 
 /// What reaches the owner.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A request.
-    Ask { request: Request, reply: Reply },
+    Ask {
+        request: Request,
+        from: Option<RequestId>,
+        reply: Reply,
+    },
     /// What was in Create's way is not any more, or cannot be helped.
     Cleared {
         create: Box<request::Create>,
+        from: Option<RequestId>,
         reply: Reply,
         over: Result<(), Refusal>,
     },
@@ -119,6 +129,10 @@ pub(crate) struct Owner {
     pub(crate) asked: bool,
     /// A look at idleness is to come.
     pub(crate) idle_armed: bool,
+    /// The request being decided on.
+    pub(crate) asking: Option<RequestId>,
+    /// At a takeover: what was held for those that are being made.
+    pub(crate) resuming: BTreeMap<Who, Vec<(SlotId, SlotKind, OwnedFd)>>,
 }
 
 impl Owner {
@@ -148,16 +162,25 @@ impl Owner {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Ask { request, reply } => {
+            Message::Ask {
+                request,
+                from,
+                reply,
+            } => {
                 self.asked = true;
-                self.ask(request, reply);
+                self.present(request, from, reply);
             }
             Message::Cleared {
                 create,
+                from,
                 reply,
                 over,
             } => match over {
-                Ok(()) => self.create(*create, reply, Way::Cleared),
+                Ok(()) => {
+                    self.asking = from;
+                    self.create(*create, reply, Way::Cleared);
+                    self.asking = None;
+                }
                 Err(refusal) => answer(Some(reply), Err(refusal)),
             },
             Message::Happened(what) => {
@@ -238,10 +261,15 @@ impl Owner {
     // --- the turn ---------------------------------------------------------
 
     fn decide(&self, what: What) -> Result<Step, Refusal> {
+        self.decide_for(what, self.asking)
+    }
+
+    fn decide_for(&self, what: What, asked: Option<RequestId>) -> Result<Step, Refusal> {
         step(
             &self.task,
             Event {
                 at: clock::now(),
+                asked,
                 what,
             },
         )
@@ -258,7 +286,7 @@ impl Owner {
 
     /// A turn nobody waits for.
     pub(crate) fn happen(&mut self, what: What) {
-        match self.decide(what) {
+        match self.decide_for(what, None) {
             Ok(step) => self.carry(step),
             Err(refusal) => log::warn!("not taken: {refusal}"),
         }
@@ -266,14 +294,24 @@ impl Owner {
 
     /// What was put off while a verb was under way is asked again, in order.
     fn present_deferred(&mut self) {
-        for (request, reply) in self.replies.take_deferred() {
-            self.ask(request, reply);
+        for (request, from, reply) in self.replies.take_deferred() {
+            self.present(request, from, reply);
         }
+    }
+
+    /// Takes a request up; one that an earlier shim had begun is recognised.
+    fn present(&mut self, request: Request, from: Option<RequestId>, reply: Reply) {
+        self.asking = from;
+        match from.filter(|from| self.task.standing.took(*from)) {
+            Some(from) => self.ask_again(request, from, reply),
+            None => self.ask(request, reply),
+        }
+        self.asking = None;
     }
 
     // --- requests ---------------------------------------------------------
 
-    fn ask(&mut self, request: Request, reply: Reply) {
+    pub(crate) fn ask(&mut self, request: Request, reply: Reply) {
         if reply.is_closed() && !mutates(&request) {
             return;
         }
@@ -308,7 +346,15 @@ impl Owner {
                 answer(Some(reply), pids);
             }
             Request::Wait(who) => match waited(&self.task, &who, clock::now()) {
-                Ok(Some(exit)) => answer(Some(reply), Ok(Answer::Exit(exit))),
+                Ok(Some(exit)) => {
+                    let read = self.hands.streams.get(&who).map(Streams::read);
+                    tokio::spawn(async move {
+                        if let Some(read) = read {
+                            read.await;
+                        }
+                        answer(Some(reply), Ok(Answer::Exit(exit)));
+                    });
+                }
                 Ok(None) => self.replies.wait(who, reply),
                 Err(refusal) => answer(Some(reply), Err(refusal)),
             },
@@ -406,7 +452,9 @@ impl Owner {
                 self.hands.keep_wish(request);
                 self.carry(step);
             }
-            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
+            Err(refusal) if refusal.kind == Kind::Later => {
+                self.replies.defer(request, self.asking, reply);
+            }
             Err(mut refusal) => {
                 if verb == Verb::Delete
                     && let Some(why) = self.hands.undying()
@@ -429,34 +477,30 @@ impl Owner {
                 self.carry(step);
             }
             Err(refusal) if refusal.kind == Kind::Later => {
-                self.replies.defer(Request::Start(Who::Exec(exec)), reply);
+                self.replies
+                    .defer(Request::Start(Who::Exec(exec)), self.asking, reply);
             }
             Err(refusal) => answer(Some(reply), Err(refusal)),
         }
     }
 
     fn ask_exec_delete(&mut self, exec: ExecId, request: Request, reply: Reply) {
+        let now = clock::now();
         let never = Exit {
             status: Status::Unknown(Because::NeverRan),
-            at: clock::now(),
+            at: now,
         };
-        let (pid, exit) = match self.task.standing.execs.get(&exec) {
-            Some(found) => match &found.phase {
-                ExecPhase::Stopped { process, exit, .. } => (process.pid, *exit),
-                ExecPhase::Added
-                | ExecPhase::Starting
-                | ExecPhase::Failed
-                | ExecPhase::Running { .. } => (found.pid, never),
-            },
-            None => (0, never),
-        };
+        let found = self.task.standing.execs.get(&exec);
+        let (pid, exit) = found.map_or((0, never), |found| found.deleted(now));
         match self.decide(What::ExecDeleteAsked(exec)) {
             Ok(step) => {
                 self.carry(step);
                 points::reach(Point::ExecDeletedNotTold);
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
             }
-            Err(refusal) if refusal.kind == Kind::Later => self.replies.defer(request, reply),
+            Err(refusal) if refusal.kind == Kind::Later => {
+                self.replies.defer(request, self.asking, reply);
+            }
             Err(refusal) => answer(Some(reply), Err(refusal)),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use vigil_model::{Answer, ExecId, Kind, Refusal, Request, Verb, Who};
+use vigil_model::{Answer, ExecId, Kind, Refusal, Request, RequestId, Verb, Who};
 
 use crate::desk::Reply;
 
@@ -24,7 +24,7 @@ pub(crate) struct Replies {
     verbs: BTreeMap<Verb, (Option<Reply>, Option<Outcome>)>,
     execs: BTreeMap<ExecId, (Option<Reply>, Option<Outcome>)>,
     waiters: BTreeMap<Who, Vec<Reply>>,
-    deferred: VecDeque<(Request, Reply)>,
+    deferred: VecDeque<(Request, Option<RequestId>, Reply)>,
 }
 
 /// Sends an answer; a client that went away is no concern of ours.
@@ -52,6 +52,11 @@ impl Replies {
 
     pub(crate) fn expect_verb(&mut self, verb: Verb, reply: Reply) {
         self.verbs.insert(verb, (Some(reply), None));
+    }
+
+    /// Whether somebody waits for the Create under way.
+    pub(crate) fn awaits_create(&self) -> bool {
+        self.create.is_some()
     }
 
     pub(crate) fn verb_outcome(&mut self, verb: Verb, outcome: Outcome) {
@@ -102,17 +107,17 @@ impl Replies {
         }
     }
 
-    pub(crate) fn defer(&mut self, request: Request, reply: Reply) {
+    pub(crate) fn defer(&mut self, request: Request, from: Option<RequestId>, reply: Reply) {
         if self.deferred.len() >= DEFERRED_MAX {
             let refusal = Refusal::new(Kind::ResourceExhausted, "too many requests are waiting");
             answer(Some(reply), Err(refusal));
             return;
         }
-        self.deferred.push_back((request, reply));
+        self.deferred.push_back((request, from, reply));
     }
 
     /// All deferred requests, to be presented again in their order.
-    pub(crate) fn take_deferred(&mut self) -> VecDeque<(Request, Reply)> {
+    pub(crate) fn take_deferred(&mut self) -> VecDeque<(Request, Option<RequestId>, Reply)> {
         std::mem::take(&mut self.deferred)
     }
 }

@@ -2,6 +2,7 @@
 //! the end: open the journal, say hello, own the task, say *ready*; then, when
 //! the owner is done, say *this is the end* before anything is answered.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,7 +20,6 @@ use crate::error::Error;
 use crate::exits::ExitRecords;
 use crate::hands::Hands;
 use crate::jobs::{HostCgroups, Tools};
-use crate::kept::Kept;
 use crate::ledger::JournalLedger;
 use crate::outbox::{self, Publish};
 use crate::owner::{Ending, Message, Owner, Place};
@@ -43,7 +43,7 @@ pub struct Inherited {
 pub struct Shim {
     desk: Desk,
     control: Control,
-    connections: mpsc::Receiver<UnixStream>,
+    connections: mpsc::Receiver<(u32, UnixStream)>,
     owner: tokio::task::JoinHandle<(Ending, Vec<Reply>)>,
     ended: Option<(Ending, Vec<Reply>)>,
     place: Arc<Place>,
@@ -72,7 +72,6 @@ impl Shim {
         let tools = Tools {
             place: place.clone(),
             control: control.clone(),
-            kept: Kept::new(control.clone()),
             exits,
             hierarchies: HostCgroups::default(),
             deadlines: place.limits.runc,
@@ -93,9 +92,13 @@ impl Shim {
             // Whoever started us is about to ask.
             asked: true,
             idle_armed: false,
+            asking: None,
+            resuming: BTreeMap::new(),
         };
         owner.hands.save();
-        owner.arm_idle();
+        if owner.place.takeovers == 0 {
+            owner.arm_idle();
+        }
         let doorbell =
             watch(inherited.doorbell, Interest::READABLE).map_err(|source| Error::Runtime {
                 op: "watch the doorbell",
@@ -105,6 +108,10 @@ impl Shim {
         tokio::spawn(outbox::send(news, sender.clone(), publisher));
         let (arrivals, connections) = mpsc::channel(CONNECTIONS_MAX);
         tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
+        if owner.place.takeovers > 0 {
+            control.greeted().await?;
+            owner.take_over().await;
+        }
         let owner = tokio::spawn(owner.run(inbox));
         Ok(Self {
             desk: Desk::new(sender),
@@ -128,7 +135,7 @@ impl Shim {
     }
 
     /// The next connection to serve; `None` when it is time to leave.
-    pub async fn next(&mut self) -> Option<UnixStream> {
+    pub async fn next(&mut self) -> Option<(u32, UnixStream)> {
         let ended = tokio::select! {
             Some(connection) = self.connections.recv() => return Some(connection),
             // No more connections is the reaper's death: the owner still has
@@ -190,13 +197,13 @@ async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
 async fn sort(
     mut from_reaper: mpsc::Receiver<FromReaper>,
     owner: mpsc::Sender<Message>,
-    arrivals: mpsc::Sender<UnixStream>,
+    arrivals: mpsc::Sender<(u32, UnixStream)>,
 ) {
     while let Some(message) = from_reaper.recv().await {
         let sent = match message {
-            FromReaper::Connection { conn: _, pair, own } => {
+            FromReaper::Connection { conn, pair, own } => {
                 owner.send(Message::Connected(own)).await.is_ok()
-                    && arrivals.send(UnixStream::from(pair)).await.is_ok()
+                    && arrivals.send((conn, UnixStream::from(pair))).await.is_ok()
             }
             message @ (FromReaper::Leave | FromReaper::Gone) => {
                 owner.send(Message::FromReaper(message)).await.is_ok()

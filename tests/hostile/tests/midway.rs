@@ -13,15 +13,13 @@ use vigil_lab::{CallError, Kit, Spec, by, until};
 #[derive(Debug, Clone, Copy)]
 enum Death {
     TermReaper,
-    KillShim,
     KillReaper,
     KillBoth,
     None,
 }
 
-const DEATHS: [Death; 5] = [
+const DEATHS: [Death; 4] = [
     Death::TermReaper,
-    Death::KillShim,
     Death::KillReaper,
     Death::KillBoth,
     Death::None,
@@ -30,7 +28,6 @@ const DEATHS: [Death; 5] = [
 fn dies(container: &Container, pair: &Pair, death: Death) -> Result<()> {
     match death {
         Death::TermReaper => pair.signal(pair.reaper, 15)?,
-        Death::KillShim => pair.signal(pair.shim, 9)?,
         Death::KillReaper => pair.signal(pair.reaper, 9)?,
         Death::KillBoth => container.shim.kill_all()?,
         Death::None => return Ok(()),

@@ -181,7 +181,14 @@ pub struct Life {
 impl Life {
     pub fn live(&mut self, what: What) -> Result<Vec<Effect>, vigil_model::Refusal> {
         let now = at(1 + i64::try_from(self.ledger.0.len()).unwrap());
-        let step = step(&self.task, Event { at: now, what })?;
+        let step = step(
+            &self.task,
+            Event {
+                at: now,
+                asked: None,
+                what,
+            },
+        )?;
         let effects = step.commit(&mut self.task, &mut self.ledger).unwrap();
         self.effects.extend(effects.iter().cloned());
         Ok(effects)

@@ -69,6 +69,13 @@ fn body(service: &str, padding: usize) -> Vec<u8> {
     body
 }
 
+/// A request as the crate sees it: with the number of its connection.
+fn told(request: &[u8]) -> Vec<u8> {
+    let mut body = request[MESSAGE_HEADER_LENGTH..].to_vec();
+    body.extend(trailer(7));
+    frame(request[7], 1, &body)
+}
+
 /// Reads `bytes`, cut into pieces of the given sizes, through a stream
 /// whose reader takes `sip` bytes at a time.
 fn through(bytes: &[u8], sizes: &[usize], sip: usize) -> (Vec<u8>, usize) {
@@ -83,7 +90,7 @@ fn through(bytes: &[u8], sizes: &[usize], sip: usize) -> (Vec<u8>, usize) {
         rest = more;
     }
     let traffic = Arc::new(Traffic::default());
-    let mut stream = Mended::new(pieces, Arc::clone(&traffic));
+    let mut stream = Mended::new(pieces, 7, Arc::clone(&traffic));
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut read = Vec::new();
     let mut buffer = vec![0; sip];
@@ -124,9 +131,32 @@ fn a_foreign_service_is_replaced_and_nothing_else() {
         ]
         .concat(),
     );
-    let wanted = [ours.clone(), instead, stream, odd_order, ours].concat();
+    let wanted = [told(&ours), instead, stream, told(&odd_order), told(&ours)].concat();
     assert_eq!(through(&all, &[4096], 4096), (wanted.clone(), 4));
     assert_eq!(through(&all, &[1], 1), (wanted, 4));
+}
+
+#[test]
+fn a_request_names_its_connection_and_the_last_word_is_ours() {
+    let mut claims = ttrpc::Request::new();
+    claims.service = SERVICES[0].to_owned();
+    for value in ["1", "2"] {
+        let mut entry = ttrpc::proto::KeyValue::new();
+        entry.key = CONN.to_owned();
+        entry.value = value.to_owned();
+        claims.metadata.push(entry);
+    }
+    let bytes = protobuf::Message::write_to_bytes(&claims).unwrap();
+    let (read, _) = through(&frame(1, 1, &bytes), &[5], 9);
+    let read: ttrpc::Request =
+        protobuf::Message::parse_from_bytes(&read[MESSAGE_HEADER_LENGTH..]).unwrap();
+    let mut metadata = HashMap::new();
+    for entry in read.metadata {
+        let of_key: &mut Vec<String> = metadata.entry(entry.key).or_default();
+        of_key.push(entry.value);
+    }
+    assert_eq!(conn_of(&metadata), Some(7));
+    assert_eq!(conn_of(&HashMap::new()), None);
 }
 
 #[test]
@@ -172,10 +202,10 @@ fn answers_are_counted_when_they_are_whole() {
         gulp: 7,
         ..Pieces::default()
     };
-    let mut stream = Mended::new(pieces, Arc::clone(&traffic));
+    let mut stream = Mended::new(pieces, 7, Arc::clone(&traffic));
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut buffer = [0; 4096];
-    for _ in 0..4 {
+    for _ in 0..7 {
         let mut out = ReadBuf::new(&mut buffer);
         assert!(
             Pin::new(&mut stream)

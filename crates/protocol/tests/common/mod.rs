@@ -18,7 +18,7 @@ use ttrpc::{
     Code, Request as WireRequest,
     r#async::{Client, transport::Socket},
 };
-use vigil_model::{Answer, Exit, Moment, Refusal, Request, Status};
+use vigil_model::{Answer, Exit, Moment, Refusal, Request, RequestId, Status};
 use vigil_protocol::{Ask, Server};
 
 /// Runs a test on one thread and never longer than a minute.
@@ -90,7 +90,7 @@ impl Owner {
 }
 
 impl Ask for Owner {
-    async fn ask(&self, id: &str, request: Request) -> Said {
+    async fn ask(&self, id: &str, request: Request, _: Option<RequestId>) -> Said {
         let waits = matches!(request, Request::Wait(_));
         self.asked.lock().unwrap().push((id.to_owned(), request));
         let mut unfinished = Unfinished(Some(Arc::clone(&self.dropped)));
@@ -111,7 +111,7 @@ pub async fn served() -> (Arc<Owner>, Server) {
 /// A raw connection; the client's side blocks unless it is made into a client.
 pub async fn connect(server: &Server) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    server.add(ours).await.unwrap();
+    server.add(0, ours).await.unwrap();
     theirs
 }
 

@@ -42,8 +42,8 @@ pub(crate) struct NotMade {
 }
 
 /// Makes the container, or leaves nothing of it as far as it can.
-pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, NotMade> {
-    match attempt(&tools, &plan).await {
+pub(crate) async fn create(tools: Tools, plan: Box<Plan>, streams: u32) -> Result<Made, NotMade> {
+    match attempt(&tools, &plan, streams).await {
         Ok(made) => Ok(made),
         Err(why) => {
             let undone = gone::undo(&tools, &plan).await;
@@ -52,7 +52,7 @@ pub(crate) async fn create(tools: Tools, plan: Box<Plan>) -> Result<Made, NotMad
     }
 }
 
-async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {
+async fn attempt(tools: &Tools, plan: &Plan, streams: u32) -> Result<Made, Refusal> {
     mount(tools, plan).await?;
     points::reach(Point::RootfsMounted);
     if !plan.create.checkpoint.is_empty() {
@@ -62,7 +62,7 @@ async fn attempt(tools: &Tools, plan: &Plan) -> Result<Made, Refusal> {
         });
     }
     let mut claims = plan.claims.clone();
-    let begun = begin(tools, plan, &mut claims).await?;
+    let begun = begin(tools, plan, &mut claims, streams).await?;
     Ok(Made {
         begun: Some(begun),
         claims,
@@ -74,6 +74,7 @@ pub(crate) async fn begin(
     tools: &Tools,
     plan: &Plan,
     claims: &mut [Claim],
+    streams: u32,
 ) -> Result<Begun, Refusal> {
     let place = &tools.place;
     let create = &plan.create;
@@ -83,7 +84,7 @@ pub(crate) async fn begin(
         namespace: &place.namespace,
         owner: StdioOwner::from(&create.options),
     };
-    let (child, mut streams) = Streams::open(&asked, tools.kept.clone(), Patience::default())
+    let (child, mut streams) = Streams::open(&asked, tools.keeper(streams), Patience::default())
         .await
         .map_err(|error| super::refusal(&error))?;
     let pid_file = place.bundle.join("init.pid");
@@ -143,12 +144,25 @@ pub(crate) async fn begin(
             return Err(refusal);
         }
     };
+    let copying = copying.map_err(|error| super::refusal(&error));
+    own(tools, claims, identified, streams, copying).await
+}
+
+/// Takes possession of the container whose init was found: its cgroup, its
+/// counters, its streams, if those are copied as they should.
+pub(crate) async fn own(
+    tools: &Tools,
+    claims: &mut [Claim],
+    identified: Identified,
+    streams: Streams<Kept>,
+    copying: Result<(), Refusal>,
+) -> Result<Begun, Refusal> {
     let hierarchies = tools.hierarchies.read();
     let taken = hierarchies.and_then(|known| Cgroup::take(known, claims, identified.process.pid));
     let outcome = match taken {
         Ok(cgroup) => match copying {
             Ok(()) => Ok(cgroup),
-            Err(error) => Err(super::refusal(&error)),
+            Err(refusal) => Err(refusal),
         },
         Err(error) => Err(super::refusal(&error)),
     };

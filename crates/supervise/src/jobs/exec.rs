@@ -1,9 +1,10 @@
 //! Starting an exec: streams, `runc exec`, and its process found.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use vigil_host::proc::{self, Checked};
-use vigil_host::runc::{Call, Invocation, forget_pid_file, process_document};
+use vigil_host::runc::{Call, Invocation, process_document};
 use vigil_host::stdio::Owner as StdioOwner;
 use vigil_model::{ExecId, ExecPlan, Incarnation, Plan, Refusal};
 use vigil_sys::pidfd;
@@ -28,6 +29,7 @@ pub(crate) async fn start(
     plan: Box<Plan>,
     exec: ExecId,
     asked: ExecPlan,
+    streams: u32,
 ) -> Result<Started, Refusal> {
     let place = &tools.place;
     let stdio = Asked {
@@ -38,11 +40,10 @@ pub(crate) async fn start(
     };
     let document = process_document(asked.spec.as_bytes(), asked.stdio.terminal)
         .map_err(|error| super::refusal(&error))?;
-    let (child, mut streams) = Streams::open(&stdio, tools.kept.clone(), Patience::default())
+    let (child, mut streams) = Streams::open(&stdio, tools.keeper(streams), Patience::default())
         .await
         .map_err(|error| super::refusal(&error))?;
-    // Not `<exec>.pid`: an exec may be called "init".
-    let pid_file = place.bundle.join(format!("exec-{exec}.pid"));
+    let pid_file = pid_file(&tools, &exec);
     let since = tools.exits.ring_seq();
     let running = {
         let runtime = runtime(&plan);
@@ -63,7 +64,6 @@ pub(crate) async fn start(
     };
     points::reach(Point::RuncExecDone);
     let pid = identify::pid_in(&pid_file);
-    forget_pid_file(&pid_file);
     let outcome = match outcome {
         Ok(()) => match pid {
             Ok(pid) => {
@@ -104,6 +104,13 @@ pub(crate) async fn start(
         pin: found.pin,
         streams,
     })
+}
+
+/// Where runc writes the pid of an exec. It stays until the exec is recorded:
+/// a later shim finds the process by it.
+pub(crate) fn pid_file(tools: &Tools, exec: &ExecId) -> PathBuf {
+    // Not `<exec>.pid`: an exec may be called "init".
+    tools.place.bundle.join(format!("exec-{exec}.pid"))
 }
 
 /// Kills a process that could not be pinned, if it is a child of our reaper.

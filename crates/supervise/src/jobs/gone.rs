@@ -128,11 +128,12 @@ pub(crate) struct End {
 pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Instant) {
     // Without a pid namespace of its own runc kills whoever is in the cgroup:
     // in one that is shared, strangers. Then nothing is asked of it.
+    let finish_at = until.checked_sub(FINISH_WAIT).unwrap_or(until);
     let shared = !plan.private_pid_ns && plan.claims.iter().any(|claim| !claim.ours());
     let ran = if shared {
         None
     } else {
-        Some(runc_delete(&tools, &plan, until - FINISH_WAIT).await)
+        Some(runc_delete(&tools, &plan, finish_at).await)
     };
     points::reach(Point::RuncDeleteDone);
     let mut left = Vec::new();

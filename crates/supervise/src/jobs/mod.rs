@@ -8,6 +8,7 @@ pub(crate) mod exec;
 pub(crate) mod gone;
 pub(crate) mod identify;
 pub(crate) mod recover;
+pub(crate) mod resume;
 pub(crate) mod runc;
 pub(crate) mod verbs;
 
@@ -29,10 +30,16 @@ use crate::owner::Place;
 pub(crate) struct Tools {
     pub(crate) place: Arc<Place>,
     pub(crate) control: Control,
-    pub(crate) kept: Kept,
     pub(crate) exits: ExitRecords,
     pub(crate) hierarchies: HostCgroups,
     pub(crate) deadlines: Deadlines,
+}
+
+impl Tools {
+    /// The keeper of one set of streams.
+    pub(crate) fn keeper(&self, streams: u32) -> Kept {
+        Kept::of(&self.control, streams)
+    }
 }
 
 /// The host's cgroup hierarchies, read when the first container asks: `start`

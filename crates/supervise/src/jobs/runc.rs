@@ -92,13 +92,12 @@ pub(crate) fn ends_within(
     let watched = pidfd_of(running);
     let own = running.pidfd().try_clone_to_owned();
     async move {
-        match own {
-            Ok(own) => ended_within(own.as_fd(), watched.as_ref(), wait).await,
+        if let Ok(own) = own {
+            ended_within(own.as_fd(), watched.as_ref(), wait).await
+        } else {
             // Out of descriptors: its time is all there is.
-            Err(_) => {
-                tokio::time::sleep(wait).await;
-                false
-            }
+            tokio::time::sleep(wait).await;
+            false
         }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
 }
 
 /// Whether runc's state says that init was let run.
-fn started(tools: &Tools, plan: &Plan) -> bool {
+pub(crate) fn started(tools: &Tools, plan: &Plan) -> bool {
     let state = runtime(plan).root.join(tools.place.id.as_str());
     let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
     there("state.json") && !there("exec.fifo")

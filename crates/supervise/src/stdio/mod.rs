@@ -52,6 +52,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// From runc's exit to the console it must have sent before.
 const CONSOLE_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at what a client reads.
+const LOOK: Duration = Duration::from_millis(2);
 /// For our own tasks to close what they hold, each call of the keeper included.
 const CLOSE_WAIT: Duration = Duration::from_secs(8);
 
@@ -87,6 +89,8 @@ pub struct Streams<K> {
     /// The tasks own the master; when they are done, it is gone.
     console: Weak<Watched>,
     logger: Option<Arc<Watched>>,
+    /// The clients' fifos, while a task holds them.
+    sinks: Vec<Weak<Watched>>,
     life: watch::Sender<Life>,
     /// For the tasks to come: stdout or terminal, stderr, logger.
     stages: Vec<watch::Sender<Stage>>,
@@ -105,6 +109,7 @@ impl<K: Keeper> Streams<K> {
             writer: Writer::default(),
             console: Weak::new(),
             logger: None,
+            sinks: Vec::new(),
             life: watch::Sender::new(Life::Running),
             stages,
             seen,
@@ -285,6 +290,9 @@ impl<K: Keeper> Streams<K> {
                 None
             };
             if let Some((fd, slot)) = fifo.or(feed) {
+                if held_until_read {
+                    self.sinks.push(Arc::downgrade(&fd));
+                }
                 unread_in = Some(fd.clone());
                 sink_slot = Some(slot);
                 sink = Sink::Watched(fd);
@@ -393,6 +401,27 @@ impl<K: Keeper> Streams<K> {
                 // An error: nothing is copied there (any more).
                 let _ = output.wait_for(|stage| stage.told).await;
             }
+        }
+    }
+
+    /// For who asks late: resolves when the clients have read what is in their
+    /// fifos, or have not in [`Patience::read`]. A client that opens them first
+    /// and asks then throws away what it has not read when it is answered.
+    pub fn read(&self) -> impl Future<Output = ()> + Send + use<K> {
+        let sinks = self.sinks.clone();
+        let patience = self.patience.read;
+        async move {
+            let unread = || {
+                let open = sinks.iter().filter_map(Weak::upgrade);
+                let mut unread = open.map(|sink| vigil_sys::fd::readable_bytes(&*sink));
+                unread.any(|bytes| bytes.is_ok_and(|bytes| bytes > 0))
+            };
+            let read = async {
+                while unread() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            let _ = tokio::time::timeout(patience, read).await;
         }
     }
 

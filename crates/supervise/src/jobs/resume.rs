@@ -1,0 +1,220 @@
+//! What a shim that died had under way, taken up by the next one: its call of
+//! the runtime is waited for, or ended at its deadline, and then the host says
+//! how far it came. Each ends as the original would have: finished, or undone.
+
+use std::time::Duration;
+
+use tokio::io::Interest;
+use vigil_host::observe::RuncState;
+use vigil_host::proc;
+use vigil_host::strays::{self, Errand};
+use vigil_model::{ExecId, ExecPlan, Incarnation, Kind, Plan, Refusal};
+
+use super::create::{Begun, Made, NotMade};
+use super::exec::{Started, pid_file};
+use super::identify::{self, Identified};
+use super::{Tools, create, exec, gone, runtime, verbs};
+use crate::kept::Kept;
+use crate::stdio::{SlotId, Streams};
+use crate::watched::watch;
+
+/// After SIGKILL; one in D state is left behind.
+const DYING: Duration = Duration::from_millis(500);
+/// Deaths of shims after which what is under way is not begun anew: it may be
+/// what kills them.
+const ANEW_MAX: u32 = 2;
+
+/// Waits for those calls a dead shim has left that are about `what`, a word of
+/// their arguments; at the deadline they are ended.
+pub(crate) async fn calls_over(tools: &Tools, what: &str, deadline: Duration) {
+    let calls = match strays::errands(tools.place.reaper_pid) {
+        Ok(errands) => errands,
+        Err(error) => {
+            log::warn!("calls left behind: {}", vigil_host::chain(&error));
+            return;
+        }
+    };
+    let about = |call: &Errand| !call.worker && call.arguments.lines().any(|word| word == what);
+    for call in calls.into_iter().filter(about) {
+        let ended = async {
+            match call
+                .pidfd
+                .try_clone()
+                .and_then(|fd| watch(fd, Interest::READABLE))
+            {
+                Ok(pidfd) => drop(pidfd.readable().await),
+                Err(_) => tokio::time::sleep(deadline).await,
+            }
+        };
+        tokio::pin!(ended);
+        if tokio::time::timeout(deadline, &mut ended).await.is_err() {
+            log::warn!(
+                "process {} left by an earlier shim is overdue",
+                call.process.pid
+            );
+            call.kill();
+            let _ = tokio::time::timeout(DYING, ended).await;
+        }
+    }
+}
+
+/// Create: finished if runc has made the container, else undone, and begun
+/// anew while that can be hoped to go better.
+pub(crate) async fn create(
+    tools: Tools,
+    plan: Box<Plan>,
+    streams: u32,
+    mut held: Streams<Kept>,
+) -> Result<Made, NotMade> {
+    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.create).await;
+    match finish(&tools, &plan, &mut held).await {
+        Some(Ok((identified, claims))) => {
+            let mut claims = claims;
+            let copying = held.started().await.map_err(|error| super::refusal(&error));
+            let begun = create::own(&tools, &mut claims, identified, held, copying).await;
+            match begun {
+                Ok(begun) => Ok(Made {
+                    begun: Some(begun),
+                    claims,
+                }),
+                Err(why) => Err(undone(&tools, &plan, why).await),
+            }
+        }
+        Some(Err(why)) => {
+            held.close_all(Duration::ZERO).await;
+            Err(undone(&tools, &plan, why).await)
+        }
+        None => {
+            held.close_all(Duration::ZERO).await;
+            let why = Refusal::new(
+                Kind::Unknown,
+                "the shim died while it made the container; what was made is undone",
+            );
+            let not_made = undone(&tools, &plan, why).await;
+            if not_made.undone && tools.place.takeovers <= ANEW_MAX {
+                return create::create(tools, plan, streams).await;
+            }
+            Err(not_made)
+        }
+    }
+}
+
+async fn undone(tools: &Tools, plan: &Plan, why: Refusal) -> NotMade {
+    let undone = gone::undo(tools, plan).await;
+    NotMade { why, undone }
+}
+
+/// Init, if runc has made the container wholly: its state is written and names
+/// the process that its pid file names. `None`: it has not.
+async fn finish(
+    tools: &Tools,
+    plan: &Plan,
+    _held: &mut Streams<Kept>,
+) -> Option<Result<(Identified, Vec<vigil_model::Claim>), Refusal>> {
+    if !plan.create.checkpoint.is_empty() {
+        return None;
+    }
+    let place = &tools.place;
+    let dir = runtime(plan).root.join(place.id.as_str());
+    let state = RuncState::load(&dir).ok().flatten()?;
+    let pid = identify::pid_in(&place.bundle.join("init.pid")).ok()?;
+    let named = state.init.as_ref().is_some_and(|init| init.pid == pid);
+    if !named || !state.may_be_of(&place.bundle) {
+        return None;
+    }
+    let identified = again(tools, pid).await;
+    Some(identified.map(|identified| (identified, plan.claims.clone())))
+}
+
+/// Start: done if init was let run, else done now.
+pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
+    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.start).await;
+    if verbs::started(&tools, &plan) {
+        return Ok(());
+    }
+    verbs::start(tools, plan).await
+}
+
+/// The start of a restore: what the runtime has made of it is undone.
+pub(crate) async fn restore(tools: Tools, plan: Box<Plan>) -> Result<Option<Box<Begun>>, Refusal> {
+    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.restore).await;
+    gone::undo(&tools, &plan).await;
+    Err(Refusal::new(
+        Kind::Unknown,
+        "the shim died while it restored the container; what was made is undone",
+    ))
+}
+
+/// The start of an exec: done if its process is there, else done now.
+pub(crate) async fn exec(
+    tools: Tools,
+    plan: Box<Plan>,
+    exec: ExecId,
+    asked: ExecPlan,
+    streams: u32,
+    mut held: Streams<Kept>,
+) -> Result<Started, Refusal> {
+    let file = pid_file(&tools, &exec);
+    calls_over(&tools, &file.to_string_lossy(), tools.deadlines.exec).await;
+    let Ok(pid) = identify::pid_in(&file) else {
+        held.close_all(Duration::ZERO).await;
+        if tools.place.takeovers > ANEW_MAX {
+            return Err(Refusal::new(
+                Kind::Unknown,
+                format!("shims died while they started exec {exec}"),
+            ));
+        }
+        return exec::start(tools, plan, exec, asked, streams).await;
+    };
+    let found = match again(&tools, pid).await {
+        Ok(found) => found,
+        Err(refusal) => {
+            held.close_all(Duration::ZERO).await;
+            return Err(refusal);
+        }
+    };
+    if let Err(error) = held.started().await {
+        exec::discard(&tools, &found.process, Some(found.pin)).await;
+        held.close_all(Duration::ZERO).await;
+        return Err(super::refusal(&error));
+    }
+    Ok(Started {
+        process: found.process,
+        pin: found.pin,
+        streams: held,
+    })
+}
+
+/// The process an earlier shim's runtime wrote down. That shim may have pinned
+/// it, and it may have ended since.
+async fn again(tools: &Tools, pid: u32) -> Result<Identified, Refusal> {
+    let below = proc::descends(pid, tools.place.reaper_pid);
+    if !below.map_err(|error| super::refusal(&error))?
+        && let Some((pin, death)) = tools.exits.registered(pid)
+    {
+        let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
+        let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
+        let process = Incarnation {
+            pid,
+            start_ticks: death.start_ticks,
+            pid_ns,
+            boot,
+            pidfd_inode: None,
+        };
+        return Ok(Identified { process, pin });
+    }
+    identify::identify(tools, pid, 0).await
+}
+
+/// Descriptors a dead shim had deposited, as the set of streams they are.
+pub(crate) fn streams(
+    tools: &Tools,
+    number: u32,
+    held: Vec<(SlotId, vigil_host::stdio::SlotKind, std::os::fd::OwnedFd)>,
+) -> Streams<Kept> {
+    Streams::resume(
+        held,
+        tools.keeper(number),
+        crate::stdio::Patience::default(),
+    )
+}

@@ -1,0 +1,275 @@
+//! What a shim does first that takes over from one that died: knows again what
+//! the journal, the reaper's slots and the host hold of its container, and sets
+//! going what was begun and not seen to end. Must be quick, since requests
+//! wait; what takes time becomes jobs, as it would have for the one that died.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use vigil_host::cgroup::{Cgroup, OomWatch};
+use vigil_host::stdio::SlotKind;
+use vigil_host::strays;
+use vigil_model::{Effect, ExecId, ExecPhase, Phase, What, Who, outstanding};
+
+use crate::jobs::{self, resume};
+use crate::kept::{Kept, streams_of};
+use crate::ooms;
+use crate::owner::Owner;
+use crate::stdio::{SlotId, Streams};
+
+/// What the reaper held of one set of streams.
+type Held = Vec<(SlotId, SlotKind, OwnedFd)>;
+
+impl Owner {
+    /// Takes over; requests are served from its return on.
+    pub(crate) async fn take_over(&mut self) {
+        log::warn!(
+            "an earlier shim died: taking over, for the {}. time",
+            self.place.takeovers
+        );
+        self.end_workers();
+        let mut held = self.adopt().await;
+        self.know_again().await;
+        let undone = outstanding(&self.task);
+        for who in self.processes() {
+            let held = held.remove(&self.streams_number(&who)).unwrap_or_default();
+            let under_way = match &who {
+                Who::Init => self.task.standing.phase == Phase::Creating,
+                Who::Exec(exec) => undone.contains(&Effect::StartExec(exec.clone())),
+            };
+            if under_way {
+                self.resuming.insert(who, held);
+            } else {
+                self.copy_again(who, held).await;
+            }
+        }
+        self.release_strangers(held);
+        for effect in undone {
+            self.enact_again(effect);
+        }
+        self.let_go_of_pins();
+        self.look_at_exits();
+        self.look_at_ooms();
+        if matches!(
+            self.task.standing.phase,
+            Phase::Empty | Phase::Deleted { .. }
+        ) {
+            self.arm_idle();
+        }
+    }
+
+    /// Workers of the one that died work for nobody; what they were at is begun
+    /// anew.
+    fn end_workers(&self) {
+        match strays::errands(self.place.reaper_pid) {
+            Ok(errands) => {
+                for errand in errands.iter().filter(|errand| errand.worker) {
+                    errand.kill();
+                }
+            }
+            Err(error) => log::warn!("left behind: {}", vigil_host::chain(&error)),
+        }
+    }
+
+    /// What was deposited, by set of streams.
+    async fn adopt(&self) -> BTreeMap<u32, Held> {
+        let mut sets: BTreeMap<u32, Held> = BTreeMap::new();
+        match self.hands.tools.control.adopt().await {
+            Ok(slots) => {
+                for (slot, fd) in slots {
+                    let id = SlotId(slot.slot);
+                    let set = sets.entry(streams_of(id)).or_default();
+                    match SlotKind::from_code(slot.kind) {
+                        Some(kind) => set.push((id, kind, fd)),
+                        None => log::warn!("slot {} is of a kind not known here", slot.slot),
+                    }
+                }
+            }
+            Err(error) => log::error!("no streams: {}", vigil_host::chain(&error)),
+        }
+        sets
+    }
+
+    /// The cgroup, its counters, and the processes that are to be told of.
+    async fn know_again(&mut self) {
+        let Some(plan) = self.task.plan.clone() else {
+            return;
+        };
+        if let Some(init) = self.task.standing.phase.init().cloned() {
+            let known = self.hands.tools.hierarchies.read();
+            match known.and_then(|known| Cgroup::open(known, &plan.claims)) {
+                Ok(cgroup) => {
+                    let oom = OomWatch::open(&cgroup).unwrap_or_else(|error| {
+                        let why = vigil_host::chain(&error);
+                        log::warn!("out-of-memory kills are not watched: {why}");
+                        None
+                    });
+                    if let Some(watch) = &oom {
+                        ooms::listen(watch, self.desk.clone());
+                    }
+                    self.hands.oom = oom;
+                    self.hands.cgroup = Some(Arc::new(cgroup));
+                }
+                Err(error) => log::error!("no cgroup: {}", vigil_host::chain(&error)),
+            }
+            self.hands.know(&init);
+            self.pin(Who::Init, &init).await;
+        }
+        let running = self
+            .task
+            .standing
+            .execs
+            .iter()
+            .filter_map(|(id, exec)| match &exec.phase {
+                ExecPhase::Running { process } => Some((id.clone(), process.clone())),
+                ExecPhase::Added
+                | ExecPhase::Starting
+                | ExecPhase::Failed
+                | ExecPhase::Stopped { .. } => None,
+            });
+        let running: Vec<_> = running.collect();
+        for (exec, process) in running {
+            self.pin(Who::Exec(exec), &process).await;
+        }
+    }
+
+    /// The same process pinned again has the same slot.
+    async fn pin(&mut self, who: Who, process: &vigil_model::Incarnation) {
+        let control = &self.hands.tools.control;
+        match control.register(process.pid, process.start_ticks, 0).await {
+            Ok(pin) => {
+                self.hands.pins.insert(who, pin);
+            }
+            Err(error) => log::error!("{who} is not pinned: {}", vigil_host::chain(&error)),
+        }
+    }
+
+    /// Everybody who has, or may have, streams.
+    fn processes(&self) -> Vec<Who> {
+        let execs = self.task.standing.execs.keys().cloned().map(Who::Exec);
+        std::iter::once(Who::Init).chain(execs).collect()
+    }
+
+    pub(crate) fn streams_number(&self, who: &Who) -> u32 {
+        let now = &self.task.standing;
+        match who {
+            Who::Init => now.init_streams,
+            Who::Exec(exec) => now.execs.get(exec).map_or(0, |exec| exec.streams),
+        }
+    }
+
+    /// Copying goes on where it stopped.
+    async fn copy_again(&mut self, who: Who, held: Held) {
+        if held.is_empty() {
+            return;
+        }
+        let number = self.streams_number(&who);
+        let mut streams = resume::streams(&self.hands.tools, number, held);
+        if let Err(error) = streams.started().await {
+            log::error!(
+                "the streams of {who} stay still: {}",
+                vigil_host::chain(&error)
+            );
+        }
+        let ended = match &who {
+            Who::Init => self.task.standing.phase.live_init().is_none(),
+            Who::Exec(exec) => !matches!(
+                self.task.standing.execs.get(exec).map(|exec| &exec.phase),
+                Some(ExecPhase::Running { .. })
+            ),
+        };
+        if ended {
+            // Closed by rule from here on, whether anybody waits for it or not.
+            tokio::spawn(streams.process_gone());
+        }
+        self.hands.streams.insert(who, streams);
+    }
+
+    /// Nobody is left whom these belong to.
+    fn release_strangers(&self, sets: BTreeMap<u32, Held>) {
+        for (number, held) in sets {
+            let streams: Streams<Kept> = resume::streams(&self.hands.tools, number, held);
+            tokio::spawn(streams.close_all(std::time::Duration::ZERO));
+        }
+    }
+
+    /// Pins of processes that nobody will ever ask for: an earlier shim died
+    /// between pinning one and recording it. Not while that is being found out.
+    fn let_go_of_pins(&self) {
+        if !self.resuming.is_empty() || self.task.standing.midway() {
+            return;
+        }
+        let ours: Vec<usize> = self.hands.pins.values().copied().collect();
+        let control = self.hands.tools.control.clone();
+        let stray = self.hands.tools.exits.in_use().into_iter();
+        // The first is init's own and kept as long as the pair lives.
+        let stray: Vec<usize> = stray
+            .filter(|pin| *pin != 0 && !ours.contains(pin))
+            .collect();
+        tokio::spawn(async move {
+            for pin in stray {
+                let _ = control.unregister(pin).await;
+            }
+        });
+    }
+
+    /// An effect the one that died was asked for: the host is asked first how
+    /// far it came.
+    fn enact_again(&mut self, effect: Effect) {
+        let tools = self.hands.tools.clone();
+        match effect {
+            Effect::Create(plan) => {
+                let number = self.streams_number(&Who::Init);
+                let held = self.resuming.remove(&Who::Init).unwrap_or_default();
+                let held = resume::streams(&tools, number, held);
+                self.create_again(jobs::resume::create(tools, plan, number, held));
+            }
+            Effect::StartExec(exec) => self.start_exec_again(exec),
+            Effect::Run(verb) => self.run_verb_again(verb),
+            Effect::Signal {
+                who,
+                process,
+                signal,
+                all,
+            } => {
+                self.enact(Effect::Signal {
+                    who: who.clone(),
+                    process,
+                    signal,
+                    all,
+                });
+                // Whoever asked is answered when it asks again.
+                self.signal_outcome = None;
+                self.happen(What::KillDone { who, signal });
+            }
+            effect @ (Effect::Discard { .. }
+            | Effect::KillRest
+            | Effect::Drain(_)
+            | Effect::ArmOverdue
+            | Effect::Release(_)
+            | Effect::AnswerCreate
+            | Effect::AnswerVerb(_)
+            | Effect::AnswerExecStart(_)
+            | Effect::AnswerWaiters(_)
+            | Effect::Publish
+            | Effect::Leave) => self.enact(effect),
+        }
+    }
+
+    fn start_exec_again(&mut self, exec: ExecId) {
+        let who = Who::Exec(exec.clone());
+        let (Some(plan), Some(asked)) = (
+            self.task.plan.clone(),
+            self.task.exec_plans.get(&exec).cloned(),
+        ) else {
+            return;
+        };
+        let tools = self.hands.tools.clone();
+        let number = self.streams_number(&who);
+        let held = self.resuming.remove(&who).unwrap_or_default();
+        let held = resume::streams(&tools, number, held);
+        let job = jobs::resume::exec(tools, plan, exec.clone(), asked, number, held);
+        self.exec_again(exec, job);
+    }
+}
