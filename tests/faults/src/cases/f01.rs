@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use vigil_hostile::crowd;
-use vigil_lab::process::{alive, signal_if};
+use vigil_lab::process::{Process, alive, signal_if};
 use vigil_lab::{CallError, Kit, Spec, by, until};
 
 use crate::cases;
@@ -30,6 +30,12 @@ fn f01_state_of_the_dead(kit: &Kit) -> Result<()> {
             ..Spec::args(&["sleep", "1000"])
         })?;
         ensure!(status(&container, "")? == Status::RUNNING);
+        // Start does not wait for the program itself; what runs before it has a way of its
+        // own with some signals.
+        until("the program", by(5.0), || {
+            let init = Process::read(i32::try_from(container.pid).ok()?)?;
+            (init.cmdline == "sleep 1000").then_some(())
+        })?;
         signal_init(&container, signal)?;
         init_gone(&container, 5.0)?;
         stopped_within_a_second(&container)?;

@@ -21,16 +21,19 @@ use crate::watch::{Watch, waits_for_a_device};
 use crate::world::{nothing_left, runc_state, running_under, scripted};
 
 cases! {
-    Kit All  f04_delete_over_a_stalled_device "Delete while the rootfs' device stalls: an answer in 4 s, State meanwhile, nobody in D";
-    Kit Ours f04_stalled_delete_leaves_a_tombstone "Delete while the device stalls, Shutdown: the pair leaves, a tombstone says what is left";
+    Kit All  f04_delete_over_a_stalled_device "Delete while the rootfs' device stalls: an answer in 4 s, State meanwhile, nobody in D" alone;
+    Kit Ours f04_stalled_delete_leaves_a_tombstone "Delete while the device stalls, Shutdown: the pair leaves, a tombstone says what is left" alone;
     Kit Ours f04_swept_by_start "After the stall the next `start` finishes what is left" alone;
     Kit Ours f04_swept_by_delete "After the stall the next `delete` finishes what is left" alone;
     Kit Ours f04_swept_by_repair "After the stall `vigil repair --write` finishes what is left" alone;
-    Kit All  f04_delete_command_over_a_stalled_device "`delete` of a killed pair while the device stalls: out in 4 s, and true";
-    Kit All  f04_short_stall "A stall that ends within Delete's time: nothing is left, and nothing is said to be";
+    Kit All  f04_delete_command_over_a_stalled_device "`delete` of a killed pair while the device stalls: out in 4 s, and true" alone;
+    Kit All  f04_short_stall "A stall that ends within Delete's time: nothing is left, and nothing is said to be" alone;
     Kit All  f04_slow_runc_delete "runc delete takes 12 s: Delete answers in 4 s, again the same, nothing left";
     Kit All  f04_client_hangs_up "A client that hangs up in mid-Delete and asks again: the same answer";
 }
+
+// Those that stall a device are tried alone: whoever makes a mount namespace meanwhile has
+// a copy of the mount in it, and waits for the device in our runtime's stead.
 
 /// A stall lasts at most so long, whatever becomes of the test.
 const STALL: u32 = 60;
