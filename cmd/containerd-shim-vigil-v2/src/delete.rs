@@ -45,7 +45,18 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     let socket = socket(flags, &bundle);
     let last_words = last_words::of(&bundle);
-    let _lock = lock(flags, &bundle, socket.as_deref())?;
+    let _lock = match lock(flags, &bundle, socket.as_deref()) {
+        Ok(lock) => lock,
+        Err(error) if error.is::<leave::AtWork>() => {
+            // It ends in time, as we do. What is on record it will tell too.
+            let Some(end) = on_record(&bundle) else {
+                return Err(error);
+            };
+            eprintln!("note: {error}");
+            return answer(&end);
+        }
+        Err(error) => return Err(error),
+    };
     if let Some(words) = last_words {
         eprintln!("note: {words}");
     }
@@ -71,16 +82,42 @@ pub fn run(flags: &Flags) -> Result<()> {
     let end = ended::read(&bundle).unwrap_or(end);
     keep_end(&bundle, &end);
     points::reach(Point::DeleteNotPrinted);
-    let answer = delete::response(end.pid, &end.exit)?;
-    let mut out = std::io::stdout();
-    out.write_all(&answer)
-        .and_then(|()| out.flush())
-        .context("cannot write the answer to stdout")?;
+    answer(&end)?;
     // What other containers left. Nobody waits for it, and out of processes it is for the
     // next one to do.
     let own = (flags.namespace.as_str(), flags.id.as_str());
     let _ = sweep::start(Path::new(RUN), Some(own));
     Ok(())
+}
+
+fn answer(end: &Ended) -> Result<()> {
+    let answer = delete::response(end.pid, &end.exit)?;
+    let mut out = std::io::stdout();
+    out.write_all(&answer)
+        .and_then(|()| out.flush())
+        .context("cannot write the answer to stdout")
+}
+
+/// The end that somebody has recorded already.
+fn on_record(bundle: &Path) -> Option<Ended> {
+    if let Some(end) = ended::read(bundle) {
+        return Some(end);
+    }
+    let task = remembered(bundle).ok()?.task;
+    let phase = &task.standing.phase;
+    if let Phase::Deleted { pid, exit } = phase {
+        let (pid, exit) = (*pid, *exit);
+        return Some(Ended { pid, exit });
+    }
+    let init = phase.init()?;
+    let exit = match phase {
+        Phase::Stopped { exit, .. } => *exit,
+        _ => task.dated(recorded_exit(bundle, init)?),
+    };
+    Some(Ended {
+        pid: init.pid,
+        exit,
+    })
 }
 
 /// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there

@@ -1,9 +1,10 @@
 //! Making a pair leave: asked first, killed through checked pidfds if it does
 //! not answer. The lock says when both are gone.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail};
@@ -19,8 +20,21 @@ use vigil_sys::{listen, pidfd, signal};
 const ASKED: Duration = Duration::from_millis(500);
 /// For seeing whether anybody listens.
 const CONNECT: Duration = Duration::from_millis(100);
-/// For the lock, all in all; `delete` has 5 s and work to do after it.
-const LOCK: Duration = Duration::from_millis(2500);
+/// For the lock, all in all: a little less than another `delete` takes at most, and `delete`
+/// has 5 s.
+const LOCK: Duration = Duration::from_millis(3200);
+
+/// The pair is gone, and the lock is held all the same: a `delete` is at work.
+#[derive(Debug)]
+pub struct AtWork(PathBuf);
+
+impl fmt::Display for AtWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "another `delete` is at work on {}", self.0.display())
+    }
+}
+
+impl std::error::Error for AtWork {}
 
 /// Whether there is no lock to be had here: no file can be made, or something else has
 /// its name. Nobody holds it, then, who could be asked to leave by it.
@@ -70,6 +84,9 @@ pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Resu
     }
     if let Some(file) = wait(&path, &holders, deadline)? {
         return Ok(file);
+    }
+    if unread.is_none() && holders.iter().all(|pair| pidfd::is_dead(pair) == Ok(true)) {
+        return Err(AtWork(bundle.to_owned()).into());
     }
     let held = format!(
         "{} is still held: a process of the pair does not die",

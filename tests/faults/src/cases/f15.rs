@@ -30,6 +30,7 @@ cases! {
     Kit All  f15_poststop_for_each_create_runtime "poststop hooks: at least once for each createRuntime when killed in mid-create";
     Kit All  f15_poststop_after_death_in_delete "poststop hooks: at least once when killed inside `runc delete`";
     Kit All  f15_killed_and_repeated "`delete` SIGKILLed at any moment and run again: the same end, nothing left, poststop at least once";
+    Kit All  f15_parallel_while_a_hook_hangs "A poststop hook that hangs, three `delete`s at once: all in time, one answer";
     Kit All  f15_poststop_that_hangs "poststop hooks that hang: `delete` is in time all the same";
 }
 
@@ -381,6 +382,29 @@ fn f15_poststop_after_death_in_delete(kit: &Kit) -> Result<()> {
     deleted(&c)?;
     ensure!(hooked(kit)?.1 == stopped, "a second `delete` ran it again");
     nothing_left(kit, &c.id)
+}
+
+fn f15_parallel_while_a_hook_hangs(kit: &Kit) -> Result<()> {
+    let spec = with_hooks(kit, Spec::sh("exit 3"), "", "exec sleep 20")?;
+    let c = kit.running(&spec)?;
+    ensure!(c.exit_status()? == 3);
+    c.shim.kill_all()?;
+    let said: Vec<Result<DeleteResponse>> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| deleted(&c))).collect();
+        runs.into_iter()
+            .map(|r| {
+                r.join()
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
+            })
+            .collect()
+    });
+    for said in said {
+        let said = said?;
+        ensure!(said.exit_status == 3 && said.pid == c.pid, "{said:?}");
+    }
+    nothing_left(kit, &c.id)?;
+    ensure!(hooked(kit)? == (1, 1), "{:?}", hooked(kit)?);
+    Ok(())
 }
 
 fn f15_poststop_that_hangs(kit: &Kit) -> Result<()> {

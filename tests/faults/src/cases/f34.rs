@@ -150,21 +150,15 @@ fn f34_exec_fifos_nobody_opens(kit: &Kit) -> Result<()> {
     })?;
     let (task, id) = (c.task().patient(60.0), c.id.clone());
     let asked = std::thread::spawn(move || task.start(&id, "e1"));
-    for _ in 0..5 {
+    for number in 0..5 {
         quick("State", 1.0, || serves(&c))??;
-        kit.exec(&c, "other", &Spec::sh("exit 5"))?;
+        let other = format!("other{number}");
+        kit.exec(&c, &other, &Spec::sh("exit 5"))?;
         quick("Start of another exec", 5.0, || {
-            c.task().start(&c.id, "other")
+            c.task().start(&c.id, &other)
         })??;
-        ensure!(c.task().wait(&c.id, "other")?.exit_status == 5);
-        c.task().delete(&c.id, "other")?;
-        for name in ["stdin", "stdout", "stderr"] {
-            std::fs::remove_file(
-                kit.scratch
-                    .path("state")
-                    .join(format!("{}-other.{name}", c.id)),
-            )?;
-        }
+        ensure!(c.task().wait(&c.id, &other)?.exit_status == 5);
+        c.task().delete(&c.id, &other)?;
     }
     let out = FifoReader::open(&path("out"))?;
     let _err = FifoReader::open(&path("err"))?;

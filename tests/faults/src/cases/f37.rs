@@ -36,7 +36,7 @@ fn socket(kit: &Kit, id: &str) -> PathBuf {
 
 fn f37_no_socket_after_sigkill(kit: &Kit) -> Result<()> {
     let bundle = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
-    for round in 0..times(20, 400) {
+    for round in 0..times(20, 250) {
         let shim = kit
             .shim(&bundle)
             .with_context(|| format!("round {round}"))?;
