@@ -169,10 +169,18 @@ fn swept(kit: &Kit, container: &Container, sweep: impl Fn() -> Result<()>) -> Re
     until("the worker to come back", by(30.0), || {
         (!stalled()).then_some(())
     })?;
-    sweep()?;
-    let gone = until("the tombstone to be taken away", by(10.0), || {
-        (!stone.exists()).then_some(())
+    // Out of D the worker has some way to go yet, and until then the stone stands for it.
+    let gone = until("the tombstone to be taken away", by(15.0), || {
+        due(kit, &container.id).ok()?;
+        if let Err(error) = sweep() {
+            return Some(Err(error));
+        }
+        let gone = until("", by(1.0), || (!stone.exists()).then_some(()));
+        gone.ok().map(Ok)
     });
+    if let Ok(Err(error)) = gone {
+        return Err(error);
+    }
     if gone.is_err() {
         bail!(
             "the tombstone stays: {}",
