@@ -13,10 +13,10 @@ use vigil_lab::process::{Process, alive};
 use vigil_lab::shim::Ran;
 use vigil_lab::{Place, Scratch, ShimBinary, Version, by, held, until};
 
-use super::Variant;
 use super::ends::{self, Seen, Told};
 use super::gates::{Act, Dies, Gate};
 use super::journal::tear_last_record;
+use super::{TooQuick, Variant};
 
 /// The container that is hit.
 const HIT: &str = "c";
@@ -120,6 +120,9 @@ impl Scene {
         let outcome = self.crash_and_look();
         let words = fs::read_to_string(self.tools.path("bin/containerd-shim-vigil-v2.words"));
         outcome.map_err(|error| {
+            if error.is::<TooQuick>() {
+                return error;
+            }
             anyhow::anyhow!(
                 "{error:#}\nthe words of delete:\n{}{}",
                 words.unwrap_or_default(),
@@ -145,7 +148,7 @@ impl Scene {
         }
         self.arm()?;
         let client = self.act();
-        self.at_the_gate().context("on the way to the gate")?;
+        self.at_the_gate()?;
         seen.init = seen.init.or_else(|| self.init());
         if self.variant == Variant::TornRecord {
             tear_last_record(&self.place.containerd.bundle(HIT).join("journal"))?;
@@ -319,7 +322,7 @@ impl Scene {
                     .ok()
                     .filter(|t| t.ends_with('\n'))
             })?;
-            ensure!(said.trim() != "missed", "runc was too quick");
+            ensure!(said.trim() != "missed", TooQuick);
         }
         Ok(())
     }
