@@ -41,8 +41,10 @@ test: ## all tests, then the conformance and fault suites on real containers
 conformance: build ## behaviours of the Task API: Go's shims first, then ours
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-conformance --test conformance
 
-faults: build ## every fault of the catalogue and every crash point: Go's shims and ours, side by side
-	VIGIL_FAULTS=all VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
+faults: ## every fault of the catalogue and every crash point: Go's shims and ours, side by side
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build
+	VIGIL_FAULTS=all VIGIL_FAULTS_TABLE=$(CURDIR)/target/faults.md VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
 
 test-cgroup2: ## conformance on a cgroup v2 host: Debian's kernel, emulated (5 minutes)
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image && scripts/setup vm
