@@ -431,6 +431,7 @@ impl crate::phase::Standing {
             Change::Told(who) => self.tell(who),
             Change::Deleted => self.deleted(at),
             Change::BroughtToNothing { pid, exit } => {
+                self.remains = false;
                 self.phase = Phase::Deleted {
                     pid: *pid,
                     exit: *exit,

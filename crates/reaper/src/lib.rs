@@ -18,6 +18,7 @@ use vigil_journal::exits::{ExitsError, Recorder};
 use vigil_journal::pair::{Incarnation, Pair, PairError};
 use vigil_journal::{BootId, BootIdError, names};
 use vigil_relay::slots::Slots;
+use vigil_relay::succession::{Deaths, Watchdog};
 use vigil_sys::epoll::{Epoll, Interest, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
@@ -164,9 +165,9 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         shim,
         shim_lives: true,
         serving: false,
-        shim_deaths: successor::Deaths::default(),
+        shim_deaths: Deaths::default(),
         takeovers: 0,
-        watchdog: successor::Watchdog::default(),
+        watchdog: Watchdog::default(),
         progress: 0,
         ready: None,
         going: false,

@@ -10,6 +10,7 @@ use vigil_journal::BootId;
 use vigil_journal::exits::{Death, Recorder};
 use vigil_relay::control::ToShim;
 use vigil_relay::slots::Slots;
+use vigil_relay::succession::{Deaths, Watchdog};
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
@@ -19,7 +20,6 @@ use vigil_sys::spawn::Child;
 use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 
 use crate::conn::{Conn, owner_of};
-use crate::successor::{Deaths, Watchdog};
 use crate::{Config, Error, fail};
 
 pub(crate) const LISTENER: u64 = 0;
@@ -139,7 +139,7 @@ impl Reaper<'_> {
     fn patience(&self) -> Option<Duration> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let times = cuts.chain(self.until).chain(self.listen_at);
-        let times = times.chain(self.watchdog.at);
+        let times = times.chain(self.watchdog.next());
         Some(times.min()?.saturating_duration_since(Instant::now()))
     }
 
@@ -151,7 +151,7 @@ impl Reaper<'_> {
                 self.hand_out();
             }
         }
-        if due(self.watchdog.at) {
+        if due(self.watchdog.next()) {
             self.look_at_the_shim();
         }
         // The shim lives on without these: it has closed them.

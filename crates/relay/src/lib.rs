@@ -7,6 +7,7 @@
 pub mod control;
 mod frame;
 pub mod slots;
+pub mod succession;
 mod switch;
 
 pub use frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX};

@@ -306,10 +306,10 @@ impl Owner {
             };
             let _ = tokio::time::timeout(CLOSING, closed).await;
             points::reach(Point::DeleteDrained);
-            gone::delete(tools, plan, end, until).await;
+            let over = gone::delete(tools, plan, end, until).await;
             Message::VerbOver {
                 verb: Verb::Delete,
-                over: Ok(None),
+                over: over.map(|()| None),
             }
         });
     }

@@ -403,19 +403,69 @@ fn the_end_is_an_end() {
     assert_eq!(pair.ended(), Some(0));
 }
 
-fn a_killed_shim_ends_the_pair() {
-    for (words, answer) in [("die after word", Some(&b"word"[..])), ("die half", None)] {
-        let pair = Pair::serving();
-        let mut client = pair.client();
-        let stream = client.ask(words);
-        assert_eq!(client.answer(stream).as_deref(), answer, "{words}");
-        assert_eq!(client.answer(99), None, "the connection is closed");
-        assert_eq!(pair.ended(), Some(1));
-    }
+fn a_killed_shim_is_succeeded() {
     let pair = Pair::serving();
-    let shim = pidfd::open(pair.shim_pid()).unwrap();
-    pidfd::send_signal(&shim, signal::KILL).unwrap();
+    let mut client = pair.client();
+    let mut shim = pair.shim_pid();
+    let next = |before: u32| {
+        until("a successor", || pair.shim_pid() != before);
+        pair.shim_pid()
+    };
+    let stream = client.ask("die after word");
+    assert_eq!(client.answer(stream).as_deref(), Some(&b"word"[..]));
+    shim = next(shim);
+    assert_eq!(client.call("echo x"), "x", "the connection is served on");
+    let pidfd = pidfd::open(shim).unwrap();
+    pidfd::send_signal(&pidfd, signal::KILL).unwrap();
+    next(shim);
+    assert_eq!(client.call("echo y"), "y");
+}
+
+/// What kills whoever gets it is answered by the reaper, and hurts nobody else.
+fn a_request_that_kills_is_given_up() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let mut other = pair.client();
+    let held = other.ask("ignore");
+    let stream = client.ask("die half");
+    let told = client.answer(stream).unwrap();
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("3 times"), "{told}");
+    assert_eq!(client.call("echo x"), "x");
+    assert_eq!(other.call("echo y"), "y");
+    assert_ne!(held, 0);
+}
+
+fn the_fifth_death_in_a_minute_ends_the_pair() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    for _ in 0..4 {
+        let shim = pair.shim_pid();
+        let pidfd = pidfd::open(shim).unwrap();
+        pidfd::send_signal(&pidfd, signal::KILL).unwrap();
+        until("a successor", || pair.shim_pid() != shim);
+        assert_eq!(client.call("echo x"), "x");
+    }
+    let pidfd = pidfd::open(pair.shim_pid()).unwrap();
+    pidfd::send_signal(&pidfd, signal::KILL).unwrap();
+    assert_eq!(client.answer(99), None, "the connection is closed");
     assert_eq!(pair.ended(), Some(1));
+}
+
+/// One that stands still and leaves a request unread is replaced; the request is answered
+/// by the next.
+fn a_stopped_shim_is_replaced() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    assert_eq!(client.call("echo x"), "x");
+    let shim = pair.shim_pid();
+    let pidfd = pidfd::open(shim).unwrap();
+    pidfd::send_signal(&pidfd, 19).unwrap();
+    // Nobody asks: it may stand still as long as it likes.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(pair.shim_pid(), shim);
+    assert_eq!(client.call("echo y"), "y");
+    assert_ne!(pair.shim_pid(), shim);
 }
 
 /// More than one turn can look at: what the shim wrote is read to its end all
@@ -432,17 +482,21 @@ fn the_last_words_of_a_shim_are_passed_on() {
         assert_eq!(client.call("echo held"), "held");
     }
     let shim = pair.shim_pid();
-    clients[0].ask("die stopped");
+    let mut killer = pair.client();
+    killer.ask("die stopped");
     until("the shim is a zombie", || {
         fs::read_to_string(format!("/proc/{shim}/stat"))
             .unwrap()
             .contains(") Z ")
     });
+    // Its request goes with it: the next shim must not get it too.
+    drop(killer);
     pair.signal(18);
     for (client, stream) in clients.iter_mut().zip(asked) {
         assert_eq!(client.answer(stream).as_deref(), Some(&b"at last"[..]));
     }
-    assert_eq!(pair.ended(), Some(1));
+    until("a successor", || pair.shim_pid() != shim);
+    assert_eq!(clients[1].call("echo x"), "x");
 }
 
 fn a_shim_that_never_serves_is_told() {
@@ -596,14 +650,14 @@ fn a_shim_that_does_not_read_its_control_is_ended() {
     let pair = Pair::serving();
     let mut client = pair.client();
     client.ask("hang");
+    let shim = pair.shim_pid();
     // Each connection is a message; somewhere the queue is full.
     let mut count = 0;
-    while !fd::wait_readable(&pair.pidfd, Duration::ZERO).unwrap() {
+    while pair.shim_pid() == shim {
         count += 1;
         assert!(count < 100_000, "a full queue was not noticed");
         let _ = listen::connect(&pair.path("s"), PATIENCE);
     }
-    assert_eq!(pair.ended(), Some(1));
 }
 
 fn nothing_happens_when_idle() {
@@ -618,6 +672,8 @@ fn nothing_happens_when_idle() {
             .map(|line| line.split('\t').nth(1).unwrap().parse::<u64>().unwrap())
             .sum::<u64>()
     };
+    // It looks once whether the shim has taken what it was sent.
+    std::thread::sleep(Duration::from_millis(1500));
     until("the loop rests", || is_asleep(pair.pid));
     let before = switches();
     std::thread::sleep(Duration::from_millis(1500));
@@ -701,7 +757,10 @@ fn main() {
         an_ended_slot_is_closed
         garbage_is_answered
         the_end_is_an_end
-        a_killed_shim_ends_the_pair
+        a_killed_shim_is_succeeded
+        a_request_that_kills_is_given_up
+        the_fifth_death_in_a_minute_ends_the_pair
+        a_stopped_shim_is_replaced
         the_last_words_of_a_shim_are_passed_on
         a_shim_that_never_serves_is_told
         sigterm_lets_the_shim_leave

@@ -11,7 +11,7 @@ use vigil_host::enact::Left;
 use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::worker::{Outcome, Worker};
-use vigil_model::{Claim, Exit, Incarnation, Plan};
+use vigil_model::{Claim, Exit, Incarnation, Kind, Plan, Refusal};
 use vigil_reconcile::{Goal, RuncDelete, Said};
 
 use vigil_sys::pidfd;
@@ -125,7 +125,12 @@ pub(crate) struct End {
 
 /// Deletes the container of a task that has ended or was never started; what
 /// will not go by `until` is in a tombstone then.
-pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Instant) {
+pub(crate) async fn delete(
+    tools: Tools,
+    plan: Box<Plan>,
+    end: End,
+    until: Instant,
+) -> Result<(), Refusal> {
     // Without a pid namespace of its own runc kills whoever is in the cgroup:
     // in one that is shared, strangers. Then nothing is asked of it.
     let finish_at = until.checked_sub(FINISH_WAIT).unwrap_or(until);
@@ -169,9 +174,16 @@ pub(crate) async fn delete(tools: Tools, plan: Box<Plan>, end: End, until: Insta
             None => RuncDelete::NotTried,
         };
         let wait = until.saturating_duration_since(Instant::now());
-        recover::recover(&tools, subject, Goal::Gone, wait).await;
+        let recovered = recover::recover(&tools, subject, Goal::Gone, wait).await;
+        if let Some(who) = recovered.lives {
+            return Err(Refusal::new(
+                Kind::FailedPrecondition,
+                format!("cannot delete a container that does not die: {who}"),
+            ));
+        }
     }
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
+    Ok(())
 }
 
 /// `runc delete`, unless runc knows nothing of the container any more. One

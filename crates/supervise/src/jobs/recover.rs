@@ -24,6 +24,8 @@ const BEYOND: Duration = Duration::from_millis(300);
 pub(crate) struct Recovered {
     /// Nothing of the container is left, by a second look.
     pub(crate) whole: bool,
+    /// Init lives on, in words.
+    pub(crate) lives: Option<String>,
 }
 
 /// The container of this plan, as a recovery sees it; `said` is what is true
@@ -68,15 +70,22 @@ pub(crate) async fn recover(
             if goal == Goal::Gone {
                 entomb(stone, why);
             }
-            return Recovered { whole: false };
+            return Recovered {
+                whole: false,
+                lives: None,
+            };
         }
     };
     let (outcome, said) = gone::worked_saying(worker, wait + BEYOND).await;
     let mut left = Vec::new();
+    let mut lives = None;
     for line in said {
-        match line.strip_prefix(LEFT) {
-            Some(what) => left.push(what.to_owned()),
-            None => log::info!("recovery: {line}"),
+        if let Some(what) = line.strip_prefix(LEFT) {
+            left.push(what.to_owned());
+        } else if let Some(who) = line.strip_prefix(LIVES) {
+            lives = Some(who.to_owned());
+        } else {
+            log::info!("recovery: {line}");
         }
     }
     let whole = match outcome {
@@ -108,7 +117,7 @@ pub(crate) async fn recover(
     for what in &left {
         log::warn!("left over: {what}");
     }
-    Recovered { whole }
+    Recovered { whole, lives }
 }
 
 /// The worker could not: what is left is named without it.
@@ -120,6 +129,7 @@ fn entomb(mut stone: Tombstone, why: String) {
 }
 
 const LEFT: &str = "left: ";
+const LIVES: &str = "lives: ";
 
 /// The container's processes by descent: what hangs below the reaper and was
 /// not started by the shim. The shim's own children (a call of the runtime, a
@@ -151,6 +161,9 @@ fn work(
     }
     for left in &report.left {
         notes.say(&format!("{LEFT}{left}"));
+        if let Left::Process { init: true, .. } = left {
+            notes.say(&format!("{LIVES}{left}"));
+        }
     }
     let gone = |left: &Left| matches!(left, Left::Detached(_));
     let again = observe(subject).facts;
