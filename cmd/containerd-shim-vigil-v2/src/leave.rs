@@ -55,8 +55,11 @@ pub fn take_lock(bundle: &Path) -> Result<File> {
 pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<File> {
     let path = bundle.join(names::LOCK);
     let deadline = Instant::now() + LOCK;
+    let was_there = path.exists();
     match lock::hold(&path) {
-        Ok(file) => return Ok(file),
+        Ok(file) if was_there => return Ok(file),
+        // A pair may hold the one that was removed.
+        Ok(file) => return end_pair(bundle, listening).map(|()| file),
         Err(lock::LockError::Held { .. }) => {}
         Err(error) => return Err(error.into()),
     }
@@ -96,6 +99,45 @@ pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Resu
         Some(error) => Err(Error::new(error).context(held)),
         None => bail!(held),
     }
+}
+
+/// Ends the pair this bundle or this socket names, without a lock to tell when it is gone.
+fn end_pair(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<()> {
+    let (pair, unread) = ask(bundle)?;
+    for number in [None, Some(signal::KILL)] {
+        let deadline = Instant::now() + ASKED;
+        for process in &pair {
+            if let Some(number) = number {
+                let _ = pidfd::send_signal(process, number);
+            }
+        }
+        for process in &pair {
+            let left = deadline.saturating_duration_since(Instant::now());
+            fd::wait_readable(process, left).context("cannot wait for the pair to leave")?;
+        }
+    }
+    if unread.is_some()
+        && let Some((socket, flags)) = listening
+        && let Ok(connection) = listen::connect(socket, CONNECT)
+    {
+        dismiss_listener(&connection, flags)?;
+    }
+    Ok(())
+}
+
+/// Ends the pair that this process has just made, and no other: its reaper is our child.
+/// The lock, unless somebody else has it then.
+pub fn end_child(bundle: &Path, reaper: u32) -> Result<Option<File>> {
+    let pidfd = pidfd::open(reaper).context("cannot open our own reaper")?;
+    for number in [signal::USR2, signal::KILL] {
+        // Dead is what it is to be.
+        let _ = pidfd::send_signal(&pidfd, number);
+        if fd::wait_readable(&pidfd, ASKED).context("cannot wait for our own reaper")? {
+            // Its shim leaves with it, but not in the same instant.
+            return wait(&bundle.join(names::LOCK), &[], Instant::now() + ASKED);
+        }
+    }
+    bail!("the reaper, process {reaper}, does not die")
 }
 
 /// Asks the pair of this bundle to leave; its living processes, or why they are

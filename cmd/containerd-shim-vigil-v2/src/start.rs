@@ -82,8 +82,10 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     let reply = stdin.reply(&address)?;
 
-    let mut made = Made::default();
-    let lock = hold(flags, &bundle, Path::new(address.path()), &mut made)?;
+    let mut first = Made::default();
+    let lock = hold(flags, &bundle, Path::new(address.path()), &mut first)?;
+    // Below the lock, so that a failure removes what was made before it lets go of it.
+    let mut made = first;
     points::reach(Point::StartBeforeBind);
     let listener = bind(flags, Path::new(address.path()), &mut made)?;
     let exits_path = bundle.join(names::EXITS);
@@ -114,21 +116,34 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     made.0.push(bundle.join(names::PAIR));
     made.0.push(bundle.join(names::JOURNAL));
-    match fork::fork().context("cannot fork the reaper")? {
-        fork::Fork::Child => {
+    let reaper = match fork::fork() {
+        Ok(fork::Fork::Child) => {
             drop(heard);
             vigil_reaper::run(&config, ready)
         }
-        fork::Fork::Parent { .. } => {}
-    }
+        Ok(fork::Fork::Parent { child }) => child,
+        Err(error) => {
+            drop(made);
+            return Err(error).context("cannot fork the reaper");
+        }
+    };
     drop(ready);
     drop(config);
     if let Err(error) = await_ready(heard) {
-        // One that hangs is not left behind either; one that failed is gone.
-        if let Err(stays) = leave::take_lock(&bundle) {
-            return Err(error.context(format!("its pair stays: {stays:#}")));
-        }
-        return Err(error);
+        // One that hangs is not left behind either; one that failed is gone. Whoever has the
+        // lock by now has taken its place, and what lies here is theirs.
+        return Err(match leave::end_child(&bundle, reaper) {
+            Ok(Some(lock)) => {
+                drop(made);
+                drop(lock);
+                error
+            }
+            Ok(None) => {
+                made.keep();
+                error.context("another `start` has taken its place")
+            }
+            Err(stays) => error.context(format!("its pair stays: {stays:#}")),
+        });
     }
     points::reach(Point::AddressNotPrinted);
     made.keep();

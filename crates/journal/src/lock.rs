@@ -11,9 +11,9 @@
 //! explicitly. runc and the workers must not get it: a container's init that
 //! inherits it would hold the lock as long as it lives.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the lock was not taken.
@@ -60,12 +60,26 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
     }
     .map_err(failed)?;
     match file.try_lock() {
+        // Removed or replaced since it was opened: then this is not the lock any more, and
+        // who made the new one has it.
+        Ok(()) if !is_at(&file, path) => Err(LockError::Held {
+            path: path.to_owned(),
+        }),
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LockError::Held {
             path: path.to_owned(),
         }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// Whether the path still leads to this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same =
+        |ours: Metadata, there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+    file.metadata()
+        .and_then(|ours| Ok(same(ours, fs::metadata(path)?)))
+        .unwrap_or(false)
 }
 
 /// Whether somebody holds the lock, without making the file: for who only

@@ -20,6 +20,7 @@ use crate::world::{deleted, init_gone, nothing_left, pid, running_under, scripte
 
 cases! {
     Kit All  f15_any_subset_of_files "`delete` with any subset of the bundle's files, and again with what is left";
+    Kit Ours f15_any_subset_beside_a_living_pair "... and with the pair alive: it is made to leave";
     Kit All  f15_fifty_at_once "50 at once, the pairs killed: all right, all in time";
     Kit All  f15_cwd_is_gone "`delete` whose cwd was removed; the container's -bundle too";
     Kit All  f15_beside_a_live_delete "`delete` beside a Delete that is under way in a living pair";
@@ -94,6 +95,31 @@ fn f15_any_subset_of_files(kit: &Kit) -> Result<()> {
             without()
         );
         c.bundle.remove().with_context(without)?;
+    }
+    Ok(())
+}
+
+fn f15_any_subset_beside_a_living_pair(kit: &Kit) -> Result<()> {
+    let mut dice = Dice(0x5eed_15f0);
+    for round in 0..times(14, 200) {
+        let c = kit.running(&Spec::sleeper())?;
+        // One after the other, then some.
+        let chosen = if round < 10 { 1 << round } else { dice.next() };
+        let removed: Vec<String> = files(&c.bundle.dir)?
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| chosen >> at & 1 == 1)
+            .map(|(_, name)| name)
+            .collect();
+        for name in &removed {
+            fs::remove_file(c.bundle.dir.join(name))?;
+        }
+        let without = || format!("without {removed:?}");
+        deleted(&c).with_context(without)?;
+        ensure!(!alive(pid(&c)?), "{}: init lives on", without());
+        nothing_left(kit, &c.id).with_context(without)?;
+        let left = c.shim.processes();
+        ensure!(left.is_empty(), "{}: {left:?}", without());
     }
     Ok(())
 }

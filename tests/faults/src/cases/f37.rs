@@ -21,6 +21,7 @@ use crate::world::{answered, deleted, init_gone, nothing_left, pid, runc_state, 
 cases! {
     Kit All  f37_no_socket_after_sigkill "SIGKILL again and again: no socket file, nothing else is left, the same id starts again";
     Kit All  f37_start_during_shutdown "`start` while the old pair shuts down: a pair that serves, never one that is leaving";
+    Kit Ours f37_starts_at_once "Five `start`s of one id at once, again and again: one pair is left, and it serves";
     Kit All  f37_dead_socket_in_the_way "A socket file nobody listens on, a plain file in its place: `start` works";
     Kit All  f37_stranger_listens "Somebody else listens where the socket should be: no one is hurt, `start` ends in time";
     Kit Ours f37_address_of_a_stranger "`address` names containerd's own socket, `lock` is useless: `delete` leaves containerd alone";
@@ -84,6 +85,45 @@ fn f37_start_during_shutdown(kit: &Kit) -> Result<()> {
         shim.task.start(&bundle.id, "")?;
         ensure!(shim.task.wait(&bundle.id, "")?.exit_status == 3);
         shim.task.delete(&bundle.id, "")?;
+    }
+    Ok(())
+}
+
+fn f37_starts_at_once(kit: &Kit) -> Result<()> {
+    let bundle = kit.bundle(&Spec::sh("exit 3"), Stdio::Empty)?;
+    let path = socket(kit, &bundle.id);
+    for round in 0..times(8, 80) {
+        let good = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..5)
+                .map(|_| scope.spawn(|| kit.caller.run_start(&bundle.id, &bundle.dir)))
+                .collect();
+            let ran = starts.into_iter().filter_map(|s| s.join().ok()?.ok());
+            ran.filter(|ran| ran.status.success()).last()
+        });
+        let ran = good.with_context(|| format!("round {round}: no `start` succeeded"))?;
+        // Whoever came last has replaced the others, whose clean-up must leave it alone.
+        let shim =
+            Shim::connect(&kit.caller, &bundle, ran).with_context(|| format!("round {round}"))?;
+        until("one pair to be left", by(5.0), || {
+            (shim.processes().len() == 2).then_some(())
+        })
+        .with_context(|| format!("round {round}: {:?}", shim.processes()))?;
+        for name in ["lock", "pair", "journal", "exits", "address"] {
+            let there = bundle.dir.join(name).exists();
+            ensure!(there, "round {round}: `{name}` of the living pair is gone");
+        }
+        let shim = kit.adopt(shim)?;
+        shim.task
+            .create(&bundle.create_request())
+            .with_context(|| format!("Create, round {round}"))?;
+        shim.task.start(&bundle.id, "")?;
+        ensure!(shim.task.wait(&bundle.id, "")?.exit_status == 3);
+        shim.task.delete(&bundle.id, "")?;
+        shim.task.shutdown(&bundle.id)?;
+        until("the pair to leave", by(10.0), || {
+            shim.processes().is_empty().then_some(())
+        })?;
+        ensure!(!path.exists(), "round {round}: the socket is left");
     }
     Ok(())
 }
