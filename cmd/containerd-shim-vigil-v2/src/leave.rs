@@ -119,8 +119,10 @@ fn end_pair(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<()> {
     if unread.is_some()
         && let Some((socket, flags)) = listening
         && let Ok(connection) = listen::connect(socket, CONNECT)
+        && let Err(error) = dismiss_listener(&connection, flags)
     {
-        dismiss_listener(&connection, flags)?;
+        // A stranger is none of our business.
+        eprintln!("warning: {error:#}");
     }
     Ok(())
 }

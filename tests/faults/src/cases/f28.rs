@@ -102,6 +102,10 @@ fn f28_failing_execs_leave_no_log(kit: &Kit) -> Result<()> {
         after.0 <= before.0 + 20 * rounds as u64 && after.1 <= before.1 + 1,
         "bytes and files: {before:?}, after {rounds} failing execs {after:?}"
     );
+    if let Ok(journal) = fs::metadata(c.bundle.dir.join("journal")) {
+        let long = journal.len();
+        ensure!(long <= 256 << 10, "{long} bytes of journal");
+    }
     Ok(())
 }
 

@@ -121,10 +121,10 @@ fn f30_exec_with_an_ended_execs_pid(kit: &Kit) -> Result<()> {
     let number = c.task().start(&c.id, "old")?;
     ensure!(c.task().wait(&c.id, "old")?.exit_status == 5);
     // runc itself takes some numbers before the exec gets its own; how many differs.
-    for attempt in 0..times(150, 1000) {
+    for attempt in 0..times(600, 1500) {
         let id = format!("e{attempt}");
         kit.exec(&c, &id, &Spec::sh("read word; exit 6"))?;
-        let before = number - 3 - u32::try_from(attempt % 40)?;
+        let before = number - 3 - u32::try_from(attempt % 60)?;
         fs::write("/proc/sys/kernel/ns_last_pid", before.to_string())?;
         let got = c.task().start(&c.id, &id)?;
         if got == number {

@@ -18,7 +18,7 @@ use vigil_lab::{Kit, Shim, Spec, by, until};
 
 use crate::cases;
 use crate::world::{
-    answered, cgroups, deleted, nothing_left, pid, serves, times, unified, zombies,
+    answered, cgroups, deleted, nothing_left, pid, reaper_and_shim, serves, times, unified, zombies,
 };
 
 cases! {
@@ -53,18 +53,6 @@ fn limit_fds(pid: i32, most: u64) -> Result<()> {
     let words = String::from_utf8_lossy(&ran.stdout).into_owned();
     ensure!(ran.status.success(), "prlimit: {words}");
     Ok(())
-}
-
-/// The pair, or Go's one process: the one that serves last.
-fn reaper_and_shim(c: &Container) -> Result<(i32, i32)> {
-    let reaper = i32::try_from(c.task().connect_task(&c.id)?.shim_pid)?;
-    let shim = c
-        .shim
-        .processes()
-        .into_iter()
-        .map(|p| p.pid)
-        .find(|p| *p != reaper);
-    Ok((reaper, shim.unwrap_or(reaper)))
 }
 
 fn killed_and_deleted(c: &Container) -> Result<()> {

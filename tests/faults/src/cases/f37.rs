@@ -92,7 +92,7 @@ fn f37_start_during_shutdown(kit: &Kit) -> Result<()> {
 fn f37_starts_at_once(kit: &Kit) -> Result<()> {
     let bundle = kit.bundle(&Spec::sh("exit 3"), Stdio::Empty)?;
     let path = socket(kit, &bundle.id);
-    for round in 0..times(8, 80) {
+    for round in 0..times(5, 30) {
         let good = std::thread::scope(|scope| {
             let starts: Vec<_> = (0..5)
                 .map(|_| scope.spawn(|| kit.caller.run_start(&bundle.id, &bundle.dir)))

@@ -108,6 +108,16 @@ pub fn pid(container: &Container) -> Result<i32> {
     i32::try_from(container.pid).context("a pid")
 }
 
+/// Reaper and shim; Go's one process is both. What else runs under the shim's name, a worker
+/// or a sweeper, is neither.
+pub fn reaper_and_shim(container: &Container) -> Result<(i32, i32)> {
+    let reaper = container.task().connect_task(&container.id)?.shim_pid;
+    let reaper = i32::try_from(reaper)?;
+    let serves = |p: &Process| p.pid != reaper && p.cmdline.ends_with(" serve");
+    let shim = container.shim.processes().into_iter().find(serves);
+    Ok((reaper, shim.map_or(reaper, |shim| shim.pid)))
+}
+
 /// Waits until init is gone, whoever ended it.
 pub fn init_gone(container: &Container, seconds: f64) -> Result<()> {
     let pid = pid(container)?;
@@ -204,8 +214,12 @@ pub fn weight(directories: &[&Path]) -> (u64, usize) {
     while let Some(directory) = todo.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
-            // The container's own files are not the runtime's.
-            if meta.is_dir() && entry.file_name() != "rootfs" {
+            // The container's own files are not the runtime's, and the journal has a length of
+            // its own that says nothing of what is in it.
+            if entry.file_name() == "rootfs" || entry.file_name() == "journal" {
+                continue;
+            }
+            if meta.is_dir() {
                 todo.push(entry.path());
             } else if meta.is_file() {
                 sum = (sum.0 + meta.len(), sum.1 + 1);
@@ -255,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_weighed_and_a_container_s_own_are_not() -> Result<()> {
+    fn files_are_weighed_and_a_containers_own_are_not() -> Result<()> {
         let scratch = vigil_lab::Scratch::new()?;
         fs::create_dir_all(scratch.path("rootfs/below"))?;
         fs::create_dir_all(scratch.path("a/b"))?;
