@@ -3,7 +3,8 @@
 //!
 //! Each gate is a row in `gates`; each way of making it worse is a [`Variant`]. Whatever
 //! the gate: nothing left, no stranger hurt, `delete` in time and twice the same, the id
-//! usable at once. Today a dead shim makes its reaper leave, so both are killed.
+//! usable at once. Where the shim dies alone, another takes over, and there is nothing to
+//! be seen of it at all.
 
 pub mod ends;
 pub mod gates;
@@ -44,7 +45,7 @@ impl std::error::Error for TooQuick {}
 pub enum Variant {
     /// Nothing.
     Plain,
-    /// Only who is at the gate dies; the other of the pair has to notice.
+    /// Only who is at the gate dies: of a shim nobody notices, without its reaper it leaves.
     OneAlone,
     /// containerd dies as well, and is started again at once.
     ContainerdToo,

@@ -12,6 +12,7 @@ use vigil_lab::place::kill_at_once;
 use vigil_lab::process::{Process, alive};
 use vigil_lab::shim::Ran;
 use vigil_lab::{Place, Scratch, ShimBinary, Version, by, held, until};
+use vigil_sys::points::Point;
 
 use super::ends::{self, Seen, Told};
 use super::gates::{Act, Dies, Gate};
@@ -76,7 +77,11 @@ impl Scene {
         before("runc", "gated-runc")?;
         let points = tools.path("points");
         let points = points.to_str().context("a path that is not UTF-8")?;
-        let env = [("VIGIL_POINTS", points), ("VIGIL_IDLE_MS", IDLE_MS)];
+        let mut env = vec![("VIGIL_POINTS", points), ("VIGIL_IDLE_MS", IDLE_MS)];
+        if variant == Variant::OneAlone && gate.runc.is_some() {
+            // Who takes over finds a runc that stands still, ends it and begins anew.
+            env.push(("VIGIL_DEADLINE_CREATE_MS", "4000"));
+        }
         let ours = ShimBinary {
             path,
             ..shim.clone()
@@ -156,11 +161,15 @@ impl Scene {
         if self.variant == Variant::StateFull {
             fill(&self.place)?;
         }
-        self.deaths()?;
+        let succeeded = self.deaths()?;
         if let Some(client) = client {
             let ended = client.recv_timeout(Duration::from_secs(30));
             let ran = ended.context("the client hangs")??;
-            seen.client_ok = Some(ran.status.success());
+            let exec_done = self.gate.act == Act::Exec && ran.status.code() == Some(4);
+            seen.client_ok = Some(exec_done || ran.status.success());
+        }
+        if succeeded {
+            self.goes_on(&seen).context("after the takeover")?;
         }
         self.calm().context("after the crash")?;
         ensure!(
@@ -169,9 +178,13 @@ impl Scene {
             self.gate.point
         );
         (seen.events, seen.deletes) = self.collect()?;
-        (self.gate.end)(&seen)
-            .and_then(|()| ends::always(&seen, self.gate.dies == Dies::Delete))
-            .with_context(|| format!("{seen:#?}"))?;
+        let end = if succeeded {
+            ends::as_if_nothing_had_been(&seen, self.ended_by_itself())
+        } else {
+            (self.gate.end)(&seen)
+                .and_then(|()| ends::always(&seen, self.gate.dies == Dies::Delete))
+        };
+        end.with_context(|| format!("{seen:#?}"))?;
         // Nobody else was hurt.
         ensure!(
             self.others()? == others,
@@ -333,7 +346,8 @@ impl Scene {
         point.with_extension("reached")
     }
 
-    fn deaths(&mut self) -> Result<()> {
+    /// Whether a shim died alone, and so another took over.
+    fn deaths(&mut self) -> Result<bool> {
         // Before anyone dies: nothing that is stopped may lose its parent and be let run.
         if self.variant.ends_containerd() {
             self.place.containerd.freeze()?;
@@ -348,6 +362,10 @@ impl Scene {
             doomed.retain(|p| p.state == 'T');
         }
         ensure!(!doomed.is_empty(), "nobody to kill");
+        // One that is not ready yet fails its `start`.
+        let succeeded = self.variant == Variant::OneAlone
+            && self.gate.point != Point::PairNotReady
+            && doomed.iter().all(|p| p.cmdline.ends_with(" serve"));
         kill_at_once(&doomed)?;
         if self.variant.ends_containerd() {
             self.place.containerd.stop(9)?;
@@ -356,7 +374,32 @@ impl Scene {
             }
             self.place.containerd.launch()?;
         }
-        Ok(())
+        Ok(succeeded)
+    }
+
+    /// Whether the container ends with 7 and is not killed.
+    fn ended_by_itself(&self) -> bool {
+        matches!(self.gate.act, Act::Exit | Act::Remove | Act::Lose)
+    }
+
+    /// The client got what it asked for, and the container is as it asked; then it is
+    /// ended and removed as any other.
+    fn goes_on(&self, seen: &Seen) -> Result<()> {
+        ensure!(seen.client_ok != Some(false), "the client was refused");
+        let status = match self.gate.act {
+            Act::Remove => return Ok(()),
+            Act::Exit | Act::Lose => {
+                self.place.expect_status(HIT, "STOPPED")?;
+                return self.place.remove(HIT);
+            }
+            Act::Pause => "PAUSED",
+            Act::Run | Act::Exec | Act::Resume => "RUNNING",
+        };
+        self.place.expect_status(HIT, status)?;
+        if self.gate.act == Act::Pause {
+            self.place.containerd.ctr(&["tasks", "resume", HIT])?;
+        }
+        self.place.end(HIT)
     }
 
     /// Waits until nothing works on `c` any more.
