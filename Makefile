@@ -46,7 +46,7 @@ faults: ## every fault of the catalogue and every crash point: Go's shims and ou
 	@$(MAKE) --no-print-directory build
 	VIGIL_FAULTS=all VIGIL_FAULTS_TABLE=$(CURDIR)/target/faults.md VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
 
-test-cgroup2: ## conformance on a cgroup v2 host: Debian's kernel, emulated (5 minutes)
+test-cgroup2: ## conformance and faults on a cgroup v2 host: Debian's kernel, emulated (10 minutes)
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image && scripts/setup vm
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) tests/cgroup2/run

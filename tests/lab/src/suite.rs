@@ -149,11 +149,15 @@ impl Suite {
         let at = Instant::now();
         let mut outcome = self.judged(trial, (trial.run)());
         // Go's shims have races of their own; they are the measure
-        // here, not what is judged. Ours gets one try.
-        for _ in 0..self.go_tries {
-            if !trial.shim.starts_with("go") {
-                break;
-            }
+        // here, not what is judged. Ours gets one try, and one more in CI, on
+        // machines nobody knows: what holds only then is named.
+        let ci = std::env::var_os("CI").is_some();
+        let tries = if trial.shim.starts_with("go") {
+            self.go_tries
+        } else {
+            usize::from(ci)
+        };
+        for _ in 0..tries {
             if let Outcome::Fails(error) = &outcome {
                 println!("again            {}: {error}", trial.full_name());
                 outcome = self.judged(trial, (trial.run)());
