@@ -46,7 +46,26 @@ pub const COVERED: &[Covered] = &[
     ),
     covered("F01", "conformance/src/exec", "exec_early_exits"),
     covered("F02", "hostile/tests/pair", "sigkill_of_both"),
-    covered("F02", "hostile/tests/pair", "sigkill_of_the_shim"),
+    covered(
+        "F02",
+        "hostile/tests/pair",
+        "the_fifth_death_of_a_shim_in_a_minute_is_the_last",
+    ),
+    covered(
+        "F02",
+        "hostile/tests/takeover",
+        "a_container_runs_on_and_its_output_is_whole",
+    ),
+    covered(
+        "F02",
+        "hostile/tests/takeover",
+        "a_wait_that_was_pending_hears_the_exit",
+    ),
+    covered(
+        "F02",
+        "hostile/tests/takeover",
+        "what_was_under_way_is_finished_once",
+    ),
     covered("F02", "hostile/tests/pair", "sigkill_of_the_reaper_first"),
     covered("F02", "conformance/src/ends", "delete_after_kill_cleans"),
     covered("F02", "conformance/src/ends", "delete_of_paused"),
