@@ -129,11 +129,14 @@ impl Turn<'_> {
 
     fn decide(&self, what: What) -> Result<Step, Refusal> {
         let at = self.now;
-        step(&self.shim.task, Event {
-            at,
-            asked: None,
-            what,
-        })
+        step(
+            &self.shim.task,
+            Event {
+                at,
+                asked: None,
+                what,
+            },
+        )
     }
 
     fn carry(&mut self, step: Step) -> Alive {

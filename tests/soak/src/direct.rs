@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,7 +25,7 @@ use vigil_lab::{
 
 use crate::judge::UNKNOWN;
 use crate::life::Life;
-use crate::plan::Step;
+use crate::plan::{Step, Victims};
 use crate::strike::{self, Pair};
 use crate::tally::Outcome;
 
@@ -187,7 +188,7 @@ impl Stage<'_> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let stop = &stop;
-            let driver = scope.spawn(move || {
+            let mut driver = Some(scope.spawn(move || {
                 let driven = self.drive(&reached, |task| {
                     scope.spawn(move || {
                         life.ask_state(&task, stop, || self.exit_published());
@@ -196,7 +197,7 @@ impl Stage<'_> {
                 if let Err(error) = driven {
                     life.fault(format!("{error:#}"));
                 }
-            });
+            }));
             let mut came = None;
             while let Ok(step) = reports.recv_timeout(Duration::from_secs(90)) {
                 if step == plan.blow.step {
@@ -206,9 +207,19 @@ impl Stage<'_> {
             }
             life.story.add(format!("the blow's step: {came:?}"));
             strike::pause(plan.blow.after_us);
-            let mut outcome = self.strike_and_delete(came);
+            let alone = plan.blow.victims == Victims::Shim && self.pair.get().is_some();
+            let mut outcome = if alone {
+                let mut outcome = self.strike_the_shim(came);
+                // It goes on as if nothing had been.
+                let _ = driver.take().map(ScopedJoinHandle::join);
+                self.end(stop);
+                self.delete(&mut outcome);
+                outcome
+            } else {
+                self.strike_and_delete(came)
+            };
             stop.store(true, Ordering::SeqCst);
-            let _ = driver.join();
+            let _ = driver.take().map(ScopedJoinHandle::join);
             self.judge(&mut outcome);
             outcome
         })
@@ -255,6 +266,59 @@ impl Stage<'_> {
         std::thread::sleep(Duration::from_millis(blow.delete_after_ms));
         self.delete(&mut outcome);
         outcome
+    }
+
+    fn strike_the_shim(&self, came: Option<usize>) -> Outcome {
+        let (life, blow) = (self.life, &self.life.plan.blow);
+        let mut outcome = Outcome {
+            step: came.map(|at| life.plan.steps[at]),
+            ..Outcome::default()
+        };
+        if let Some(pair) = self.pair.get() {
+            outcome.struck = pair.lives(blow.victims);
+            pair.strike(blow, &life.story);
+        }
+        outcome
+    }
+
+    /// What is left to do after the steps: the container killed, if it lives, waited for,
+    /// deleted; the pair told to go.
+    fn end(&self, stop: &AtomicBool) {
+        let (life, id) = (self.life, self.life.id.as_str());
+        let (Some(shim), Some(pair)) = (self.shim.get(), self.pair.get()) else {
+            return;
+        };
+        let asked = life.asked();
+        let ended = (|| -> Result<(), CallError> {
+            if asked.created && !asked.deleted {
+                life.kill_is_sent();
+                match shim.task.kill(id, "", 9, false) {
+                    Err(error) if !error.is(Code::NotFound) => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+                let waited = shim.task.wait(id, "")?;
+                life.tell("Wait, in the end,", waited.exit_status);
+                life.note(|a| a.delete = true);
+                let deleted = shim.task.delete(id, "")?;
+                life.note(|a| a.deleted = true);
+                life.tell("Delete, in the end,", deleted.exit_status);
+            }
+            Ok(())
+        })();
+        if let Err(error) = ended {
+            life.fault(format!("in the end: {error}"));
+        }
+        stop.store(true, Ordering::SeqCst);
+        life.note(|a| a.shutdown = true);
+        if !asked.shutdown
+            && let Err(error) = shim.task.shutdown(id)
+        {
+            life.fault(format!("Shutdown, in the end: {error}"));
+        }
+        if let Err(error) = pair.gone() {
+            life.fault(format!("{error:#}"));
+            strike::all_of(id, false, &life.story);
+        }
     }
 
     /// `delete` as containerd runs it, and once more.
@@ -329,7 +393,15 @@ impl Stage<'_> {
 
     fn judge_events(&self) {
         let order = ["create", "start", "paused", "resumed", "exit", "delete"];
-        let story = self.sink.story();
+        let mut story = self.sink.story();
+        if self.life.plan.blow.victims == Victims::Shim {
+            // One whose acknowledgement was on its way may come again.
+            let all = story.len();
+            story.dedup();
+            if story.len() + 1 < all {
+                self.life.fault("more than one event was published twice");
+            }
+        }
         self.life.story.add(format!("events: {story:?}"));
         let at = |name: &str| -> Vec<usize> {
             let all = story.iter().enumerate();
@@ -436,6 +508,8 @@ impl Stage<'_> {
                 Step::Exec { .. } | Step::Pause | Step::Resume | Step::Update => {
                     asked.may_end || asked.pause
                 }
+                // Whether a signal went out is not known of a shim that died over it.
+                Step::Kill(_) if life.plan.blow.victims == Victims::Shim => true,
                 Step::Kill(_) | Step::Stats | Step::Pids => asked.may_end,
                 _ => false,
             };

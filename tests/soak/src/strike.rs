@@ -100,7 +100,7 @@ impl Pair {
         }
     }
 
-    /// Waits until both are gone: in this version none outlives the other for long.
+    /// Waits until both are gone.
     pub fn gone(&self) -> Result<()> {
         for (name, target) in [("reaper", &self.reaper), ("shim", &self.shim)] {
             until(&format!("the {name} {} to go", target.pid), by(5.0), || {
