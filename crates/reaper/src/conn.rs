@@ -2,9 +2,10 @@
 //! and the relay between them. Every frame passes here; none is understood.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vigil_relay::Relay;
+use vigil_relay::succession::PROVEN;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Errno, Result, listen, scm};
 
@@ -127,13 +128,13 @@ impl Conn {
     }
 
     /// The shim is dead: what it wrote is read to its end and, as far as
-    /// containerd takes it at once, passed on. What it lived with for `proven`
+    /// containerd takes it at once, passed on. What it lived with for `PROVEN`
     /// did not kill it.
-    pub(crate) fn shim_died(&mut self, now: Instant, proven: Duration) {
+    pub(crate) fn shim_died(&mut self, now: Instant) {
         self.read_pair_to_end();
         if self
             .sent_at
-            .is_none_or(|at| now.duration_since(at) > proven)
+            .is_none_or(|at| now.duration_since(at) > PROVEN)
         {
             self.relay.prove();
         }
@@ -185,8 +186,15 @@ impl Conn {
         while !self.relay.for_shim().is_empty() {
             match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
                 Ok(count) => {
+                    let now = Instant::now();
+                    if self
+                        .sent_at
+                        .is_some_and(|at| now.duration_since(at) > PROVEN)
+                    {
+                        self.relay.prove();
+                    }
                     self.relay.shim_took(count);
-                    self.sent_at = Some(Instant::now());
+                    self.sent_at = Some(now);
                     self.sends = true;
                 }
                 Err(_) => break,

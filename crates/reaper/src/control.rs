@@ -9,6 +9,7 @@ use vigil_relay::control::{
 };
 use vigil_sys::{Errno, scm};
 
+use crate::successor;
 use crate::turn::Reaper;
 
 /// Messages read in one turn.
@@ -39,6 +40,7 @@ impl Reaper<'_> {
                 },
             };
             self.progress += 1;
+            self.ready_by = self.ready_by.map(|_| successor::ready_by());
             let call = number_of(&bytes);
             self.tell(&ToShim::Ack { call, answer }, &[]);
         }

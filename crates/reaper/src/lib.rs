@@ -37,7 +37,7 @@ pub const LOCK_FD: u16 = 5;
 /// The write end of the ready pipe.
 pub const READY_FD: u16 = 6;
 
-/// How many shims of this pair have died, in the environment of a shim that
+/// How many shims of this pair have died in the last minute, in the environment of one that
 /// takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
 
@@ -166,9 +166,10 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         shim_lives: true,
         serving: false,
         shim_deaths: Deaths::default(),
-        takeovers: 0,
         watchdog: Watchdog::default(),
         progress: 0,
+        ready_by: None,
+        spare: successor::spare(),
         ready: None,
         going: false,
         told_to_go: false,

@@ -72,9 +72,11 @@ pub(crate) struct Reaper<'c> {
     /// It has said that it serves: connections are handed to it.
     pub(crate) serving: bool,
     pub(crate) shim_deaths: Deaths,
-    /// Shims that took over from another.
-    pub(crate) takeovers: u32,
     pub(crate) watchdog: Watchdog,
+    /// When a successor must have said that it serves, or something at least.
+    pub(crate) ready_by: Option<Instant>,
+    /// Descriptors to be let go of when a successor is started.
+    pub(crate) spare: Vec<OwnedFd>,
     /// Grows whenever the shim does anything.
     pub(crate) progress: u64,
     pub(crate) ready: Option<OwnedFd>,
@@ -138,8 +140,9 @@ impl Reaper<'_> {
     /// How long to wait; `None`, which is the rule, if nobody is waited for.
     fn patience(&self) -> Option<Duration> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
+        let cuts = cuts.filter(|_| self.control.is_some());
         let times = cuts.chain(self.until).chain(self.listen_at);
-        let times = times.chain(self.watchdog.next());
+        let times = times.chain(self.watchdog.next()).chain(self.ready_by);
         Some(times.min()?.saturating_duration_since(Instant::now()))
     }
 
@@ -153,6 +156,14 @@ impl Reaper<'_> {
         }
         if due(self.watchdog.next()) {
             self.look_at_the_shim();
+        }
+        if due(self.ready_by) {
+            self.ready_by = None;
+            self.kill_shim();
+        }
+        // One that is dying closes everything before it can be waited for.
+        if self.control.is_none() {
+            return;
         }
         // The shim lives on without these: it has closed them.
         while let Some(cut) = self.conns.iter().position(|conn| due(conn.cut_at)) {

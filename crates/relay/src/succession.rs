@@ -20,6 +20,13 @@ const LOOKS: u32 = 2;
 pub struct Deaths([Option<Instant>; DEATHS_MAX]);
 
 impl Deaths {
+    /// How many of them were in the last [`WINDOW`].
+    pub fn recent(&self, now: Instant) -> u32 {
+        let recent = self.0.iter().flatten();
+        let recent = recent.filter(|at| now.duration_since(**at) <= WINDOW);
+        u32::try_from(recent.count()).unwrap_or(u32::MAX)
+    }
+
     /// Notes one more; `false` if they are too many.
     pub fn allow(&mut self, now: Instant) -> bool {
         self.0.rotate_left(1);

@@ -235,6 +235,12 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
                 ready.clear_ready();
                 continue;
             }
+            // Out of descriptors for those it brought, or longer than any message:
+            // that one is lost, and the reaper is as alive as before.
+            Err(errno @ (Errno::ENOBUFS | Errno::EMSGSIZE)) => {
+                log::error!("control socket: a message is lost: {errno}");
+                continue;
+            }
             Err(errno) => {
                 log::error!("control socket: {errno}");
                 break;

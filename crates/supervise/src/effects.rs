@@ -264,7 +264,7 @@ impl Owner {
 
     /// Deletes: what was never started is killed first; streams are closed
     /// before anything is answered, so that nothing of them outlives it.
-    fn delete(&mut self) {
+    pub(crate) fn delete(&mut self) {
         let Some(plan) = self.task.plan.clone() else {
             return;
         };
@@ -393,7 +393,14 @@ impl Owner {
                     }
                 });
             }
-            Verb::Delete => self.delete(),
+            Verb::Delete => {
+                let id = tools.place.id.to_string();
+                let deadline = gone::DELETE_WAIT / 2;
+                self.job(async move {
+                    jobs::resume::calls_over(&tools, &id, deadline).await;
+                    Message::DeleteAgain
+                });
+            }
         }
     }
 

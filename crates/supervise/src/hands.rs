@@ -170,6 +170,11 @@ impl Hands {
         jobs::clear::in_the_way(&self.tools, plan)
     }
 
+    /// An earlier shim has killed init.
+    pub(crate) fn was_killed(&mut self) {
+        self.killed.get_or_insert_with(Instant::now);
+    }
+
     /// Holds init from now on.
     pub(crate) fn know(&mut self, init: &Incarnation) {
         self.init = match proc::open_checked(init) {

@@ -43,7 +43,7 @@ pub struct Place {
     pub options: Options,
     /// How long it waits.
     pub limits: Limits,
-    /// How many shims of this pair have died.
+    /// How many shims of this pair have died in the last minute; 0: this is the first.
     pub takeovers: u32,
 }
 
@@ -83,6 +83,8 @@ pub(crate) enum Message {
     FromReaper(FromReaper),
     /// Init was killed a while ago.
     DeadByNow,
+    /// The Delete an earlier shim had under way can go on.
+    DeleteAgain,
     /// No Create for too long.
     Idle,
     /// Events are flushed, or their time is up.
@@ -205,6 +207,7 @@ impl Owner {
             Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
                 self.leave(Ending::ReaperLeaves);
             }
+            Message::DeleteAgain => self.delete(),
             Message::DeadByNow => {
                 self.look_at_exits();
                 if self.task.standing.phase.live_init().is_some() {

@@ -95,8 +95,8 @@ impl Shim {
             asking: None,
             resuming: BTreeMap::new(),
         };
-        owner.hands.save();
         if owner.place.takeovers == 0 {
+            owner.hands.save();
             owner.arm_idle();
         }
         let doorbell =
@@ -111,6 +111,8 @@ impl Shim {
         if owner.place.takeovers > 0 {
             control.greeted().await?;
             owner.take_over().await;
+            // Not before: what it takes over must find room.
+            owner.hands.save();
         }
         let owner = tokio::spawn(owner.run(inbox));
         Ok(Self {

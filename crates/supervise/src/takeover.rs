@@ -6,17 +6,23 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vigil_host::cgroup::{Cgroup, OomWatch};
 use vigil_host::stdio::SlotKind;
 use vigil_host::strays;
-use vigil_model::{Effect, ExecId, ExecPhase, Phase, What, Who, outstanding};
+use vigil_model::{Effect, ExecId, ExecPhase, Milestone, Phase, What, Who, outstanding};
 
 use crate::jobs::{self, resume};
 use crate::kept::{Kept, streams_of};
 use crate::ooms;
 use crate::owner::Owner;
 use crate::stdio::{SlotId, Streams};
+
+/// For workers that are killed to be gone.
+const WORKERS_WAIT: Duration = Duration::from_millis(500);
+/// Between two looks at them.
+const WORKERS_LOOK: Duration = Duration::from_millis(1);
 
 /// What the reaper held of one set of streams.
 type Held = Vec<(SlotId, SlotKind, OwnedFd)>;
@@ -28,7 +34,8 @@ impl Owner {
             "an earlier shim died: taking over, for the {}. time",
             self.place.takeovers
         );
-        self.end_workers();
+        self.end_workers().await;
+        self.forget_pid_files();
         let mut held = self.adopt().await;
         self.know_again().await;
         let undone = outstanding(&self.task);
@@ -61,14 +68,35 @@ impl Owner {
 
     /// Workers of the one that died work for nobody; what they were at is begun
     /// anew.
-    fn end_workers(&self) {
-        match strays::errands(self.place.reaper_pid) {
-            Ok(errands) => {
-                for errand in errands.iter().filter(|errand| errand.worker) {
-                    errand.kill();
+    /// A call of the runtime one of them had made is the reaper's then, and
+    /// found as any other.
+    async fn end_workers(&self) {
+        let until = tokio::time::Instant::now() + WORKERS_WAIT;
+        loop {
+            let workers = match strays::errands(self.place.reaper_pid) {
+                Ok(errands) => errands.into_iter().filter(|errand| errand.worker),
+                Err(error) => {
+                    log::warn!("left behind: {}", vigil_host::chain(&error));
+                    return;
                 }
+            };
+            let workers: Vec<_> = workers.collect();
+            workers.iter().for_each(strays::Errand::kill);
+            // One in uninterruptible sleep is left behind.
+            if workers.is_empty() || tokio::time::Instant::now() >= until {
+                return;
             }
-            Err(error) => log::warn!("left behind: {}", vigil_host::chain(&error)),
+            tokio::time::sleep(WORKERS_LOOK).await;
+        }
+    }
+
+    /// Those of execs that are not being started tell of an earlier start.
+    fn forget_pid_files(&self) {
+        for (id, exec) in &self.task.standing.execs {
+            if exec.phase != ExecPhase::Starting {
+                let file = jobs::exec::pid_file(&self.hands.tools, id);
+                vigil_host::runc::forget_pid_file(&file);
+            }
         }
     }
 
@@ -114,6 +142,12 @@ impl Owner {
                 Err(error) => log::error!("no cgroup: {}", vigil_host::chain(&error)),
             }
             self.hands.know(&init);
+            let killed = |(_, what): &(_, Milestone)| *what == Milestone::Signalled(9);
+            if self.task.standing.phase.live_init().is_some() && self.task.story.iter().any(killed)
+            {
+                self.hands.was_killed();
+                self.watch_it_die();
+            }
             self.pin(Who::Init, &init).await;
         }
         let running = self
@@ -190,7 +224,7 @@ impl Owner {
     fn release_strangers(&self, sets: BTreeMap<u32, Held>) {
         for (number, held) in sets {
             let streams: Streams<Kept> = resume::streams(&self.hands.tools, number, held);
-            tokio::spawn(streams.close_all(std::time::Duration::ZERO));
+            tokio::spawn(streams.close_all(Duration::ZERO));
         }
     }
 
@@ -243,6 +277,9 @@ impl Owner {
                 self.signal_outcome = None;
                 self.happen(What::KillDone { who, signal });
             }
+            // Whoever asked for it asks again, and wants an answer; if nobody does,
+            // idleness ends it.
+            Effect::Leave => {}
             effect @ (Effect::Discard { .. }
             | Effect::KillRest
             | Effect::Drain(_)
@@ -252,8 +289,7 @@ impl Owner {
             | Effect::AnswerVerb(_)
             | Effect::AnswerExecStart(_)
             | Effect::AnswerWaiters(_)
-            | Effect::Publish
-            | Effect::Leave) => self.enact(effect),
+            | Effect::Publish) => self.enact(effect),
         }
     }
 

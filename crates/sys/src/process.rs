@@ -129,6 +129,16 @@ pub fn pid_namespace() -> Result<u64> {
 /// When a process started (field 22 of its `stat`): clock ticks after boot. A
 /// zombie tells it too. `ENOENT` or `ESRCH`: there is none.
 pub fn start_ticks(pid: u32) -> Result<u64> {
+    stat_field(pid, 20)?.parse().map_err(|_| Errno::EIO)
+}
+
+/// Whether a process sleeps and takes no signal: state `D` of its `stat`.
+pub fn sleeps_uninterruptibly(pid: u32) -> bool {
+    stat_field(pid, 1).is_ok_and(|state| state == "D")
+}
+
+/// A field of `stat`, counted from the one after the name, which is 0 and empty.
+fn stat_field(pid: u32, place: usize) -> Result<String> {
     // Room for the first 22 fields at their longest.
     let mut line = [0; 640];
     let len = told(File::open(format!("/proc/{pid}/stat")).and_then(|mut f| f.read(&mut line)))?;
@@ -137,10 +147,9 @@ pub fn start_ticks(pid: u32) -> Result<u64> {
         .rsplit(|&b| b == b')')
         .next()
         .unwrap_or_default();
-    let ticks = fields.split(|&b| b == b' ').nth(20);
-    ticks
-        .and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
-        .ok_or(Errno::EIO)
+    let field = fields.split(|&b| b == b' ').nth(place);
+    let field = field.and_then(|text| std::str::from_utf8(text).ok());
+    field.map(str::to_owned).ok_or(Errno::EIO)
 }
 
 /// Sets the file mode mask, returns the old one.

@@ -3,7 +3,7 @@
 //! nobody alive looks after is brought to nothing the way `delete` does it.
 //! What a living shim looks after is never touched: the id is taken.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vigil_host::cgroup::{Cgroup, Hierarchies, named_for};
@@ -11,7 +11,6 @@ use vigil_host::enact::{self, RUN, Tombstone};
 use vigil_host::observe::{RuncState, Subject, observe};
 use vigil_host::proc::{self, Checked};
 use vigil_host::worker::{Notes, Outcome, Worker};
-use vigil_journal::{lock, names};
 use vigil_model::{Before, Claim, Kind, Plan, Refusal};
 use vigil_reconcile::{Goal, Group, Said};
 use vigil_sys::pidfd;
@@ -98,13 +97,14 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
         notes.say(&format!("{TAKEN}{by}"));
         return Err(by);
     }
-    // What it said of itself is better than what its id suggests.
+    // What it said of itself is better than what its id suggests, as far as it is of the same
+    // runc and claims no other cgroups: those may be somebody else's by now.
     let stone = Tombstone::of(&subject, Vec::new()).path(Path::new(RUN));
-    if let Ok(known) = Tombstone::read(&stone).and_then(|stone| stone.subject()) {
+    if let Ok(known) = Tombstone::read(&stone).and_then(|stone| stone.subject())
+        && known.runtime.root == subject.runtime.root
+    {
         let claims = std::mem::replace(&mut subject, known).claims;
-        if subject.claims.is_empty() {
-            subject.claims = claims;
-        }
+        subject.claims = claims;
     }
     // Its rootfs lies where its bundle was.
     if let Some(bundle) = state.and_then(|state| state.bundle) {
@@ -145,11 +145,12 @@ fn taken(subject: &Subject, state: Option<&RuncState>) -> Result<Option<String>,
         }
         pids.push(init.pid);
     }
+    // One that is not running may be looked after all the same.
     if let Some(theirs) = state.and_then(|state| state.bundle.as_ref())
-        && *theirs != subject.bundle
-        && lock::is_held(&PathBuf::from(theirs).join(names::LOCK)).unwrap_or(false)
+        && state.is_some_and(|state| !state.may_be_of(&subject.bundle))
+        && std::fs::symlink_metadata(theirs).is_ok()
     {
-        return Ok(Some(format!("a pair works in {}", theirs.display())));
+        return Ok(Some(format!("its bundle is {}", theirs.display())));
     }
     let hierarchies = Hierarchies::read().map_err(chain)?;
     let cgroup = Cgroup::open(&hierarchies, &subject.claims).map_err(chain)?;

@@ -189,9 +189,8 @@ pub(crate) async fn exec(
 /// it, and it may have ended since.
 async fn again(tools: &Tools, pid: u32) -> Result<Identified, Refusal> {
     let below = proc::descends(pid, tools.place.reaper_pid);
-    if !below.map_err(|error| super::refusal(&error))?
-        && let Some((pin, death)) = tools.exits.registered(pid)
-    {
+    let below = below.map_err(|error| super::refusal(&error))?;
+    if !below && let Some((pin, death)) = tools.exits.registered(pid) {
         let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
         let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
         let process = Incarnation {
@@ -203,7 +202,14 @@ async fn again(tools: &Tools, pid: u32) -> Result<Identified, Refusal> {
         };
         return Ok(Identified { process, pin });
     }
-    identify::identify(tools, pid, 0).await
+    // By its start: deaths of any age are on record, and one may have had its number.
+    let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
+    let Some(process) = seen.filter(|_| below) else {
+        return identify::identify(tools, pid, 0).await;
+    };
+    let pinned = tools.control.register(pid, process.start_ticks, 0).await;
+    let pin = pinned.map_err(|error| super::refusal(&error))?;
+    Ok(Identified { process, pin })
 }
 
 /// Descriptors a dead shim had deposited, as the set of streams they are.
