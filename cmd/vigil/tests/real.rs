@@ -126,7 +126,7 @@ fn from_running_through_repair_to_nothing() {
         0,
         &[
             "done: kill everything",
-            "alive when it was killed here",
+            "its end: signal 9",
             "on record",
         ],
     );
