@@ -85,16 +85,19 @@ pub(crate) async fn create(
             Err(undone(&tools, &plan, why).await)
         }
         None => {
-            held.close_all(Duration::ZERO).await;
+            held.take_back().await;
             let why = Refusal::new(
                 Kind::Unknown,
                 "the shim died while it made the container; what was made is undone",
             );
             let not_made = undone(&tools, &plan, why).await;
-            if not_made.undone && tools.place.takeovers <= ANEW_MAX {
-                return create::create(tools, plan, streams).await;
-            }
-            Err(not_made)
+            let made = if not_made.undone && tools.place.takeovers <= ANEW_MAX {
+                create::create(tools, plan, streams).await
+            } else {
+                Err(not_made)
+            };
+            held.close_all(Duration::ZERO).await;
+            made
         }
     }
 }
@@ -157,14 +160,17 @@ pub(crate) async fn exec(
     let file = pid_file(&tools, &exec);
     calls_over(&tools, &file.to_string_lossy(), tools.deadlines.exec).await;
     let Ok(pid) = identify::pid_in(&file) else {
-        held.close_all(Duration::ZERO).await;
-        if tools.place.takeovers > ANEW_MAX {
-            return Err(Refusal::new(
+        held.take_back().await;
+        let started = if tools.place.takeovers > ANEW_MAX {
+            Err(Refusal::new(
                 Kind::Unknown,
                 format!("shims died while they started exec {exec}"),
-            ));
-        }
-        return exec::start(tools, plan, exec, asked, streams).await;
+            ))
+        } else {
+            exec::start(tools, plan, exec, asked, streams).await
+        };
+        held.close_all(Duration::ZERO).await;
+        return started;
     };
     let found = match again(&tools, pid).await {
         Ok(found) => found,

@@ -435,6 +435,12 @@ impl<K: Keeper> Streams<K> {
         });
     }
 
+    /// Has the keeper let go of all of them and keeps our own: for streams that
+    /// are opened anew, so that no client sees an end in between.
+    pub async fn take_back(&self) {
+        self.slots.ended_all().await;
+    }
+
     /// Delete, or runc failed. Gives a client that is slow `drain` to make
     /// room for what is still in the process's pipes, then closes everything;
     /// what a client has not read from its fifo stays there while it has it
