@@ -124,11 +124,7 @@ fn from_running_through_repair_to_nothing() {
     let ran = vigil(&containerd, &["repair", "--all", "--write"]);
     ran.expect(
         0,
-        &[
-            "done: kill everything",
-            "its end: signal 9",
-            "on record",
-        ],
+        &["done: kill everything", "its end: signal 9", "on record"],
     );
     vigil(&containerd, &["repair"]).expect(0, &["nothing to do"]);
     vigil(&containerd, &["ps"]).expect(0, &["deleted, signal 9"]);
