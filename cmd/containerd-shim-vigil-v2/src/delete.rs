@@ -61,7 +61,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         eprintln!("note: {words}");
     }
     // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
-    let socket = socket.filter(|path| listen::connect(path, Duration::from_millis(100)).is_err());
+    let socket = socket.filter(|path| leave::is_deserted(path));
     points::reach(Point::DeleteLocked);
     let subject = subject(flags, &bundle, socket);
     let report = reconcile_to_gone(&subject, deadline);

@@ -213,6 +213,25 @@ pub fn listener_of(connection: &OwnedFd) -> Option<u32> {
     listen::peer(connection.as_fd()).ok().map(|peer| peer.pid)
 }
 
+/// Whether nobody lives who listens there. A process that dies lets go of the lock a moment
+/// before it lets go of the listener: such a one is waited for.
+pub fn is_deserted(socket: &Path) -> bool {
+    let until = Instant::now() + ASKED;
+    loop {
+        let Ok(connection) = listen::connect(socket, CONNECT) else {
+            return true;
+        };
+        let dying = listener_of(&connection).is_none_or(|pid| {
+            let stat = proc::stat(pid).ok().flatten();
+            stat.is_none_or(|stat| stat.ended()) || proc::is_exiting(pid).unwrap_or(false)
+        });
+        if !dying || Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Whether more than the pair itself and its workers descends from a reaper: a
 /// container, or a runc that is about to make one.
 pub fn anyone_below(reaper: u32) -> Result<bool> {
