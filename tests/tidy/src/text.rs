@@ -3,8 +3,8 @@
 /// Longest file of Rust.
 pub const LONGEST: usize = 800;
 /// Lines of code of the reaper's sources, its tests apart: read in ten minutes. DESIGN §1
-/// says 600; starting a successor and handing over took another 150.
-pub const REAPER: usize = 760;
+/// says 600; starting a successor and handing over took another 200.
+pub const REAPER: usize = 800;
 
 /// Names of modules and types that name nothing.
 const EMPTY_WORDS: [&str; 9] = [
