@@ -48,12 +48,13 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
     let mut left = Vec::new();
     let patience = deadline.min(Instant::now() + MUTE);
     // Again until none is found: one may fork while it is looked for.
+    let mute = || session.is_some_and(|session| is_mute(session).unwrap_or(false));
     loop {
+        // Before and after: one that wakes up in between was not asked, and one
+        // that falls asleep neither.
+        let before = mute();
         let found = find(&wanted, session)?;
-        if found.is_empty()
-            && Instant::now() < patience
-            && session.is_some_and(|session| is_mute(session).unwrap_or(false))
-        {
+        if found.is_empty() && Instant::now() < patience && (before || mute()) {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }
