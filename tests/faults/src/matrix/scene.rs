@@ -165,7 +165,9 @@ impl Scene {
         if let Some(client) = client {
             let ended = client.recv_timeout(Duration::from_secs(30));
             let ran = ended.context("the client hangs")??;
-            let exec_done = self.gate.act == Act::Exec && ran.status.code() == Some(4);
+            // Whose shim had no successor may have heard that the exec ended with 4, and then
+            // been refused.
+            let exec_done = succeeded && self.gate.act == Act::Exec && ran.status.code() == Some(4);
             seen.client_ok = Some(exec_done || ran.status.success());
         }
         if succeeded {
