@@ -125,14 +125,14 @@ pub fn memory(
     effort: Effort,
     crowd: &mut [Vec<Pair>; COLUMNS],
 ) -> Result<Vec<Row>> {
-    let mut falls: [Vec<i64>; COLUMNS] = Default::default();
+    let mut taken: [Vec<i64>; COLUMNS] = Default::default();
     for round in 0..effort.containers / BATCH {
         for at in turns(round) {
             let before = settled()?;
             for _ in 0..BATCH {
                 crowd[at].push(racers[at].running()?);
             }
-            falls[at].push(before - settled()?);
+            taken[at].push(settled()? - before);
         }
     }
     let containers = number(effort.containers as u64);
@@ -151,16 +151,16 @@ pub fn memory(
         let sum: u64 = processes.iter().filter_map(memory::threads).sum();
         threads[at] = Some((number(sum) / containers).round());
     }
-    let fall = falls.map(|batches| Some(middle(batches) / 1024.0 / number(BATCH as u64)));
+    let taken = taken.map(|batches| Some(middle(batches) / 1024.0 / number(BATCH as u64)));
     let at = format!("at {}", effort.containers);
     Ok(vec![
         Row::new(format!("PSS a container, {at}"), Unit::Mebi, share)
             .now(0.5)
             .last(0.4),
         Row::new(
-            format!("fall of MemAvailable a container, {at}"),
+            format!("memory taken a container, kernel and all, {at}"),
             Unit::Mebi,
-            fall,
+            taken,
         )
         .last_of_best(0.25),
         Row::new("threads a container", Unit::Count, threads).last(2.0),
@@ -175,12 +175,12 @@ fn middle(mut values: Vec<i64>) -> f64 {
     values.get(values.len() / 2).map_or(f64::NAN, |v| *v as f64)
 }
 
-/// MemAvailable, the median of three looks after the dust has settled.
+/// Memory taken, the median of three looks after the dust has settled.
 fn settled() -> Result<i64> {
     let mut looks = [0; 3];
     for look in &mut looks {
         std::thread::sleep(SETTLE / 3);
-        *look = memory::available()?;
+        *look = memory::taken()?;
     }
     looks.sort_unstable();
     Ok(looks[1])
