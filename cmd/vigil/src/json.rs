@@ -59,10 +59,15 @@ fn recorded(task: &Task) -> Value {
         "phase": words::phase(&standing.phase),
         "pid": standing.phase.init().map(|init| init.pid),
         "exit": phase_exit(task).map(exit),
-        "under_way": standing.busy.map(|verb| verb.to_string()),
+        "under_way": under_way(task),
         "execs": standing.execs.len(),
         "ooms": standing.ooms,
     })
+}
+
+fn under_way(task: &Task) -> Option<String> {
+    let verbs: Vec<String> = task.standing.verbs().map(|verb| verb.to_string()).collect();
+    (!verbs.is_empty()).then(|| verbs.join(", "))
 }
 
 /// The end the journal has.

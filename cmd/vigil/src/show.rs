@@ -215,7 +215,7 @@ fn facts(look: &Look) -> Vec<Vec<Cell>> {
     };
     let phase = of_task(&|task| {
         let mut text = words::phase(&task.standing.phase).to_owned();
-        if let Some(verb) = task.standing.busy {
+        for verb in task.standing.verbs() {
             let _ = write!(text, ", {verb} under way");
         }
         text

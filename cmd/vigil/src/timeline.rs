@@ -123,6 +123,7 @@ fn tell(change: &Change) -> Option<String> {
             format!("signal {} for {}{all}", signal.signal, signal.who)
         }
         Change::Idle
+        | Change::Updated
         | Change::Took(_)
         | Change::Signalled { .. }
         | Change::Acked { .. }

@@ -39,5 +39,6 @@ pub use published::{Published, TaskEvent};
 pub use record::{Change, CodecError, KIND_RECORD, KIND_SNAPSHOT, Record};
 pub use refusal::{Kind, Refusal};
 pub use request::{Answer, Mount, Request, Stdio};
-pub use step::{Ledger, Step, step, waited};
+pub use show::waited;
+pub use step::{Ledger, Step, step};
 pub use takeover::outstanding;

@@ -32,7 +32,8 @@ pub struct Plan {
     pub runtime: String,
 }
 
-/// A verb on init that takes time; one at a time.
+/// A verb on init that takes time; one at a time, but for an update, which
+/// keeps nobody waiting who does without the runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
@@ -205,8 +206,11 @@ pub struct Signalling {
 pub struct Standing {
     /// The container.
     pub phase: Phase,
-    /// The verb under way on init.
+    /// The verb under way on init; never an update.
     pub busy: Option<Verb>,
+    /// An update is under way, beside that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub updating: bool,
     /// The execs.
     pub execs: BTreeMap<ExecId, Exec>,
     /// After init's end: nothing else of the container is left, or its
@@ -291,13 +295,24 @@ impl Standing {
         self.taken.contains(&request)
     }
 
+    /// The verbs under way on init, at most two.
+    pub fn verbs(&self) -> impl Iterator<Item = Verb> + use<> {
+        let update = self.updating.then_some(Verb::Update);
+        self.busy.into_iter().chain(update)
+    }
+
+    /// Whether this verb is under way.
+    pub(crate) fn is_at(&self, verb: Verb) -> bool {
+        self.verbs().any(|at| at == verb)
+    }
+
     /// Whether something was begun whose end is not recorded: after a crash a
     /// call of the runtime may still be at it.
     pub fn midway(&self) -> bool {
         let starting = |exec: &Exec| exec.phase == ExecPhase::Starting;
         self.phase == Phase::Creating
             || self.remains
-            || self.busy.is_some()
+            || self.verbs().next().is_some()
             || self.execs.values().any(starting)
     }
 }
@@ -333,6 +348,7 @@ impl Default for Task {
             standing: Standing {
                 phase: Phase::Empty,
                 busy: None,
+                updating: false,
                 execs: BTreeMap::new(),
                 rest_gone: false,
                 drained: false,

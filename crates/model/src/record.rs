@@ -37,8 +37,10 @@ pub enum Change {
     CreateNotUndone,
     /// A verb's intent.
     Busy(Verb),
-    /// The verb is over.
+    /// The verb is over; an update is not meant, unless there is nothing else.
     Idle,
+    /// The update is over.
+    Updated,
     /// Init was started.
     Started {
         /// Init, when a restore brought it about.
@@ -204,7 +206,15 @@ impl Task {
 
     /// The task of these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        serde_json::from_slice(bytes).map_err(|source| CodecError::Json { op: "read", source })
+        let read = serde_json::from_slice(bytes);
+        let mut task: Self = read.map_err(|source| CodecError::Json { op: "read", source })?;
+        // An update once was a verb like the others.
+        let now = &mut task.standing;
+        if now.busy == Some(Verb::Update) {
+            now.busy = None;
+            now.updating = true;
+        }
+        Ok(task)
     }
 
     /// The task that the frames of a journal tell of, a snapshot taking the
@@ -264,6 +274,7 @@ impl Task {
                 Change::CreateNotUndone
                 | Change::Busy(_)
                 | Change::Idle
+                | Change::Updated
                 | Change::Started { .. }
                 | Change::Frozen
                 | Change::Thawed
@@ -337,6 +348,7 @@ fn milestone(change: &Change) -> Option<Milestone> {
         | Change::CreateNotUndone
         | Change::Busy(_)
         | Change::Idle
+        | Change::Updated
         | Change::ExecAdded { .. }
         | Change::ExecStarting(_)
         | Change::ExecStarted { .. }
@@ -372,8 +384,16 @@ impl crate::phase::Standing {
                 self.phase = Phase::Empty;
                 self.remains = true;
             }
+            Change::Busy(Verb::Update) => self.updating = true,
             Change::Busy(verb) => self.busy = Some(*verb),
-            Change::Idle => self.busy = None,
+            // A journal from the time when an update was the one verb under way
+            // says so at its end too.
+            Change::Idle => {
+                if self.busy.take().is_none() {
+                    self.updating = false;
+                }
+            }
+            Change::Updated => self.updating = false,
             Change::Started { init } => self.started(init.as_ref()),
             Change::Frozen => {
                 if let Phase::Running { init } = &self.phase {

@@ -8,9 +8,7 @@ use crate::draft::Draft;
 use crate::event::{Event, What};
 use crate::phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Task, Verb};
 use crate::record::{Change, Record};
-use crate::{
-    Because, Effect, ExecId, Exit, Incarnation, Kind, Moment, Refusal, Status, TaskEvent, Who,
-};
+use crate::{Because, Effect, ExecId, Exit, Incarnation, Kind, Refusal, Status, TaskEvent, Who};
 
 /// Execs a task may hold that were not deleted. Each needs an exit record of
 /// its own, of which a journal has 1022: one that could not be had would be
@@ -99,11 +97,11 @@ pub fn step(task: &Task, event: Event) -> Result<Step, Refusal> {
     Ok(Step { record, effects })
 }
 
-fn not_created() -> Refusal {
+pub(crate) fn not_created() -> Refusal {
     Refusal::new(Kind::NotFound, "container not created")
 }
 
-fn no_exec(exec: &ExecId) -> Refusal {
+pub(crate) fn no_exec(exec: &ExecId) -> Refusal {
     Refusal::new(Kind::NotFound, format!("exec {exec} does not exist"))
 }
 
@@ -183,13 +181,8 @@ fn create_failed(draft: &mut Draft<'_>, undone: bool) {
 // --- verbs on init --------------------------------------------------------
 
 fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
-    // What these two would be told after a start or a delete, they are told
-    // at once: State says the same now, and either may take its time.
-    let freezer = matches!(verb, Verb::Pause | Verb::Resume);
-    match draft.now().busy {
-        Some(Verb::Start | Verb::Delete) if freezer => {}
-        Some(busy) => return Err(later(busy)),
-        None => {}
+    if let Some(first) = in_front_of(verb, draft) {
+        return Err(later(first));
     }
     let refused = match (&draft.now().phase, verb) {
         // Not *not found*: containerd takes that for the end of it and removes
@@ -248,8 +241,29 @@ fn verb_asked(draft: &mut Draft<'_>, verb: Verb) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The verb under way that `verb` has to wait for.
+fn in_front_of(verb: Verb, draft: &Draft<'_>) -> Option<Verb> {
+    let now = draft.now();
+    let update = now.updating.then_some(Verb::Update);
+    match verb {
+        // What these two would be told after a start or a delete, they are told
+        // at once: State says the same now, and either may take its time. An
+        // update takes its time too, and does without the freezer, or finds
+        // it as they leave it. A checkpoint does not: CRIU freezes.
+        Verb::Pause | Verb::Resume => now.busy.filter(|busy| match busy {
+            Verb::Start | Verb::Delete => false,
+            Verb::Pause | Verb::Resume | Verb::Update | Verb::Checkpoint => true,
+        }),
+        // Limits for a container that goes: the update is ended, as the first
+        // part of the Delete.
+        Verb::Delete => now.busy,
+        // The runtime keeps one file of state, and they all write it.
+        Verb::Start | Verb::Update | Verb::Checkpoint => now.busy.or(update),
+    }
+}
+
 fn verb_done(draft: &mut Draft<'_>, verb: Verb, init: Option<Incarnation>) {
-    if draft.now().busy != Some(verb) {
+    if !draft.now().is_at(verb) {
         return;
     }
     match verb {
@@ -283,16 +297,23 @@ fn verb_done(draft: &mut Draft<'_>, verb: Verb, init: Option<Incarnation>) {
             draft.effect(Effect::Release(Who::Init));
         }
     }
-    draft.change(Change::Idle);
+    draft.change(over(verb));
     draft.effect(Effect::AnswerVerb(verb));
     tell_init(draft);
 }
 
+fn over(verb: Verb) -> Change {
+    match verb {
+        Verb::Update => Change::Updated,
+        Verb::Start | Verb::Pause | Verb::Resume | Verb::Checkpoint | Verb::Delete => Change::Idle,
+    }
+}
+
 fn verb_failed(draft: &mut Draft<'_>, verb: Verb) {
-    if draft.now().busy != Some(verb) {
+    if !draft.now().is_at(verb) {
         return;
     }
-    draft.change(Change::Idle);
+    draft.change(over(verb));
     draft.effect(Effect::AnswerVerb(verb));
     // A restore that failed leaves nothing that could ever end: it is stopped,
     // so that Wait returns and Delete is allowed.
@@ -706,7 +727,7 @@ fn answer_unstarted(draft: &mut Draft<'_>) {
 /// What is seen outranks what was done last: the container stands still by
 /// somebody else's hand, or runs again by it. Not while a verb may be at it.
 fn seen_frozen(draft: &mut Draft<'_>, frozen: bool) {
-    if draft.now().busy.is_some() {
+    if draft.now().verbs().next().is_some() {
         return;
     }
     match (&draft.now().phase, frozen) {
@@ -760,33 +781,5 @@ fn shutdown_asked(draft: &mut Draft<'_>) {
         | Phase::Running { .. }
         | Phase::Paused { .. }
         | Phase::Stopped { .. } => {}
-    }
-}
-
-/// The end of a process as Wait would tell it now, or `None` while it must
-/// still wait.
-pub fn waited(task: &Task, who: &Who, at: Moment) -> Result<Option<Exit>, Refusal> {
-    match who {
-        Who::Init => match &task.standing.phase {
-            Phase::Empty | Phase::Creating => Err(not_created()),
-            Phase::Created { .. } | Phase::Running { .. } | Phase::Paused { .. } => Ok(None),
-            Phase::Stopped { exit, told, .. } => Ok(told.then_some(*exit)),
-            Phase::Deleted { exit, .. } => Ok(Some(*exit)),
-        },
-        Who::Exec(exec) => match task.standing.execs.get(exec).map(|exec| &exec.phase) {
-            None if matches!(task.standing.phase, Phase::Empty | Phase::Creating) => {
-                Err(not_created())
-            }
-            None => Err(no_exec(exec)),
-            Some(ExecPhase::Added) if matches!(task.standing.phase, Phase::Deleted { .. }) => {
-                Err(no_exec(exec))
-            }
-            Some(ExecPhase::Added | ExecPhase::Starting | ExecPhase::Running { .. }) => Ok(None),
-            Some(ExecPhase::Failed) => Ok(Some(Exit {
-                status: Status::Unknown(Because::NeverRan),
-                at,
-            })),
-            Some(ExecPhase::Stopped { exit, told, .. }) => Ok(told.then_some(*exit)),
-        },
     }
 }

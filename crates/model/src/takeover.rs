@@ -34,9 +34,7 @@ pub fn outstanding(task: &Task) -> Vec<Effect> {
             });
         }
     }
-    if let Some(verb) = now.busy {
-        effects.push(Effect::Run(verb));
-    }
+    effects.extend(now.verbs().map(Effect::Run));
     for (id, exec) in &now.execs {
         match &exec.phase {
             ExecPhase::Starting => effects.push(Effect::StartExec(id.clone())),

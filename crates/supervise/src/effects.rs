@@ -14,7 +14,7 @@ use vigil_sys::points::{self, Point};
 use crate::desk::Reply;
 use crate::exits::exit_of;
 use crate::jobs::create::{Begun, Made, NotMade};
-use crate::jobs::{self, exec::Started, gone, verbs};
+use crate::jobs::{self, exec::Started, gone, update::Updating, verbs};
 use crate::owner::{Ending, Message, Owner};
 use crate::replies::Outcome;
 use crate::{clock, ooms};
@@ -237,8 +237,11 @@ impl Owner {
                     Some(Request::Update(resources)) => resources,
                     _ => Vec::new(),
                 };
+                let (update, stop, at_it) = Updating::begin();
+                self.hands.keep_update(update);
                 self.job(async move {
-                    let over = verbs::update(tools, plan, resources).await;
+                    let over = verbs::update(tools, plan, resources, stop).await;
+                    drop(at_it);
                     Message::VerbOver {
                         verb,
                         over: over.map(|()| None),
@@ -274,9 +277,13 @@ impl Owner {
         let cgroup = self.hands.cgroup.clone();
         let streams = std::mem::take(&mut self.hands.streams);
         let pin = self.hands.pins.get(&Who::Init).copied();
+        let update = self.hands.take_update();
         self.hands.spend();
         let until = std::time::Instant::now() + gone::DELETE_WAIT;
         self.job(async move {
+            if let Some(update) = update {
+                update.end().await;
+            }
             if never_started && let Some(cgroup) = cgroup {
                 if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
                     let held = holdouts(&cgroup);
@@ -377,27 +384,24 @@ impl Owner {
             }),
             // The kernel is asked the same again.
             Verb::Pause | Verb::Resume => self.run_verb(verb),
-            // What it was asked with comes again, if it is to be done again.
-            Verb::Update | Verb::Checkpoint => {
-                let deadline = match verb {
-                    Verb::Update => tools.deadlines.update,
-                    _ => tools.deadlines.checkpoint,
-                };
+            Verb::Update => {
+                let (update, stop, at_it) = Updating::begin();
+                self.hands.keep_update(update);
                 self.job(async move {
-                    let id = tools.place.id.to_string();
-                    jobs::resume::calls_over(&tools, &id, deadline).await;
-                    let why = "the shim died while it did this";
-                    Message::VerbOver {
-                        verb,
-                        over: Err(Refusal::new(Kind::Unknown, why)),
-                    }
+                    let over = Err(jobs::resume::update(&tools, stop).await);
+                    drop(at_it);
+                    Message::VerbOver { verb, over }
                 });
             }
+            Verb::Checkpoint => self.job(async move {
+                let over = Err(jobs::resume::checkpoint(&tools).await);
+                Message::VerbOver { verb, over }
+            }),
             Verb::Delete => {
-                let id = tools.place.id.to_string();
                 let deadline = gone::DELETE_WAIT / 2;
                 self.job(async move {
-                    jobs::resume::calls_over(&tools, &id, deadline).await;
+                    let words = ["delete", tools.place.id.as_str()];
+                    jobs::resume::calls_over(&tools, &words, deadline).await;
                     Message::DeleteAgain
                 });
             }
@@ -462,6 +466,13 @@ impl Owner {
     }
 
     pub(crate) fn verb_over(&mut self, verb: Verb, over: VerbOver) {
+        self.settle(verb, over);
+        if verb == Verb::Update {
+            self.pause_outlives_update();
+        }
+    }
+
+    fn settle(&mut self, verb: Verb, over: VerbOver) {
         self.hands.save();
         if verb == Verb::Pause {
             self.hands.let_die();
@@ -544,11 +555,24 @@ impl Owner {
         if matches!(
             self.task.standing.phase,
             Phase::Created { .. } | Phase::Running { .. }
-        ) && self.task.standing.busy.is_none()
+        ) && self.task.standing.verbs().next().is_none()
             && let Some(cgroup) = &self.hands.cgroup
             && let Err(error) = cgroup.request_freeze(false)
         {
             log::warn!("not thawed: {}", vigil_host::chain(&error));
+        }
+    }
+
+    /// For some changes runc has the container stand still and lets it go then,
+    /// also if it was paused meanwhile.
+    fn pause_outlives_update(&self) {
+        let now = &self.task.standing;
+        if matches!(now.phase, Phase::Paused { .. })
+            && now.verbs().next().is_none()
+            && let Some(cgroup) = &self.hands.cgroup
+            && let Err(error) = cgroup.request_freeze(true)
+        {
+            log::warn!("not frozen again: {}", vigil_host::chain(&error));
         }
     }
 
@@ -598,7 +622,7 @@ impl Owner {
             | Phase::Stopped { .. }
             | Phase::Deleted { .. } => return,
         };
-        if self.task.standing.busy.is_some() {
+        if self.task.standing.verbs().next().is_some() {
             return;
         }
         let seen = self.hands.cgroup.as_ref().and_then(|cgroup| {

@@ -14,6 +14,7 @@ use vigil_model::request::Create;
 use vigil_model::{Answer, Exit, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
+use crate::jobs::update::Updating;
 use crate::kept::Kept;
 use crate::owner::Place;
 use crate::replies::Outcome;
@@ -38,6 +39,8 @@ pub(crate) struct Hands {
     pub(crate) oom: Option<OomWatch>,
     /// What the verb under way was asked with.
     wish: Option<Request>,
+    /// The update under way, or the last one.
+    update: Option<Updating>,
     last_stats: Option<Metrics>,
     /// Init, held so that its death shows even if nobody records it.
     init: Option<(Incarnation, OwnedFd)>,
@@ -57,6 +60,7 @@ impl Hands {
             cgroup: None,
             oom: None,
             wish: None,
+            update: None,
             last_stats: None,
             init: None,
             killed: None,
@@ -132,6 +136,14 @@ impl Hands {
 
     pub(crate) fn take_wish(&mut self) -> Option<Request> {
         self.wish.take()
+    }
+
+    pub(crate) fn keep_update(&mut self, update: Updating) {
+        self.update = Some(update);
+    }
+
+    pub(crate) fn take_update(&mut self) -> Option<Updating> {
+        self.update.take()
     }
 
     pub(crate) fn close_stdin(&mut self, who: &Who) {

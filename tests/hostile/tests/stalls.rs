@@ -83,7 +83,6 @@ fn runc_update_hangs() {
 }
 
 #[test]
-#[ignore = "open: Pause and Resume wait for an update under way"]
 fn runc_update_hangs_before_a_pause() {
     twice(Stall::Runc("update"), freezes);
 }

@@ -410,10 +410,20 @@ impl Turn<'_> {
         }
     }
 
+    /// Limits are of no use to a container that goes.
+    fn end_update(&mut self) {
+        let jobs = self.shim.jobs.values();
+        let at_it = jobs.filter(|job| matches!(job.work, Work::Verb(Verb::Update)));
+        for runc in at_it.filter_map(|job| job.runc) {
+            self.host.kill_runc(runc);
+        }
+    }
+
     fn delete(&mut self, job: &mut Job, well: bool) -> Alive<Over> {
         let verb = Verb::Delete;
         match job.stage {
             0 => {
+                self.end_update();
                 let created = matches!(self.shim.task.standing.phase, Phase::Created { .. });
                 if created && self.owns_group() {
                     self.host.kill_group();

@@ -233,6 +233,16 @@ pub fn all_tasks() -> Vec<(String, Life)> {
     add("running, pause under way", RUNNING, &["pause asked"]);
     add("running, update under way", RUNNING, &["update asked"]);
     add(
+        "running, update and pause under way",
+        RUNNING,
+        &["update asked", "pause asked"],
+    );
+    add(
+        "paused, update under way",
+        RUNNING,
+        &["pause asked", "pause done", "update asked"],
+    );
+    add(
         "running, checkpoint under way",
         RUNNING,
         &["checkpoint asked"],
@@ -280,6 +290,13 @@ pub fn all_tasks() -> Vec<(String, Life)> {
     let told = [RUNNING, &["init exited", "rest gone", "init drained"]].concat();
     add("stopped", &told, &[]);
     add("stopped, delete under way", &told, &["delete asked"]);
+    let updating = [RUNNING, &["update asked"], &told[RUNNING.len()..]].concat();
+    add("stopped, update under way", &updating, &[]);
+    add(
+        "stopped, update and delete under way",
+        &updating,
+        &["delete asked"],
+    );
     add("deleted", &told, &["delete asked", "delete done"]);
     add(
         "deleted, ending",

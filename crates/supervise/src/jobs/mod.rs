@@ -10,6 +10,7 @@ pub(crate) mod identify;
 pub(crate) mod recover;
 pub(crate) mod resume;
 pub(crate) mod runc;
+pub(crate) mod update;
 pub(crate) mod verbs;
 
 use std::ffi::OsString;

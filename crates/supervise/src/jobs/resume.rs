@@ -13,6 +13,7 @@ use vigil_model::{ExecId, ExecPlan, Incarnation, Kind, Plan, Refusal};
 use super::create::{Begun, Made, NotMade};
 use super::exec::{Started, pid_file};
 use super::identify::{self, Identified};
+use super::update::Stop;
 use super::{Tools, create, exec, gone, runtime, verbs};
 use crate::kept::Kept;
 use crate::stdio::{SlotId, Streams};
@@ -24,9 +25,9 @@ const DYING: Duration = Duration::from_millis(500);
 /// what kills them.
 const ANEW_MAX: u32 = 2;
 
-/// Waits for those calls a dead shim has left that are about `what`, a word of
-/// their arguments; at the deadline they are ended.
-pub(crate) async fn calls_over(tools: &Tools, what: &str, deadline: Duration) {
+/// Waits for those calls a dead shim has left that have all of these `words`
+/// among their arguments; at the deadline they are ended.
+pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration) {
     let calls = match strays::errands(tools.place.reaper_pid) {
         Ok(errands) => errands,
         Err(error) => {
@@ -34,7 +35,10 @@ pub(crate) async fn calls_over(tools: &Tools, what: &str, deadline: Duration) {
             return;
         }
     };
-    let about = |call: &Errand| !call.worker && call.arguments.lines().any(|word| word == what);
+    let about = |call: &Errand| {
+        let has = |word: &&str| call.arguments.lines().any(|argument| argument == *word);
+        !call.worker && words.iter().all(has)
+    };
     for call in calls.into_iter().filter(about) {
         let ended = async {
             match call
@@ -66,7 +70,7 @@ pub(crate) async fn create(
     streams: u32,
     mut held: Streams<Kept>,
 ) -> Result<Made, NotMade> {
-    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.create).await;
+    calls_over(&tools, &[tools.place.id.as_str()], tools.deadlines.create).await;
     match finish(&tools, &plan, &mut held).await {
         Some(Ok((identified, claims))) => {
             let mut claims = claims;
@@ -131,16 +135,39 @@ async fn finish(
 
 /// Start: done if init was let run, else done now.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
-    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.start).await;
+    let words = ["start", tools.place.id.as_str()];
+    calls_over(&tools, &words, tools.deadlines.start).await;
     if verbs::started(&tools, &plan) {
         return Ok(());
     }
     verbs::start(tools, plan).await
 }
 
+/// An update: over, one way or the other. What it was asked with comes again
+/// with its request, if it is to be done again.
+pub(crate) async fn update(tools: &Tools, stop: Stop) -> Refusal {
+    let words = ["update", tools.place.id.as_str()];
+    tokio::select! {
+        () = calls_over(tools, &words, tools.deadlines.update) => {}
+        () = stop => calls_over(tools, &words, Duration::ZERO).await,
+    }
+    died_at_it()
+}
+
+/// A checkpoint, likewise.
+pub(crate) async fn checkpoint(tools: &Tools) -> Refusal {
+    let words = ["checkpoint", tools.place.id.as_str()];
+    calls_over(tools, &words, tools.deadlines.checkpoint).await;
+    died_at_it()
+}
+
+fn died_at_it() -> Refusal {
+    Refusal::new(Kind::Unknown, "the shim died while it did this")
+}
+
 /// The start of a restore: what the runtime has made of it is undone.
 pub(crate) async fn restore(tools: Tools, plan: Box<Plan>) -> Result<Option<Box<Begun>>, Refusal> {
-    calls_over(&tools, tools.place.id.as_str(), tools.deadlines.restore).await;
+    calls_over(&tools, &[tools.place.id.as_str()], tools.deadlines.restore).await;
     gone::undo(&tools, &plan).await;
     Err(Refusal::new(
         Kind::Unknown,
@@ -158,7 +185,7 @@ pub(crate) async fn exec(
     mut held: Streams<Kept>,
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
-    calls_over(&tools, &file.to_string_lossy(), tools.deadlines.exec).await;
+    calls_over(&tools, &[&file.to_string_lossy()], tools.deadlines.exec).await;
     let Ok(pid) = identify::pid_in(&file) else {
         held.take_back().await;
         let started = if tools.place.takeovers > ANEW_MAX {

@@ -25,10 +25,27 @@ pub(crate) async fn finish(
     running: Running,
     deadlines: &Deadlines,
 ) -> (Result<(), Failure>, Running) {
+    finish_unless(running, deadlines, std::future::pending()).await
+}
+
+/// The same; killed at once when `unwanted` comes first.
+pub(crate) async fn finish_unless(
+    running: Running,
+    deadlines: &Deadlines,
+    unwanted: impl Future<Output = ()>,
+) -> (Result<(), Failure>, Running) {
     let deadline = deadlines.of(running.verb());
     let pidfd = pidfd_of(&running);
     let mut stuck = String::new();
-    if !ended_within(running.pidfd(), pidfd.as_ref(), deadline).await {
+    let ended = tokio::select! {
+        ended = ended_within(running.pidfd(), pidfd.as_ref(), deadline) => Some(ended),
+        () = unwanted => None,
+    };
+    if ended.is_none() {
+        let _ = running.kill_group();
+        ended_within(running.pidfd(), pidfd.as_ref(), DYING).await;
+    }
+    if ended == Some(false) {
         stuck = running.stuck_in();
         let _ = running.ask_group_to_end();
         if !ended_within(running.pidfd(), pidfd.as_ref(), deadlines.grace).await {

@@ -9,6 +9,7 @@ use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_model::{Kind, Plan, Refusal, request};
 use vigil_sys::points::{self, Point};
 
+use super::update::Stop;
 use super::{Tools, runc, runtime};
 
 /// For every process of the container to stand still, or to run again.
@@ -42,17 +43,35 @@ pub(crate) fn started(tools: &Tools, plan: &Plan) -> bool {
     there("state.json") && !there("exec.fifo")
 }
 
-/// `runc update`.
+/// `runc update`; ended early when `stop` comes: its container goes.
 pub(crate) async fn update(
     tools: Tools,
     plan: Box<Plan>,
     resources: Vec<u8>,
+    stop: Stop,
 ) -> Result<(), Refusal> {
-    call(&tools, &plan, |id| Call::Update {
-        id,
-        resources: &resources,
+    let running = {
+        let (runtime, id) = (runtime(&plan), tools.place.id.as_str());
+        let resources = &resources;
+        Invocation::new(&runtime, Call::Update { id, resources }).spawn()
+    };
+    let running = running.map_err(|failure| runc::refusal(&failure))?;
+    let mut stopped = false;
+    let unwanted = async {
+        stop.await;
+        stopped = true;
+    };
+    let outcome = runc::finish_unless(running, &tools.deadlines, unwanted)
+        .await
+        .0;
+    outcome.map_err(|failure| {
+        if stopped {
+            let says = "cannot update a container that is being deleted";
+            Refusal::new(Kind::FailedPrecondition, says)
+        } else {
+            runc::refusal(&failure)
+        }
     })
-    .await
 }
 
 /// `runc checkpoint`.
