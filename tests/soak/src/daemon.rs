@@ -164,17 +164,23 @@ impl Daemon {
         let (id, blow) = (life.id.as_str(), &life.plan.blow);
         let socket = self.containerd.shim_socket(id);
         let mut outcome = Outcome::default();
+        // One look decides: a process that is just being executed has no arguments to be
+        // found by, and a second look may miss what the first has seen.
         let came = until("the pair of a container to be made", by(30.0), || {
             // Or to have been and gone while we looked elsewhere.
-            (ran.get().is_some() || !strike::processes(id).is_empty()).then_some(())
+            let seen = !strike::processes(id).is_empty();
+            (seen || ran.get().is_some()).then_some(seen)
         });
-        if came.is_err() {
-            life.fault("containerd has started no shim in 30 s");
-        }
-        if strike::processes(id).is_empty() {
-            let marked = vigil_lab::process::Process::marked(id);
-            life.story.add(format!("nobody to strike among {marked:?}"));
-            return outcome;
+        match came {
+            Ok(true) => {}
+            Ok(false) => {
+                life.story.add("nobody to strike");
+                return outcome;
+            }
+            Err(_) => {
+                life.fault("containerd has started no shim in 30 s");
+                return outcome;
+            }
         }
         let mut pair = None;
         // The first blows fall while `start` works; the others find a pair that serves.
