@@ -11,7 +11,7 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak clean
+.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak crash clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -74,6 +74,11 @@ soak: ## kill reaper and shim of 2,000 containers at random moments; ARGS="--liv
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-soak -- $(ARGS)
+
+crash: ## kill the shim at each of its crash points 20 times, and before and after each of its system calls; ARGS="--rounds N --every N --only LIFE"
+	@scripts/setup packages
+	@$(MAKE) --no-print-directory build
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-crash -- $(ARGS)
 
 clean: ## remove what was built; keeps .lab
 	cargo clean

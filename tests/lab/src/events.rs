@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use containerd_shim_protos::events::task as proto;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::events::ForwardRequest;
-use protobuf::well_known_types::timestamp::Timestamp;
+pub use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::proto::{Request, Response};
 
 use crate::poll::left;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::events::{Event, Fact};
 
 /// The container an event is about; none for events nobody knows.
-fn container(event: &Event) -> Option<&str> {
+#[must_use]
+pub fn container(event: &Event) -> Option<&str> {
     Some(match &event.fact {
         Fact::Create(e) => &e.container_id,
         Fact::Start(e) => &e.container_id,

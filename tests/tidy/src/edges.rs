@@ -150,6 +150,8 @@ pub fn violations(graph: &Graph) -> Vec<String> {
         "vigil-faults",
         "vigil-tidy",
         "vigil-bench",
+        "vigil-soak",
+        "vigil-crash",
     ] {
         let users = ["vigil", "containerd-shim-vigil-v2"]
             .iter()
