@@ -28,6 +28,9 @@ const RUNC_INIT: &str = "_LIBCONTAINER_STATEDIR";
 /// sleeps on a stalled device, as our own workers may, shall not cost more.
 const MUTE: Duration = Duration::from_millis(250);
 
+/// What the name of a shim begins with, whatever follows it.
+const SHIM: &str = "containerd-shim";
+
 /// What a call for container `id` carries.
 pub(crate) fn mark(root: &Path, id: &str) -> OsString {
     root.join(id).into_os_string()
@@ -84,8 +87,9 @@ pub struct Errand {
     pub pidfd: OwnedFd,
     /// One of our workers; otherwise a call of the runtime.
     pub worker: bool,
-    /// Its arguments, one a line; empty where they could not be asked for.
-    pub arguments: String,
+    /// Its arguments, one a line. `None` as long as nobody can tell what it is: it
+    /// sleeps uninterruptibly, or has not become the runtime yet that it is to be.
+    pub arguments: Option<String>,
 }
 
 /// The errands left to a reaper whose shim died: its children in its own
@@ -115,16 +119,19 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         if stat.parent != reaper || stat.session != reaper || stat.ended() {
             continue;
         }
-        let asked = if stat.state == 'D' {
+        // Forked by the shim and not executed yet: it has that one's name.
+        let asked = if stat.state == 'D' || stat.comm.starts_with(SHIM) {
             Vec::new()
         } else {
             std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
         };
+        let arguments = String::from_utf8_lossy(&asked).replace('\0', "\n");
         found.push(Errand {
             process,
             pidfd,
             worker: stat.comm.starts_with("vigil-"),
-            arguments: String::from_utf8_lossy(&asked).replace('\0', "\n"),
+            // Empty for a moment of being executed.
+            arguments: (!arguments.is_empty()).then_some(arguments),
         });
     }
     Ok(found)

@@ -5,13 +5,12 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::sys::stat::Mode;
 
-use crate::{Errno, Result, pidfd};
+use crate::{Errno, Result};
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<libc::c_int> {
     // SAFETY: only options that take integers are passed, the unused ones zero.
@@ -22,6 +21,14 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<libc::c_int> {
 /// children.
 pub fn set_subreaper(on: bool) -> Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(on)).map(drop)
+}
+
+/// This process is sent SIGKILL when its parent ends, before anybody is told of that
+/// end. `false`: `parent` has ended already. For a parent with one thread.
+pub fn die_with(parent: u32) -> Result<bool> {
+    let kill = libc::c_ulong::from(nix::sys::signal::Signal::SIGKILL as u32);
+    prctl(libc::PR_SET_PDEATHSIG, kill)?;
+    Ok(nix::unistd::getppid().as_raw().cast_unsigned() == parent)
 }
 
 /// Sets `comm`; the kernel keeps 15 bytes.
@@ -37,7 +44,7 @@ pub fn new_session() -> Result<()> {
 
 /// Our children that are in our session: what we, or one of them, started and
 /// what made no session of its own. Not reaped yet, so the numbers are theirs.
-fn children_in_session() -> Result<Vec<u32>> {
+pub fn children_in_session() -> Result<Vec<u32>> {
     let own = nix::unistd::getsid(None)?;
     let children = told(std::fs::read_to_string("/proc/thread-self/children"))?;
     let is_in = |pid: &u32| {
@@ -51,16 +58,8 @@ fn children_in_session() -> Result<Vec<u32>> {
         .collect())
 }
 
-/// SIGKILL to what we, or a child, started in our session, and to the groups
-/// it leads: what nobody would be left to undo, once we are gone.
-pub fn kill_errands() {
-    for errand in children_in_session().unwrap_or_default() {
-        kill_child_group(errand);
-    }
-}
-
 /// SIGKILL to a child that was not reaped, and to the group it leads, if any.
-fn kill_child_group(child: u32) {
+pub fn kill_child_group(child: u32) {
     let Ok(child) = i32::try_from(child).map(nix::unistd::Pid::from_raw) else {
         return;
     };
@@ -133,15 +132,6 @@ pub fn boot_id() -> Result<String> {
 /// The inode of our pid namespace.
 pub fn pid_namespace() -> Result<u64> {
     told(std::fs::metadata("/proc/self/ns/pid")).map(|file| file.ino())
-}
-
-/// What tells a process apart from all others of this boot: its pid, its start
-/// ([`start_ticks`]), our pid namespace and the inode of its pidfd.
-pub type Identity = (u32, u64, u64, Option<u64>);
-
-/// Identifies a process that is ourselves or a child not reaped yet.
-pub fn identify(pid: u32, fd: impl AsFd) -> Result<Identity> {
-    Ok((pid, start_ticks(pid)?, pid_namespace()?, pidfd::inode(fd)?))
 }
 
 /// When a process started (field 22 of its `stat`): clock ticks after boot. A

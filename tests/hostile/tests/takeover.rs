@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vigil_hostile::{FaultyRunc, Pair, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::alive;
+use vigil_lab::process::{Process, alive};
 use vigil_lab::{Kit, Spec, by, until};
 
 const KILL: i32 = 9;
@@ -85,6 +86,104 @@ fn a_wait_that_was_pending_hears_the_exit() {
         ensure!(exits == 1, "{:?}", kit.sink.story());
         Ok(())
     });
+}
+
+/// Found by the soak: a runc that slept uninterruptibly, or was not executed yet, when a
+/// successor looked for it was run once more beside itself.
+#[test]
+fn a_call_that_cannot_be_asked_for_a_moment_is_waited_for() {
+    let freezer = Path::new("/sys/fs/cgroup/freezer");
+    // Elsewhere nobody can be put to sleep like this.
+    if !freezer.join("tasks").exists() {
+        return;
+    }
+    trial(60, move |kit| {
+        let runc = FaultyRunc::new(kit.scratch.dir(), "start", "waits-then-done")?;
+        let container = kit.prepared(&Spec::sh("exit 3"), Stdio::Output)?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc.options()).into();
+        container.task().create(&request)?;
+        let pair = Pair::of(&container.shim)?;
+        let (task, id) = (container.task().patient(30.0), container.id.clone());
+        let asked = std::thread::spawn(move || task.start(&id, ""));
+        let call = until("runc start to wait", by(20.0), || {
+            let all = Process::marked(kit.scratch.mark());
+            let mut all = all
+                .into_iter()
+                .filter(|p| p.cmdline.contains("faulty-runc"));
+            all.find(|p| {
+                runc.path().with_extension("waits").exists() && p.cmdline.contains(" start ")
+            })
+        })?;
+        let group = freezer.join(kit.scratch.mark()).join("asleep");
+        std::fs::create_dir_all(&group)?;
+        std::fs::write(group.join("cgroup.procs"), call.pid.to_string())?;
+        std::fs::write(group.join("freezer.state"), "FROZEN")?;
+        until("it to sleep", by(20.0), || {
+            (Process::read(call.pid)?.state == 'D').then_some(())
+        })?;
+        succeeded(&container, &pair)?;
+        container.task().state(&container.id, "")?;
+        // Time for another call, if one is to be made.
+        std::thread::sleep(Duration::from_millis(300));
+        let all = Process::marked(kit.scratch.mark()).into_iter();
+        let calls: Vec<_> = all.filter(|p| p.cmdline.contains("faulty-runc")).collect();
+        std::fs::write(kit.scratch.path("go"), "")?;
+        std::fs::write(group.join("freezer.state"), "THAWED")?;
+        ensure!(calls.len() == 1, "run once more: {calls:?}");
+        asked.join().unwrap().context("Start")?;
+        ensure!(container.exit_status()? == 3);
+        until("the group to be empty", by(10.0), || {
+            std::fs::remove_dir(&group).ok()
+        })
+    });
+}
+
+/// Found by the soak: of a container that shares the host's pids, all that descends from
+/// the reaper is killed one by one when init ends; the worker that did so outlived its
+/// shim for a moment and killed the next ones.
+#[test]
+fn who_kills_the_rest_of_a_container_does_not_kill_its_next_shim() {
+    let freezer = Path::new("/sys/fs/cgroup/freezer");
+    // Elsewhere nobody can be kept from dying like this.
+    if !freezer.join("tasks").exists() {
+        return;
+    }
+    for _ in 0..5 {
+        trial(60, move |kit| {
+            let mut spec = Spec::sh("sleep 1000 & echo $!; trap 'exit 3' TERM; wait");
+            spec.own_pids = false;
+            let container = kit.running(&spec)?;
+            let pair = Pair::of(&container.shim)?;
+            let child = until("its child", by(10.0), || {
+                let said = String::from_utf8(container.out().ok()?.so_far()).ok()?;
+                said.strip_suffix('\n')?.parse::<u32>().ok()
+            })?;
+            let group = freezer.join(kit.scratch.mark()).join("asleep");
+            std::fs::create_dir_all(&group)?;
+            std::fs::write(group.join("cgroup.procs"), child.to_string())?;
+            std::fs::write(group.join("freezer.state"), "FROZEN")?;
+            container.task().kill(&container.id, "", 15, false)?;
+            until("somebody to kill the rest", by(10.0), || {
+                let all = Process::all().into_iter();
+                let comm = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                all.filter(|p| p.cmdline.contains(kit.scratch.mark()))
+                    .find(|p| comm(p.pid).is_ok_and(|comm| comm.starts_with("vigil-recover")))
+            })?;
+            pair.signal(pair.shim, KILL)?;
+            container.task().state(&container.id, "")?;
+            std::thread::sleep(Duration::from_millis(300));
+            std::fs::write(group.join("freezer.state"), "THAWED")?;
+            ensure!(container.exit_status()? == 3);
+            let log = container.bundle.log_text();
+            let deaths = log.matches("taking over").count();
+            ensure!(deaths == 1, "shims took over {deaths} times: {log}");
+            ensure!(log.contains("for the 1. time"), "{log}");
+            until("the group to be empty", by(10.0), || {
+                std::fs::remove_dir(&group).ok()
+            })
+        });
+    }
 }
 
 #[test]

@@ -120,7 +120,6 @@ impl Container {
                 below: None,
                 left: Vec::new(),
                 stone: None,
-                takeovers: 0,
             },
             init,
             strangers: Vec::new(),

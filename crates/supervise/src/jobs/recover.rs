@@ -13,6 +13,7 @@ use vigil_host::proc;
 use vigil_host::worker::{Notes, Outcome, Worker};
 use vigil_model::Plan;
 use vigil_reconcile::{Goal, Said};
+use vigil_sys::process;
 
 use super::{Tools, gone, runtime};
 
@@ -58,6 +59,13 @@ pub(crate) async fn recover(
     let pair = (tools.place.reaper_pid, std::process::id());
     let stone = Tombstone::of(&subject, Vec::new());
     let worker = Worker::start_noting("recover", move |notes| {
+        // It kills what descends from the reaper and not from its own shim: the next
+        // shim would be among that.
+        match process::die_with(pair.1) {
+            Ok(true) => {}
+            Ok(false) => return Err("its shim has died".to_owned()),
+            Err(errno) => return Err(format!("cannot be bound to its shim: {errno}")),
+        }
         work(subject, pair, goal, Instant::now() + wait, notes)
     });
     let worker = match worker {

@@ -21,14 +21,18 @@ use crate::watched::watch;
 
 /// After SIGKILL; one in D state is left behind.
 const DYING: Duration = Duration::from_millis(500);
-/// Deaths of shims after which what is under way is not begun anew: it may be
-/// what kills them.
-const ANEW_MAX: u32 = 2;
+/// Between two looks at calls nobody can tell yet, the first time …
+const LOOK: Duration = Duration::from_micros(200);
+/// … and at most.
+const LOOK_MAX: Duration = Duration::from_millis(10);
+/// Deaths of shims in a minute after which what is under way is not begun anew:
+/// it may be what kills them, and one death more is the last.
+const ANEW_MAX: u32 = 3;
 
 /// Waits for those calls a dead shim has left that have all of these `words`
 /// among their arguments; at the deadline they are ended.
 pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration) {
-    let calls = match strays::errands(tools.place.reaper_pid) {
+    let calls = match settled(tools.place.reaper_pid, deadline).await {
         Ok(errands) => errands,
         Err(error) => {
             log::warn!("calls left behind: {}", vigil_host::chain(&error));
@@ -36,8 +40,11 @@ pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration
         }
     };
     let about = |call: &Errand| {
-        let has = |word: &&str| call.arguments.lines().any(|argument| argument == *word);
-        !call.worker && words.iter().all(has)
+        // Who cannot be asked in all that time may be any of them.
+        call.arguments.as_ref().is_none_or(|arguments| {
+            let has = |word: &&str| arguments.lines().any(|argument| argument == *word);
+            words.iter().all(has)
+        })
     };
     for call in calls.into_iter().filter(about) {
         let ended = async {
@@ -103,6 +110,22 @@ pub(crate) async fn create(
             held.close_all(Duration::ZERO).await;
             made
         }
+    }
+}
+
+/// The calls a dead shim has left, once each of them can be told from the others.
+async fn settled(reaper: u32, deadline: Duration) -> vigil_host::Result<Vec<Errand>> {
+    let until = tokio::time::Instant::now() + deadline;
+    let mut pause = LOOK;
+    loop {
+        let mut calls = strays::errands(reaper)?;
+        calls.retain(|call| !call.worker);
+        let open = calls.iter().any(|call| call.arguments.is_none());
+        if !open || tokio::time::Instant::now() >= until {
+            return Ok(calls);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_MAX);
     }
 }
 
