@@ -98,8 +98,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         address.uri().as_bytes(),
         &mut made,
     )?;
-    // Itself, whatever becomes of its name.
-    let program = fd::hold(Path::new("/proc/self/exe")).context("cannot hold its own program")?;
+    let program = process::own_program().context("cannot see which program this is")?;
     write_binary_path(&bundle, &mut made)?;
 
     leave_journal_behind(&bundle)?;
@@ -111,10 +110,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         exits: exits.into(),
         bundle: bundle.clone(),
         program,
-        arg0: std::env::args_os()
-            .next()
-            .unwrap_or_else(|| "containerd-shim-vigil-v2".into()),
-        args: arguments(flags, &address),
+        argv: arguments(flags, &address),
         env: environment(&stdin),
         name: c"containerd-shim".to_owned(),
     };
@@ -327,7 +323,11 @@ fn adjust_oom_score() -> Result<()> {
 }
 
 fn arguments(flags: &Flags, address: &Address) -> Vec<OsString> {
+    let name = std::env::args_os()
+        .next()
+        .unwrap_or_else(|| "containerd-shim-vigil-v2".into());
     let mut argv: Vec<OsString> = vec![
+        name,
         "-namespace".into(),
         flags.namespace.as_str().into(),
         "-id".into(),

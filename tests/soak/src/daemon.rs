@@ -14,21 +14,22 @@ use vigil_lab::containerd::IMAGE;
 use vigil_lab::task::V2;
 use vigil_lab::{Containerd, Residue, ShimBinary, Task, Version, by, until};
 
-use crate::judge::UNKNOWN;
+use crate::judge::{Harm, UNKNOWN};
 use crate::life::Life;
 use crate::plan::Step;
 use crate::strike::{self, Pair};
 use crate::tally::Outcome;
 
-const RUNTIME: &str = "io.containerd.vigil.v2";
+/// Ours.
+pub const RUNTIME: &str = "io.containerd.vigil.v2";
 
 /// A containerd with our runtime, and what it publishes.
 #[derive(Debug)]
 pub struct Daemon {
-    name: &'static str,
+    pub(crate) name: &'static str,
     listener: Child,
     events: PathBuf,
-    containerd: Containerd,
+    pub(crate) containerd: Containerd,
 }
 
 impl Daemon {
@@ -63,7 +64,7 @@ impl Daemon {
     }
 
     /// Exit statuses published for init of `id`.
-    fn exits(&self, id: &str) -> Vec<u32> {
+    pub(crate) fn exits(&self, id: &str) -> Vec<u32> {
         let text = fs::read_to_string(&self.events).unwrap_or_default();
         let exits = text.lines().filter(|l| l.contains(" /tasks/exit "));
         let facts =
@@ -201,13 +202,13 @@ impl Daemon {
         }
         match pair {
             Some(pair) => {
-                outcome.struck = pair.lives(blow.victims);
+                outcome.kills = u64::from(pair.lives(blow.victims));
                 pair.strike(blow, &life.story);
                 if let Err(error) = pair.gone() {
                     life.fault(format!("{error:#}"));
                 }
             }
-            None => outcome.struck = strike::all_of(id, true, &life.story) > 0,
+            None => outcome.kills = u64::from(strike::all_of(id, true, &life.story) > 0),
         }
         life.delete_begins();
         outcome
@@ -253,9 +254,10 @@ impl Daemon {
         Ok(())
     }
 
-    fn expect_nothing(&self, life: &Life) {
+    pub(crate) fn expect_nothing(&self, life: &Life) {
         if let Err(error) = Residue::expect_none(&life.id, by(6.0), |_| false) {
-            life.fault(format!("{error:#}\n{}", self.containerd.log_tail()));
+            let log = self.containerd.log_tail();
+            life.wrong(Harm::Residue, format!("{error:#}\n{log}"));
             strike::all_of(&life.id, false, &life.story);
         }
         let socket = self.containerd.shim_socket(&life.id);
@@ -263,7 +265,8 @@ impl Daemon {
             // Killed before containerd has connected: it then runs no `delete`, and nobody is
             // left who could. The next `start` of the id removes it.
             if self.has_cleaned_up(&life.id) {
-                life.fault(format!("the socket {} is left", socket.display()));
+                let what = format!("the socket {} is left", socket.display());
+                life.wrong(Harm::Residue, what);
             }
             let _ = fs::remove_file(socket);
         }

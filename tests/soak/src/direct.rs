@@ -3,17 +3,18 @@
 //! moments can be chosen to the microsecond.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::thread::ScopedJoinHandle;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::{DeleteResponse, ExecProcessRequest};
 use vigil_lab::bundle::{Stdio, busybox_rootfs};
 use vigil_lab::containerd::socket_of;
+use vigil_lab::fifo::FifoWriter;
 use vigil_lab::kit::exec_spec;
 use vigil_lab::process::mkfifo;
 use vigil_lab::shim::Caller;
@@ -23,9 +24,13 @@ use vigil_lab::{
     Task, by, until,
 };
 
-use crate::judge::UNKNOWN;
+use crate::blows::Blows;
+use crate::elder::{self, Grown};
+use crate::judge::{Harm, UNKNOWN};
 use crate::life::Life;
-use crate::plan::{Step, Victims};
+use crate::plan::{How, Step, Victims};
+use crate::story::Story;
+use crate::story::lines_of;
 use crate::strike::{self, Pair};
 use crate::tally::Outcome;
 
@@ -70,6 +75,22 @@ impl Place {
     fn bundle(&self, id: &str, spec: &Spec, stdio: Stdio) -> Result<Bundle> {
         let (state, base) = (self.scratch.path("state"), self.scratch.path("base"));
         Bundle::make(&state, self.scratch.mark(), id, spec, stdio, &base)
+    }
+
+    /// A life as long as all the others together.
+    pub fn grow_old(&self, number: u32, stop: &AtomicBool, story: &Story) -> Result<Grown> {
+        let sink = EventSink::listen(&self.scratch.path("elder"))?;
+        let caller = Caller {
+            ttrpc: sink.address().to_owned(),
+            ..self.caller.clone()
+        };
+        let (state, base) = (self.scratch.path("state"), self.scratch.path("base"));
+        let grown = elder::live(&caller, &state, &base, number, stop, story)?;
+        let told = sink.story();
+        // One of each, and once more where the answer was on its way.
+        let exits = told.iter().filter(|event| *event == "exit").count() as u64;
+        ensure!(exits >= 1 && exits <= 1 + grown.kills, "events: {told:?}");
+        Ok(grown)
     }
 
     /// Removes the client's own files of a life.
@@ -129,13 +150,16 @@ impl Place {
 
     fn expect_nothing(&self, life: &Life) -> Result<()> {
         if let Err(error) = Residue::expect_none(&life.id, by(SETTLE), |_| false) {
-            life.fault(format!("{error:#}"));
+            life.wrong(Harm::Residue, format!("{error:#}"));
             // Not to be found by the next life's judge too.
             strike::all_of(&life.id, false, &life.story);
         }
         let socket = socket_of(&self.caller.grpc, &self.caller.namespace, &life.id);
         if socket.exists() {
-            life.fault(format!("the socket {} is left", socket.display()));
+            life.wrong(
+                Harm::Residue,
+                format!("the socket {} is left", socket.display()),
+            );
             fs::remove_file(socket)?;
         }
         Ok(())
@@ -186,8 +210,9 @@ impl Stage<'_> {
         let (life, plan) = (self.life, &self.life.plan);
         let (reached, reports) = mpsc::channel();
         let stop = AtomicBool::new(false);
+        let blows = OnceLock::new();
         std::thread::scope(|scope| {
-            let stop = &stop;
+            let (stop, blows) = (&stop, &blows);
             let mut driver = Some(scope.spawn(move || {
                 let driven = self.drive(&reached, |task| {
                     scope.spawn(move || {
@@ -207,16 +232,24 @@ impl Stage<'_> {
             }
             life.story.add(format!("the blow's step: {came:?}"));
             strike::pause(plan.blow.after_us);
-            let alone = plan.blow.victims == Victims::Shim && self.pair.get().is_some();
-            let mut outcome = if alone {
-                let mut outcome = self.strike_the_shim(came);
-                // It goes on as if nothing had been.
-                let _ = driver.take().map(ScopedJoinHandle::join);
-                self.end(stop);
-                self.delete(&mut outcome);
-                outcome
-            } else {
-                self.strike_and_delete(came)
+            let of_shim = self.pair.get().zip(self.shim.get());
+            let mut outcome = match of_shim.filter(|_| plan.blow.victims == Victims::Shim) {
+                Some((pair, shim)) => {
+                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
+                    self.strike_all(blows, scope, &reports, came);
+                    // It goes on as if nothing had been.
+                    let _ = driver.take().map(ScopedJoinHandle::join);
+                    self.end(stop);
+                    let mut outcome = Outcome {
+                        step: came.map(|at| plan.steps[at]),
+                        kills: life.kills.load(Ordering::SeqCst),
+                        took: blows.took(),
+                        ..Outcome::default()
+                    };
+                    self.delete(&mut outcome);
+                    outcome
+                }
+                None => self.strike_and_delete(came),
             };
             stop.store(true, Ordering::SeqCst);
             let _ = driver.take().map(ScopedJoinHandle::join);
@@ -239,13 +272,13 @@ impl Stage<'_> {
                 let hit = strike::all_of(&life.id, false, &life.story);
                 (hit > 0).then_some(())
             });
-            outcome.struck = hit.is_ok();
+            outcome.kills = u64::from(hit.is_ok());
             self.delete(&mut outcome);
             // What `start` had not forked when the others were killed.
             strike::all_of(&life.id, false, &life.story);
             return outcome;
         };
-        outcome.struck = pair.lives(blow.victims);
+        outcome.kills = u64::from(pair.lives(blow.victims));
         life.blow_begins();
         if blow.runc {
             strike::runc_of(&life.id, &life.story);
@@ -268,17 +301,28 @@ impl Stage<'_> {
         outcome
     }
 
-    fn strike_the_shim(&self, came: Option<usize>) -> Outcome {
-        let (life, blow) = (self.life, &self.life.plan.blow);
-        let mut outcome = Outcome {
-            step: came.map(|at| life.plan.steps[at]),
-            ..Outcome::default()
-        };
-        if let Some(pair) = self.pair.get() {
-            outcome.struck = pair.lives(blow.victims);
-            pair.strike(blow, &life.story);
+    /// Strikes the shim, and those that come after it, each in its step.
+    fn strike_all<'scope>(
+        &self,
+        blows: &'scope Blows<'scope>,
+        scope: &'scope Scope<'scope, '_>,
+        reports: &Receiver<usize>,
+        came: Option<usize>,
+    ) {
+        let Some(mut at) = came else { return };
+        blows.strike(scope);
+        for again in &self.life.plan.more {
+            while at < again.step {
+                match reports.recv_timeout(Duration::from_secs(90)) {
+                    Ok(step) => at = step,
+                    Err(_) => return,
+                }
+            }
+            strike::pause(again.after_us);
+            if !blows.strike(scope) {
+                return;
+            }
         }
-        outcome
     }
 
     /// What is left to do after the steps: the container killed, if it lives, waited for,
@@ -290,13 +334,17 @@ impl Stage<'_> {
         };
         let asked = life.asked();
         let ended = (|| -> Result<(), CallError> {
-            if asked.created && !asked.deleted {
+            if asked.create && !asked.deleted {
                 life.kill_is_sent();
                 match shim.task.kill(id, "", 9, false) {
                     Err(error) if !error.is(Code::NotFound) => return Err(error),
                     Ok(()) | Err(_) => {}
                 }
-                let waited = shim.task.wait(id, "")?;
+                // Create was given up by the reaper, and had made nothing.
+                let waited = match shim.task.wait(id, "") {
+                    Err(error) if !asked.created && error.is(Code::NotFound) => return Ok(()),
+                    waited => waited?,
+                };
                 life.tell("Wait, in the end,", waited.exit_status);
                 life.note(|a| a.delete = true);
                 let deleted = shim.task.delete(id, "")?;
@@ -407,9 +455,10 @@ impl Stage<'_> {
             .iter()
             .map(|name| at(name).len().saturating_sub(1))
             .sum();
-        if again > 1 {
-            self.life
-                .fault(format!("more than one was published twice: {story:?}"));
+        let kills = self.life.kills.load(Ordering::SeqCst).max(1);
+        if again as u64 > kills {
+            let what = format!("more than one a death was published twice: {story:?}");
+            self.life.wrong(Harm::Doubled, what);
         }
         for pair in [("create", "start"), ("start", "exit"), ("exit", "delete")] {
             if let (Some(first), Some(then)) = (at(pair.0).first(), at(pair.1).first())
@@ -438,7 +487,7 @@ impl Stage<'_> {
             };
             // Without Create nobody has opened the other end, and there is no end to see.
             if asked.created && reader.to_end(by(10.0)).is_err() {
-                life.fault(format!("{stream} has no end after `delete`"));
+                life.wrong(Harm::Output, format!("{stream} has no end after `delete`"));
             }
             let text = String::from_utf8_lossy(&reader.so_far()).replace('\r', "");
             let whole = *stream == "stdout"
@@ -448,7 +497,10 @@ impl Stage<'_> {
             // runc's own init complains there when its runc, create or start, is killed under it.
             let runcs = *stream == "stderr" && !(asked.created && asked.started);
             if whole || !runcs && !expected.starts_with(&text) {
-                life.fault(format!("{stream} is {text:?}, not {expected:?}"));
+                life.wrong(
+                    Harm::Output,
+                    format!("{stream} is {text:?}, not {expected:?}"),
+                );
             }
         }
     }
@@ -496,16 +548,16 @@ impl Stage<'_> {
                 }
             ));
             let Err(error) = done else { continue };
-            if life.is_struck() {
+            if life.is_struck() || life.excuses(&error) {
                 return Ok(());
             }
             let asked = life.asked();
             let excused = match step {
                 Step::Shutdown => true,
                 // Their container may just have ended, or be frozen.
-                Step::Exec { .. } | Step::Pause | Step::Resume | Step::Update => {
-                    asked.may_end || asked.pause
-                }
+                Step::Exec { .. } if asked.may_end || asked.pause => true,
+                Step::Create | Step::Exec { .. } => life.excuses_what_is_given_up(&error),
+                Step::Pause | Step::Resume | Step::Update => asked.may_end || asked.pause,
                 // Whether a signal went out is not known of a shim that died over it.
                 Step::Kill(_) if life.plan.blow.victims == Victims::Shim => true,
                 Step::Kill(_) | Step::Stats | Step::Pids => asked.may_end,
@@ -513,7 +565,12 @@ impl Stage<'_> {
             };
             let refused = matches!(error, CallError::Status { .. });
             if !(excused && refused) {
-                life.fault(format!("{step:?}: {error}"));
+                let harm = match (&error, step) {
+                    (CallError::Closed, _) => Harm::Lost,
+                    (CallError::Deadline, Step::Wait) => Harm::Exit,
+                    _ => Harm::Other,
+                };
+                life.wrong(harm, format!("{step:?}: {error}"));
                 return Ok(());
             }
         }
@@ -541,9 +598,15 @@ impl Stage<'_> {
                 life.note(|a| a.started = true);
                 Ok(())
             }
-            Step::Exec { code, ms, wait } => {
+            Step::Exec {
+                code,
+                ms,
+                wait,
+                how,
+            } => {
                 *execs += 1;
-                self.exec(task, &format!("x{execs}"), code, ms, wait)
+                let exec = format!("x{execs}");
+                self.exec(task, &exec, (code, ms), wait, how)
             }
             Step::Pause => {
                 life.note(|a| a.pause = true);
@@ -605,39 +668,69 @@ impl Stage<'_> {
         &self,
         task: &Task,
         exec: &str,
-        code: u32,
-        ms: u32,
+        (code, ms): (u32, u32),
         wait: bool,
+        how: How,
     ) -> Result<(), CallError> {
         let (life, id) = (self.life, self.life.id.as_str());
-        let spec = Spec::sh(&format!("echo said; sleep 0.{ms:03}; exit {code}"));
+        let odd = |error: anyhow::Error| CallError::Encoding(format!("{error:#}"));
         let path = self.bundle.dir.with_file_name(format!("{id}-{exec}"));
         let reader = mkfifo(&path).and_then(|()| FifoReader::open(&path));
-        let reader = reader.map_err(|e| CallError::Encoding(format!("{e:#}")))?;
+        let reader = reader.map_err(odd)?;
+        let mut spec = Spec::sh(&format!("echo said; sleep 0.{ms:03}; exit {code}"));
+        let mut expected = "said\n".to_owned();
+        let mut stdin = PathBuf::new();
+        match how {
+            How::Plain => {}
+            How::Terminal => spec.terminal = true,
+            How::Stdin(lines) => {
+                spec = Spec::sh(&format!("cat; exit {code}"));
+                expected = lines_of("line", 0..u64::from(lines));
+                stdin = path.with_extension("in");
+                mkfifo(&stdin).map_err(odd)?;
+            }
+        }
         task.exec(&ExecProcessRequest {
             id: id.into(),
             exec_id: exec.into(),
+            stdin: stdin.to_string_lossy().into_owned(),
             stdout: path.to_string_lossy().into_owned(),
+            terminal: spec.terminal,
             spec: Some(exec_spec(&spec)).into(),
             ..Default::default()
         })?;
         task.start(id, exec)?;
+        if let How::Stdin(_) = how {
+            let writer = FifoWriter::open(&stdin, by(10.0));
+            let written = writer.and_then(|mut writer| writer.write(&expected));
+            if let Err(error) = written
+                && !life.asked().may_end
+            {
+                life.wrong(Harm::Output, format!("the stdin of {exec}: {error:#}"));
+            }
+            task.close_io(id, exec)?;
+        }
         if !wait {
             return Ok(());
         }
         let status = task.wait(id, exec)?.exit_status;
         let may_end = life.asked().may_end;
-        let text = String::from_utf8_lossy(&reader.so_far()).into_owned();
+        let text = String::from_utf8_lossy(&reader.so_far()).replace('\r', "");
         if status == code {
-            if text != "said\n" {
-                life.fault(format!("{exec} ended with {code} and said {text:?}"));
+            // What ends with its container may have to say so.
+            if text != expected && !may_end {
+                let twice = text.len() > expected.len();
+                let harm = if twice { Harm::Doubled } else { Harm::Output };
+                life.wrong(harm, format!("{exec} ended with {code} and said {text:?}"));
             }
         } else if !(life.is_struck() || may_end && status == 137) {
-            life.fault(format!("{exec} ended with {status}, not {code}"));
+            let what = format!("{exec} ended with {status}, not {code}");
+            life.wrong(Harm::Exit, what);
         }
         let deleted = task.delete(id, exec)?.exit_status;
         if deleted != status {
-            life.fault(format!("{exec}: Wait said {status}, Delete {deleted}"));
+            let what = format!("{exec}: Wait said {status}, Delete {deleted}");
+            life.wrong(Harm::Exit, what);
         }
         Ok(())
     }

@@ -3,6 +3,23 @@
 
 use vigil_lab::{CallError, Code};
 
+/// What kind of promise was broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Harm {
+    /// A container that should run does not, or cannot be asked any more.
+    Lost,
+    /// An exit was not told, or untruly.
+    Exit,
+    /// Something was done or said twice.
+    Doubled,
+    /// Output is missing or wrong.
+    Output,
+    /// Something is left behind.
+    Residue,
+    /// Anything else.
+    Other,
+}
+
 /// What a client has asked for and been told, at one moment of a life.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Asked {

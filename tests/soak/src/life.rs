@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vigil_lab::{CallError, Task};
+use vigil_lab::{CallError, Code, Task};
 
-use crate::judge::{Asked, Known, impossible, impossible_error, wrong_status};
+use crate::judge::{Asked, Harm, Known, impossible, impossible_error, wrong_status};
 use crate::plan::Plan;
 use crate::story::Story;
 use crate::truth::Witness;
@@ -25,6 +25,9 @@ pub struct Life {
     pub struck: AtomicBool,
     /// Answers of State that were judged.
     pub states: AtomicU64,
+    /// Blows to a shim whose reaper lives on.
+    pub kills: AtomicU64,
+    excused: AtomicU64,
     asked: Mutex<Asked>,
     kill_sent: AtomicBool,
     witness: Mutex<Option<Witness>>,
@@ -32,8 +35,14 @@ pub struct Life {
     for_delete: AtomicBool,
     told: Mutex<Vec<(String, u32)>>,
     waited: Mutex<Option<u32>>,
-    faults: Mutex<Vec<String>>,
+    faults: Mutex<Vec<(Harm, String)>>,
 }
+
+/// The code of an answer that the reaper makes.
+const INTERNAL: i32 = 13;
+
+/// Between two questions.
+const LOOK: Duration = Duration::from_millis(4);
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -51,6 +60,8 @@ impl Life {
             story,
             struck: AtomicBool::new(false),
             states: AtomicU64::new(0),
+            kills: AtomicU64::new(0),
+            excused: AtomicU64::new(0),
             asked: Mutex::default(),
             kill_sent: AtomicBool::new(false),
             witness: Mutex::default(),
@@ -70,15 +81,51 @@ impl Life {
 
     /// Something that must not be.
     pub fn fault(&self, what: impl Into<String>) {
+        self.wrong(Harm::Other, what);
+    }
+
+    /// The same, of a kind that is counted.
+    pub fn wrong(&self, harm: Harm, what: impl Into<String>) {
         let what = what.into();
-        self.story.add(format!("WRONG: {what}"));
-        held(&self.faults).push(what);
+        self.story.add(format!("WRONG, {harm:?}: {what}"));
+        held(&self.faults).push((harm, what));
     }
 
     /// What must not have been, so far.
     #[must_use]
-    pub fn faults(&self) -> Vec<String> {
+    pub fn faults(&self) -> Vec<(Harm, String)> {
         held(&self.faults).clone()
+    }
+
+    /// Whether an error is the reaper's own: it answers so what three shims had in their
+    /// hands when they died, since it may be what kills them.
+    pub fn excuses(&self, error: &CallError) -> bool {
+        let own = matches!(error, CallError::Status { code: INTERNAL, .. });
+        let excused = own && self.kills.load(Ordering::SeqCst) >= 3;
+        self.excused.fetch_add(u64::from(excused), Ordering::SeqCst);
+        excused
+    }
+
+    /// The same of Create and of the start of an exec that four shims died over: it is not
+    /// begun once more, since with the fifth the container would go.
+    pub fn excuses_what_is_given_up(&self, error: &CallError) -> bool {
+        let given_up = error.is(Code::Unknown) && self.kills.load(Ordering::SeqCst) >= 4;
+        self.excused
+            .fetch_add(u64::from(given_up), Ordering::SeqCst);
+        given_up
+    }
+
+    /// The same where only the failure is seen, and not its code.
+    pub fn excuses_many_deaths(&self) -> bool {
+        let many = self.kills.load(Ordering::SeqCst) >= 3;
+        self.excused.fetch_add(u64::from(many), Ordering::SeqCst);
+        many
+    }
+
+    /// Requests that were excused.
+    #[must_use]
+    pub fn excused(&self) -> u64 {
+        self.excused.load(Ordering::SeqCst)
     }
 
     /// Notes what is asked or answered.
@@ -168,9 +215,10 @@ impl Life {
         let told = held(&self.told).clone();
         for (who, status) in told {
             if let Some(why) = wrong_status(status, known) {
-                self.fault(format!("{who} said {status}: {why}"));
+                self.wrong(Harm::Exit, format!("{who} said {status}: {why}"));
             } else if status == crate::judge::UNKNOWN && who != "delete" {
-                self.fault(format!("{who} said unknown while the reaper lived"));
+                let what = format!("{who} said unknown while the reaper lived");
+                self.wrong(Harm::Exit, what);
             }
         }
     }
@@ -191,12 +239,18 @@ impl Life {
             before.long_dead = dead_since.is_some_and(|at| at.elapsed() > Duration::from_secs(1));
             let answer = task.state(&self.id, "");
             let after = self.asked();
+            // Who asked for a Create that was given up may take everything back.
+            if !after.created && self.kills.load(Ordering::SeqCst) >= 3 {
+                std::thread::sleep(LOOK);
+                continue;
+            }
             match answer {
                 Ok(state) => {
                     let status = state.status.value();
                     self.states.fetch_add(1, Ordering::Relaxed);
                     if let Some(why) = impossible(status, &before, &after) {
-                        self.fault(format!("State says {:?}: {why}", state.status));
+                        let harm = if status == 3 { Harm::Lost } else { Harm::Other };
+                        self.wrong(harm, format!("State says {:?}: {why}", state.status));
                     }
                     self.watch(state.pid);
                     if status == 3 {
@@ -204,16 +258,19 @@ impl Life {
                         held(&self.told).push(("State".into(), state.exit_status));
                     }
                 }
+                Err(error) if self.excuses(&error) => {}
                 Err(error) => {
                     if let Some(why) = impossible_error(&error, &before, &after, self.is_struck()) {
-                        self.fault(format!("State fails, {error}: {why}"));
+                        let closed = error == CallError::Closed || error.is(Code::NotFound);
+                        let harm = if closed { Harm::Lost } else { Harm::Other };
+                        self.wrong(harm, format!("State fails, {error}: {why}"));
                     }
                     if error == CallError::Closed {
                         return;
                     }
                 }
             }
-            std::thread::sleep(Duration::from_millis(4));
+            std::thread::sleep(LOOK);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! `make soak`: kills both processes of thousands of containers at random moments and
-//! fails if anything is left, untrue or wrong. Prints its seed; a life can be lived again.
+//! `make soak`: kills both processes, or the shims alone, of thousands of containers at
+//! random moments and fails if anything is left, lost, untrue or wrong. Prints its seed; a
+//! life can be lived again.
 
 use std::time::Instant;
 
@@ -12,9 +13,9 @@ use vigil_soak::soak::{Wanted, run};
 /// Random lives, each ended by SIGKILL of reaper and shim. `VIGIL_SHIM` names our binary.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Kills that must hit before it ends.
-    #[arg(long, default_value_t = 2000)]
-    lives: u64,
+    /// Kills that must hit before it ends; 2,000, or 10,000 of shims alone, if not given.
+    #[arg(long)]
+    lives: Option<u64>,
     /// Seed of the plans; the clock's if not given.
     #[arg(long)]
     seed: Option<u64>,
@@ -27,6 +28,9 @@ struct Args {
     /// Every so many-th life goes through a containerd; 0 for none.
     #[arg(long, default_value_t = 8)]
     daemon_every: u64,
+    /// Pairs that live throughout, if shims alone are killed.
+    #[arg(long, default_value_t = 8)]
+    elders: u32,
     /// Only the life of this number.
     #[arg(long)]
     only: Option<u64>,
@@ -38,14 +42,24 @@ fn main() -> Result<()> {
     let shim = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let wanted = Wanted {
-        kills: args.lives,
+        kills: args.lives.unwrap_or(match args.victims {
+            Victims::Shim => 10_000,
+            Victims::Both | Victims::Reaper => 2_000,
+        }),
         seed: args.seed.unwrap_or(u64::from(clock.subsec_micros())),
         workers: if args.only.is_some() { 1 } else { args.workers },
         victims: args.victims,
         daemon_every: args.daemon_every,
+        elders: match args.victims {
+            Victims::Shim if args.only.is_none() => args.elders,
+            _ => 0,
+        },
         only: args.only,
     };
-    println!("soak: {} kills, seed {}", wanted.kills, wanted.seed);
+    println!(
+        "soak: {} kills of {:?}, seed {}",
+        wanted.kills, wanted.victims, wanted.seed
+    );
     let began = Instant::now();
     let tally = run(&shim, &wanted)?;
     println!("{tally}\n  in {} s", began.elapsed().as_secs());

@@ -44,6 +44,7 @@ pub enum Step {
         code: u32,
         ms: u32,
         wait: bool,
+        how: How,
     },
     Pause,
     Resume,
@@ -57,6 +58,26 @@ pub enum Step {
     Wait,
     Delete,
     Shutdown,
+}
+
+/// How an exec talks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Says one word.
+    Plain,
+    /// The same on a terminal.
+    Terminal,
+    /// Gives back so many numbered lines of its stdin.
+    Stdin(u32),
+}
+
+/// One more blow, to the shim that serves then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Again {
+    /// It falls in this step, or in the one in which the last fell …
+    pub step: usize,
+    /// … so long after the step was begun, or after the last blow.
+    pub after_us: u64,
 }
 
 /// The blow.
@@ -78,6 +99,9 @@ pub struct Blow {
     pub delete_after_ms: u64,
 }
 
+/// Of blows after the first: the fifth death in a minute ends the pair.
+const MORE_MAX: u32 = 3;
+
 /// A life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -91,6 +115,9 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// When and how the pair dies.
     pub blow: Blow,
+    /// The blows after that, where the shim alone dies; with that one below the
+    /// number after which the pair gives up.
+    pub more: Vec<Again>,
     /// Whether the same id lives again at once.
     pub again: bool,
 }
@@ -116,6 +143,7 @@ impl Plan {
                     code: 1 + rng.below(120),
                     ms: rng.below(80),
                     wait: rng.percent(50),
+                    how: Self::how(&mut rng, victims),
                 },
                 1 if paused => Step::Resume,
                 1 => Step::Pause,
@@ -147,7 +175,12 @@ impl Plan {
             steps.extend([Step::Wait, Step::Delete, Step::Shutdown]);
         }
         let blow = Self::blow(&mut rng, &steps, victims);
+        let more = match victims {
+            Victims::Shim => Self::more(&mut rng, &blow, steps.len()),
+            Victims::Both | Victims::Reaper => Vec::new(),
+        };
         Self {
+            more,
             script,
             code,
             terminal: rng.percent(15),
@@ -157,10 +190,43 @@ impl Plan {
         }
     }
 
+    fn how(rng: &mut Rng, victims: Victims) -> How {
+        if victims != Victims::Shim {
+            return How::Plain;
+        }
+        match rng.weighted(&[40, 30, 30]) {
+            0 => How::Plain,
+            1 => How::Terminal,
+            _ => How::Stdin(rng.below(3000)),
+        }
+    }
+
+    fn more(rng: &mut Rng, first: &Blow, steps: usize) -> Vec<Again> {
+        let steps = u32::try_from(steps).unwrap_or(1);
+        let mut at: Vec<usize> = (0..rng.below(MORE_MAX + 1))
+            .map(|_| 1 + rng.below(steps - 1) as usize)
+            .map(|step| step.max(first.step))
+            .collect();
+        at.sort_unstable();
+        at.into_iter()
+            .map(|step| {
+                // One in three meets the one that is just taking over.
+                let span = rng
+                    .pick(&[500, 3_000, 10_000, 20_000, 60_000, 200_000])
+                    .unwrap_or(1);
+                Again {
+                    step,
+                    after_us: u64::from(rng.below(span)),
+                }
+            })
+            .collect()
+    }
+
     fn blow(rng: &mut Rng, steps: &[Step], victims: Victims) -> Blow {
         // `start` takes few milliseconds; a blow at its end would fall into Create.
         let all = u32::try_from(steps.len()).unwrap_or(1);
-        let step = if rng.percent(4) {
+        // One of its kind while `start` works is a death of both.
+        let step = if rng.percent(4) && victims != Victims::Shim {
             0
         } else {
             1 + rng.below(all - 1) as usize
@@ -251,12 +317,13 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} exit {}{}; {:?}; {:?}{}",
+            "{:?} exit {}{}; {:?}; {:?}; {:?}{}",
             self.script,
             self.code,
             if self.terminal { " on a terminal" } else { "" },
             self.steps,
             self.blow,
+            self.more,
             if self.again { "; and again" } else { "" }
         )
     }

@@ -1,7 +1,8 @@
 //! Many lives at a time, until enough of them were killed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result};
 use vigil_lab::{ShimBinary, Version};
@@ -10,7 +11,8 @@ use crate::daemon::Daemon;
 use crate::direct::Place;
 use crate::life::Life;
 use crate::plan::{Plan, Victims};
-use crate::tally::Tally;
+use crate::story::Story;
+use crate::tally::{Outcome, Tally};
 
 /// How much, and of what.
 #[derive(Debug, Clone)]
@@ -25,12 +27,16 @@ pub struct Wanted {
     pub victims: Victims,
     /// Every so many-th life goes through a containerd; 0 for none.
     pub daemon_every: u64,
+    /// Pairs that live throughout, with a shim killed every quarter of a minute.
+    pub elders: u32,
     /// Only the life of this number.
     pub only: Option<u64>,
 }
 
 /// Violations after which it is no use to go on.
 const ENOUGH: u64 = 8;
+/// Kills between two lines that say how far it is.
+const PROGRESS: u64 = 500;
 
 /// Runs it; says what was wrong on stderr, and gives the numbers.
 pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
@@ -43,14 +49,25 @@ pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
         }
     }
     let next = AtomicU64::new(wanted.only.unwrap_or(0));
-    let tally = Mutex::new(Tally::default());
-    let (next, shared, served) = (&next, &tally, &daemons);
+    let (tally, stop) = (Mutex::new(Tally::default()), AtomicBool::new(false));
+    let (next, shared, served, stop) = (&next, &tally, &daemons, &stop);
     std::thread::scope(|scope| -> Result<()> {
+        let elders = (0..wanted.elders)
+            .map(|number| scope.spawn(move || grow_old(shim, number, stop, shared)));
+        let elders: Vec<_> = elders.collect();
         let workers: Vec<_> = (0..wanted.workers)
             .map(|_| scope.spawn(move || work(shim, wanted, next, shared, served)))
             .collect();
-        for worker in workers {
-            worker.join().ok().context("a worker panicked")??;
+        let worked: Vec<_> = workers.into_iter().map(ScopedJoinHandle::join).collect();
+        stop.store(true, Ordering::SeqCst);
+        for worker in worked {
+            worker.ok().context("a worker panicked")??;
+        }
+        for elder in elders {
+            elder
+                .join()
+                .ok()
+                .context("one that lives long panicked")??;
         }
         Ok(())
     })?;
@@ -62,6 +79,45 @@ pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// A pair that lives as long as all the others together.
+fn grow_old(shim: &ShimBinary, number: u32, stop: &AtomicBool, tally: &Mutex<Tally>) -> Result<()> {
+    let place = Place::new(shim)?;
+    let story = Story::default();
+    let lived = place.grow_old(number, stop, &story);
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    match lived {
+        Ok(grown) => tally.add_elder(grown),
+        Err(error) => {
+            eprintln!(
+                "VIOLATION in the life of elder {number}: {error:#}\n{}",
+                story.text()
+            );
+            tally.add_failure();
+        }
+    }
+    drop(tally);
+    place.finish()
+}
+
+/// One life, through a containerd every so often.
+fn live(
+    place: &Place,
+    wanted: &Wanted,
+    number: u64,
+    life: &Life,
+    daemons: &[Daemon],
+) -> Result<Outcome> {
+    let through = wanted.daemon_every;
+    if daemons.is_empty() || number % through != through - 1 {
+        return place.live(life, number);
+    }
+    let daemon = &daemons[usize::try_from(number / through)? % daemons.len()];
+    match wanted.victims {
+        Victims::Shim => daemon.live_on(life),
+        Victims::Both | Victims::Reaper => daemon.live(life),
+    }
 }
 
 fn work(
@@ -86,15 +142,7 @@ fn work(
         let plan = Plan::draw(wanted.seed, number, wanted.victims);
         // Ends in a letter: none is the beginning of another.
         let life = Life::new(format!("s{}n{number}e", std::process::id()), plan);
-        let through = wanted.daemon_every;
-        // Of a shim that dies alone containerd sees nothing; those lives are driven directly.
-        let seen = wanted.victims != Victims::Shim && !daemons.is_empty();
-        let outcome = if seen && number % through == through - 1 {
-            let which = usize::try_from(number / through)? % daemons.len();
-            daemons[which].live(&life)
-        } else {
-            place.live(&life, number)
-        };
+        let outcome = live(&place, wanted, number, &life, daemons);
         let trouble = outcome.as_ref().err().map(|e| format!("{e:#}"));
         let faults = life.faults();
         let failed = trouble.is_some() || !faults.is_empty();
@@ -107,8 +155,13 @@ fn work(
                 life.story.text()
             );
         }
+        let harms: Vec<_> = faults.iter().map(|(harm, _)| *harm).collect();
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.add(&outcome.unwrap_or_default(), failed);
+        let before = tally.kills() / PROGRESS;
+        tally.add(&outcome.unwrap_or_default(), failed, &harms, life.excused());
+        if tally.kills() / PROGRESS > before {
+            println!("  {} kills, {} violations", tally.kills(), tally.failed());
+        }
     }
     place.finish()
 }

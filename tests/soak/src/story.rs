@@ -1,5 +1,7 @@
 //! What happened in one life, with times: told when something was wrong.
 
+use std::fmt::Write;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -37,4 +39,14 @@ impl Story {
         });
         lines.collect()
     }
+}
+
+/// Numbered lines, as those who speak in a life say them.
+#[must_use]
+pub fn lines_of(word: &str, numbers: Range<u64>) -> String {
+    numbers.fold(String::new(), |mut text, number| {
+        // A String takes everything.
+        let _ = writeln!(text, "{word} {number}");
+        text
+    })
 }

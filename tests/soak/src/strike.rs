@@ -3,9 +3,10 @@
 //! Through descriptors opened and checked beforehand; it must never hit anybody else.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use vigil_lab::process::{Process, signal_if};
 use vigil_lab::{Task, by, until};
 use vigil_sys::pidfd;
@@ -20,11 +21,16 @@ struct Target {
     fd: OwnedFd,
 }
 
+/// For a shim to be there: one that was killed has a successor.
+const SUCCESSION: f64 = 20.0;
+
 /// Reaper and shim of one container.
 #[derive(Debug)]
 pub struct Pair {
     reaper: Target,
     shim: Target,
+    /// The shim that was struck last: it may take its time to be gone.
+    struck: AtomicI32,
 }
 
 /// The runtime's own processes for a container id, `start` among them and `delete` not.
@@ -53,11 +59,15 @@ impl Pair {
     /// Finds out by Connect, which names the reaper; also before Create.
     pub fn of(task: &Task, id: &str) -> Result<Self> {
         let reaper = i32::try_from(task.connect_task(id)?.shim_pid)?;
-        // One that is just being executed has no arguments to be found by.
-        let found = until("reaper and shim", by(5.0), || {
-            Some(processes(id)).filter(|found| found.len() == 2)
-        });
-        let found = found.with_context(|| format!("there are {:?}", processes(id)))?;
+        // One that is just being executed has no arguments to be found by, and one that
+        // sleeps has others than a moment ago.
+        let found = until("reaper and shim", by(5.0), || Self::below(reaper, id).ok());
+        found.with_context(|| format!("there are {:?}", processes(id)))
+    }
+
+    fn below(reaper: i32, id: &str) -> Result<Self> {
+        let found = processes(id);
+        ensure!(found.len() == 2, "not two");
         let (mut reapers, mut shims): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|p| p.pid == reaper);
         let reaper = reapers.pop().context("Connect names a stranger")?;
@@ -65,6 +75,7 @@ impl Pair {
         Ok(Self {
             reaper: target(&reaper).context("the reaper has gone")?,
             shim: target(&shim).context("the shim has gone")?,
+            struck: AtomicI32::new(0),
         })
     }
 
@@ -98,6 +109,54 @@ impl Pair {
                 kill(both[1].0, both[1].1);
             }
         }
+    }
+
+    /// Pid of the reaper.
+    #[must_use]
+    pub fn reaper(&self) -> i32 {
+        self.reaper.pid
+    }
+
+    /// Pid of the shim that serves now, or is about to.
+    #[must_use]
+    pub fn serving(&self) -> Option<i32> {
+        let reaper = self.reaper.pid;
+        let children = format!("/proc/{reaper}/task/{reaper}/children");
+        let children = std::fs::read_to_string(children).ok()?;
+        let children = children.split_ascii_whitespace();
+        // What a dead shim has left to the reaper has another name: init, runc, a worker.
+        let is_shim = |pid: &i32| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            comm.starts_with("containerd-shim")
+                && Process::read(*pid).is_some_and(|p| p.state != 'Z')
+        };
+        children.filter_map(|pid| pid.parse().ok()).find(is_shim)
+    }
+
+    /// Kills the shim that serves now, or the one that takes over; gives the moment.
+    /// `None` if there is none any more.
+    pub fn strike_the_shim(&self, story: &Story) -> Option<Instant> {
+        until("", by(SUCCESSION), || {
+            if pidfd::is_dead(&self.reaper.fd).unwrap_or(true) {
+                return Some(None);
+            }
+            let pid = self.serving()?;
+            if pid == self.struck.load(Ordering::SeqCst) {
+                return None;
+            }
+            let fd = pidfd::open(u32::try_from(pid).ok()?).ok()?;
+            // Still this one's child: nobody else has got its number meanwhile.
+            if self.serving() != Some(pid) {
+                return None;
+            }
+            let at = Instant::now();
+            let sent = pidfd::send_signal(&fd, 9);
+            story.add(format!("SIGKILL to the shim {pid}: {sent:?}"));
+            self.struck.store(pid, Ordering::SeqCst);
+            sent.is_ok().then_some(Some(at))
+        })
+        .ok()
+        .flatten()
     }
 
     /// Waits until both are gone.

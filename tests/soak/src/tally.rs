@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::elder::Grown;
+use crate::judge::Harm;
 use crate::plan::Step;
+use crate::standing::Standing;
 
 /// What one life adds.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// The step in which the blow fell.
+    /// The step in which the blow, or the first of them, fell.
     pub step: Option<Step>,
-    /// Whether those who were to be killed still lived.
-    pub struck: bool,
+    /// Blows that hit: those who were to be killed still lived.
+    pub kills: u64,
+    /// From SIGKILL of a shim to the next answer.
+    pub took: Vec<Duration>,
     /// Whether Create had been answered.
     pub made: bool,
     /// What `delete` said.
@@ -31,6 +36,8 @@ pub struct Outcome {
     pub daemon: Option<&'static str>,
 }
 
+type Readings = fn(&Grown) -> &[Standing];
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -39,25 +46,34 @@ pub struct Tally {
     failed: u64,
     again: u64,
     states: u64,
+    excused: u64,
     steps: BTreeMap<String, u64>,
     daemons: BTreeMap<&'static str, u64>,
+    harms: BTreeMap<Harm, u64>,
     own: u64,
     killed: u64,
     unknown_made: u64,
     unknown_unmade: u64,
     witnessed: u64,
     deletes: Vec<Duration>,
+    took: Vec<Duration>,
+    elders: Vec<Grown>,
 }
 
 impl Tally {
-    /// Adds a life that went well or not.
-    pub fn add(&mut self, outcome: &Outcome, failed: bool) {
+    /// Adds a life, with what was wrong in it and the requests that were excused.
+    pub fn add(&mut self, outcome: &Outcome, failed: bool, harms: &[Harm], excused: u64) {
         self.lives += 1;
-        self.kills += u64::from(outcome.struck);
+        self.kills += outcome.kills;
         self.failed += u64::from(failed);
         self.again += u64::from(outcome.again);
         self.states += outcome.states;
-        if let (true, Some(step)) = (outcome.struck, outcome.step) {
+        self.excused += excused;
+        self.took.extend(&outcome.took);
+        for harm in harms {
+            *self.harms.entry(*harm).or_default() += 1;
+        }
+        if let (1.., Some(step)) = (outcome.kills, outcome.step) {
             let name = format!("{step:?}");
             let end = name.find([' ', '(']).unwrap_or(name.len());
             *self.steps.entry(name[..end].to_owned()).or_default() += 1;
@@ -78,6 +94,14 @@ impl Tally {
         }
     }
 
+    /// Adds one that lived throughout.
+    pub fn add_elder(&mut self, grown: Grown) {
+        self.lives += 1;
+        self.kills += grown.kills;
+        self.took.extend(&grown.took);
+        self.elders.push(grown);
+    }
+
     /// Adds something wrong that belongs to no single life.
     pub fn add_failure(&mut self) {
         self.failed += 1;
@@ -94,6 +118,66 @@ impl Tally {
     pub fn failed(&self) -> u64 {
         self.failed
     }
+
+    fn write_takeovers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.took.is_empty() {
+            return Ok(());
+        }
+        let mut took = self.took.clone();
+        took.sort_unstable();
+        let ms = |permille: usize| {
+            let index = (took.len() - 1) * permille / 1000;
+            took[index].as_secs_f64() * 1e3
+        };
+        writeln!(
+            f,
+            "  | from SIGKILL of a shim to the next answer, of {} | median {:.1} ms, p99 {:.1} ms, most {:.1} ms |",
+            took.len(),
+            ms(500),
+            ms(990),
+            ms(1000)
+        )?;
+        writeln!(
+            f,
+            "  | requests that were given up after three deaths in a moment, four in a minute | {} |",
+            self.excused
+        )?;
+        let grew = self.elders.iter().filter(|elder| elder.reaper.len() > 1);
+        let grew: Vec<_> = grew.collect();
+        if grew.is_empty() {
+            return Ok(());
+        }
+        let takeovers: usize = grew.iter().map(|elder| elder.reaper.len() - 1).sum();
+        // From the beginning, or of the second half only.
+        let most = |who: Readings, of: fn(&Standing) -> u64, part: usize| {
+            let drifts = grew.iter().map(|elder| {
+                let all = who(elder);
+                Grown::drift(&all[all.len() * (part - 1) / 2..], of)
+            });
+            drifts.max_by_key(|drift| drift.abs()).unwrap_or(0)
+        };
+        let (reaper, shim): (Readings, Readings) = (|elder| &elder.reaper, |elder| &elder.shim);
+        writeln!(
+            f,
+            "  | {} pairs that lived throughout | {takeovers} takeovers after the first of each |",
+            grew.len()
+        )?;
+        for (name, who) in [("reaper", reaper), ("shim", shim)] {
+            let last = grew.iter().filter_map(|elder| who(elder).last()).max();
+            writeln!(
+                f,
+                "  | drift of the {name}, from the first takeover and from the middle one to the last: most of one pair | {} and {} fds, {} and {} KiB private, {} and {} KiB PSS; at the end {} |",
+                most(who, |s| s.fds, 1),
+                most(who, |s| s.fds, 2),
+                most(who, |s| s.private, 1),
+                most(who, |s| s.private, 2),
+                most(who, |s| s.pss, 1),
+                most(who, |s| s.pss, 2),
+                last.map_or_else(String::new, ToString::to_string)
+            )?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Tally {
@@ -105,27 +189,22 @@ impl fmt::Display for Tally {
             deletes.get(index).copied().unwrap_or_default().as_millis()
         };
         let made = self.own + self.killed + self.unknown_made;
-        let share = |part: u64| part * 1000 / made.max(1);
-        let share = share(self.unknown_made);
+        let share = self.unknown_made * 1000 / made.max(1);
+        let harm = |harm| self.harms.get(&harm).copied().unwrap_or(0);
+        writeln!(f, "  | kills that hit | {} |", self.kills)?;
+        writeln!(f, "  | lives | {} |", self.lives)?;
+        writeln!(f, "  | of them through containerd | {:?} |", self.daemons)?;
+        writeln!(f, "  | first blow in | {:?} |", self.steps)?;
+        writeln!(f, "  | violations | {} |", self.failed)?;
+        writeln!(f, "  | containers lost | {} |", harm(Harm::Lost))?;
+        writeln!(f, "  | exits lost or wrong | {} |", harm(Harm::Exit))?;
+        writeln!(f, "  | effects doubled | {} |", harm(Harm::Doubled))?;
+        writeln!(f, "  | output lost or wrong | {} |", harm(Harm::Output))?;
+        writeln!(f, "  | residue | {} |", harm(Harm::Residue))?;
+        writeln!(f, "  | anything else | {} |", harm(Harm::Other))?;
         writeln!(
             f,
-            "lives {}, kills that hit {}, violations {}",
-            self.lives, self.kills, self.failed
-        )?;
-        writeln!(f, "  in {:?}", self.steps)?;
-        writeln!(
-            f,
-            "  through containerd {:?}; the same id again {}",
-            self.daemons, self.again
-        )?;
-        writeln!(
-            f,
-            "  answers of State judged {}; inits whose end the kernel told us {}",
-            self.states, self.witnessed
-        )?;
-        writeln!(
-            f,
-            "  `delete` said: its own code {}, 137 {}, unknown of a container {} ({}.{} %), unknown where Create was never answered {}",
+            "  | exit said: its own, 137, unknown of a container, unknown where Create was never answered | {}, {}, {} ({}.{} %), {} |",
             self.own,
             self.killed,
             self.unknown_made,
@@ -133,9 +212,15 @@ impl fmt::Display for Tally {
             share % 10,
             self.unknown_unmade
         )?;
+        writeln!(
+            f,
+            "  | answers of State judged; inits whose end the kernel told us; the same id again | {}; {}; {} |",
+            self.states, self.witnessed, self.again
+        )?;
+        self.write_takeovers(f)?;
         write!(
             f,
-            "  `delete` took {} ms (median), {} ms (p99), {} ms (most)",
+            "  | `delete` took | median {} ms, p99 {} ms, most {} ms |",
             at(50),
             at(99),
             at(100)

@@ -1,4 +1,4 @@
-//! A hundred kills in `make check`; `make soak` does two thousand.
+//! Some kills of each kind in `make check`; `make soak` does thousands.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,22 +8,32 @@ use vigil_lab::ShimBinary;
 use vigil_soak::plan::Victims;
 use vigil_soak::soak::{Wanted, run};
 
-#[test]
-fn a_hundred_lives_end_well() {
+fn soak(victims: Victims, kills: u64) {
     let shim = ShimBinary::vigil().expect("no shim is built");
     // Another seed each time: what it finds is printed with it, and can be lived again.
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let wanted = Wanted {
-        kills: 100,
+        kills,
         seed: u64::from(clock.subsec_micros()),
         workers: 3,
-        victims: Victims::Both,
+        victims,
         daemon_every: 10,
+        elders: 0,
         only: None,
     };
     println!("seed {}", wanted.seed);
     let tally = run(&shim, &wanted).unwrap();
     println!("{tally}");
-    assert!(tally.kills() >= 100, "{tally}");
+    assert!(tally.kills() >= kills, "{tally}");
     assert_eq!(tally.failed(), 0, "seed {}\n{tally}", wanted.seed);
+}
+
+#[test]
+fn lives_whose_pair_is_killed_end_well() {
+    soak(Victims::Both, 60);
+}
+
+#[test]
+fn lives_whose_shims_are_killed_go_on() {
+    soak(Victims::Shim, 150);
 }
