@@ -14,12 +14,13 @@ use vigil_host::enact::{RUN, Report, reconcile_to_gone};
 use vigil_host::observe::Subject;
 use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
+use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{exits, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
 use vigil_reconcile::Said;
-use vigil_supervise::exit_of;
+use vigil_supervise::{crash, exit_of};
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
@@ -57,8 +58,12 @@ pub fn run(flags: &Flags) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    if let Some(words) = last_words {
+    if let Some((words, at)) = last_words {
         eprintln!("note: {words}");
+        let whose = (&flags.namespace, &flags.id);
+        let replayed = vigil_journal::replay(&bundle.join(names::JOURNAL));
+        let gist = replayed.map_or_else(|_| Vec::new(), |replayed| crash::gist(&replayed));
+        crash::tell(&bundle, whose, at, words, &gist);
     }
     // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
     let socket = socket.filter(|path| leave::is_deserted(path));
@@ -170,6 +175,8 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
         Path::new(RUNC_ROOT),
     );
     subject.socket = socket;
+    let told = Takeovers::read(&bundle.join(names::TAKEOVERS));
+    subject.takeovers = told.map_or(0, |told| told.count);
     // A call of runc may have outlived the pair in the middle of it.
     let mut midway = true;
     match remembered(bundle) {

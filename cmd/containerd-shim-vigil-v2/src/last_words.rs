@@ -6,10 +6,11 @@ use std::path::Path;
 
 use vigil_journal::pair::Pair;
 use vigil_journal::{exits, lock, names};
+use vigil_model::Moment;
 use vigil_sys::wait;
 
-/// A sentence, unless the pair lives, or has left in order, or nothing is known of it.
-pub fn of(bundle: &Path) -> Option<String> {
+/// A sentence, and when, unless the pair lives, or has left in order, or nothing is known of it.
+pub fn of(bundle: &Path) -> Option<(String, Moment)> {
     if lock::is_held(&bundle.join(names::LOCK)).unwrap_or(false) {
         return None;
     }
@@ -20,14 +21,24 @@ pub fn of(bundle: &Path) -> Option<String> {
         .and_then(|snapshot| snapshot.exits().ok()?.find(shim.pid, shim.start_ticks));
     match death {
         Some(death) if wait::exited(death.status) == Some(0) => None,
-        Some(death) => Some(format!(
-            "the shim, process {}, ended before its task was shut down: {}",
-            shim.pid,
-            wait::describe(death.status)
-        )),
-        None => Some(format!(
-            "the reaper, process {}, ended without a word; so did the shim, process {}, if it ended by itself",
-            pair.reaper.pid, shim.pid
-        )),
+        Some(death) => {
+            let words = format!(
+                "the shim, process {}, ended before its task was shut down: {}",
+                shim.pid,
+                wait::describe(death.status)
+            );
+            let at = Moment {
+                secs: death.at_secs,
+                nanos: death.at_nanos,
+            };
+            Some((words, at))
+        }
+        None => {
+            let words = format!(
+                "the reaper, process {}, ended without a word; so did the shim, process {}, if it ended by itself",
+                pair.reaper.pid, shim.pid
+            );
+            Some((words, vigil_supervise::now()))
+        }
     }
 }

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use vigil_journal::names;
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
+use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
-use vigil_supervise::{Delivery, Desk, Inherited, Limits, Place, Publish, Shim, chain};
+use vigil_supervise::{Delivery, Desk, Ending, Inherited, Limits, Place, Publish, Shim, chain};
 use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, process, signal};
 
@@ -28,6 +30,8 @@ pub fn run(flags: &Flags) -> Result<()> {
             format!("{what} was not handed down: `serve` is started by the reaper only")
         })
     };
+    // A name for `ps`, which knows it by a descriptor's number so far.
+    let _ = process::set_name(c"containerd-shim");
     let control = inherited(CONTROL_FD, "the control socket")?;
     let doorbell = inherited(DOORBELL_FD, "the doorbell")?;
     // Held by being open: the lock is free when both of us are gone.
@@ -47,10 +51,10 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     for number in [signal::HUP, signal::PIPE, signal::USR1] {
         signal::ignore(number).context("cannot ignore a signal")?;
     }
-    // A name for `ps`; and no huge pages for a process of a few hundred KiB.
-    let _ = process::set_name(c"containerd-shim");
+    // No huge pages for a process of a few hundred KiB.
     let _ = process::disable_huge_pages();
     let bundle = std::env::current_dir().context("cannot see the bundle")?;
+    crash::keep_last_words(bundle.join(names::PANIC));
     let level = if flags.debug {
         log::LevelFilter::Debug
     } else {
@@ -117,13 +121,15 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
                 log::error!("connection not served: {}", error.story());
             }
         }
-        if shim.end().await {
+        let ending = shim.end().await;
+        if ending != Ending::ReaperLeaves {
             server.flushed(LAST_ANSWERS).await;
         }
         // Whatever still runs (a pending Wait, a closing logger) ends here; so
-        // does what would go on making things that nobody could undo.
-        for errand in process::children_in_session().unwrap_or_default() {
-            process::kill_child_group(errand);
+        // does what would go on making things that nobody could undo. Another
+        // shim finds what this one had under way.
+        if ending != Ending::Retires {
+            process::kill_errands();
         }
         process::exit_now(0)
     })

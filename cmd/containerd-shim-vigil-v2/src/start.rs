@@ -98,7 +98,8 @@ pub fn run(flags: &Flags) -> Result<()> {
         address.uri().as_bytes(),
         &mut made,
     )?;
-    let program = process::own_program().context("cannot see which program this is")?;
+    // Itself, whatever becomes of its name.
+    let program = fd::hold(Path::new("/proc/self/exe")).context("cannot hold its own program")?;
     write_binary_path(&bundle, &mut made)?;
 
     leave_journal_behind(&bundle)?;
@@ -110,7 +111,10 @@ pub fn run(flags: &Flags) -> Result<()> {
         exits: exits.into(),
         bundle: bundle.clone(),
         program,
-        argv: arguments(flags, &address),
+        arg0: std::env::args_os()
+            .next()
+            .unwrap_or_else(|| "containerd-shim-vigil-v2".into()),
+        args: arguments(flags, &address),
         env: environment(&stdin),
         name: c"containerd-shim".to_owned(),
     };
@@ -323,11 +327,7 @@ fn adjust_oom_score() -> Result<()> {
 }
 
 fn arguments(flags: &Flags, address: &Address) -> Vec<OsString> {
-    let name = std::env::args_os()
-        .next()
-        .unwrap_or_else(|| "containerd-shim-vigil-v2".into());
     let mut argv: Vec<OsString> = vec![
-        name,
         "-namespace".into(),
         flags.namespace.as_str().into(),
         "-id".into(),

@@ -87,6 +87,7 @@ fn keepsakes(node: &Node) {
         exit: Some(exit(status, after)),
         done: vec!["KillInit".to_owned(), "RuncDelete".to_owned()],
         left: left.iter().map(|left| (*left).to_owned()).collect(),
+        takeovers: 2,
     };
     let run = node.run_dir();
     line("old", Status::Exited(0), 0, &[]).append(&run).unwrap();

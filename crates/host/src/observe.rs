@@ -89,6 +89,8 @@ pub struct Subject {
     pub left: Vec<Left>,
     /// What its tombstone says, for a sweeper.
     pub stone: Option<Stone>,
+    /// How often one of its shims took over from another, for the history.
+    pub takeovers: u64,
 }
 
 impl Subject {
@@ -118,6 +120,7 @@ impl Subject {
             below: None,
             left: Vec::new(),
             stone: None,
+            takeovers: 0,
         }
     }
 

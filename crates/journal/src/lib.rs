@@ -1,8 +1,8 @@
 //! The memory: what survives the death of the process that wrote it.
 //!
 //! Owns the bytes of every file Vigil keeps in a bundle: the journal (written
-//! by the shim alone), the exit records (written by the reaper alone), `pair`
-//! and `lock`. It must never know what a record means, delete what it cannot
+//! by the shim alone), the exit records (written by the reaper alone), `pair`,
+//! `takeovers` and `lock`. It must never know what a record means, delete what it cannot
 //! read, or map memory itself. Every byte is described in `FORMAT.md`.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -21,6 +21,7 @@ pub mod names;
 pub mod pair;
 mod replay;
 mod storage;
+pub mod takeovers;
 mod writer;
 
 pub use boot::{BOOT_ID_BYTES, BootId, BootIdError};

@@ -14,6 +14,13 @@ pub const BAD_SUFFIX: &str = ".bad-";
 pub const EXITS: &str = "exits";
 /// The incarnations of the reaper and of the shim now serving.
 pub const PAIR: &str = "pair";
+/// How often another shim took over, and why; written by the reaper alone.
+pub const TAKEOVERS: &str = "takeovers";
+/// A link to the program the next shim is to be started from, put there by
+/// `vigil upgrade` and removed by the reaper when that has come to an end.
+pub const NEXT: &str = "next";
+/// The last words of a shim that panicked, until somebody has read them.
+pub const PANIC: &str = "panic";
 /// Free exactly when both processes of the pair are gone. Never renamed.
 pub const LOCK: &str = "lock";
 /// containerd's: the address of the shim's socket.

@@ -134,6 +134,20 @@ impl fmt::Display for Incarnation {
 }
 
 impl Incarnation {
+    /// Of this boot: pid, start, pid namespace, inode of the pidfd.
+    pub fn new(
+        boot: BootId,
+        (pid, start_ticks, pid_ns, pidfd_inode): (u32, u64, u64, Option<u64>),
+    ) -> Self {
+        Self {
+            pid,
+            start_ticks,
+            pid_ns,
+            boot,
+            pidfd_inode,
+        }
+    }
+
     /// The fields, all of them, in this order, once.
     fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split(' ');
@@ -153,7 +167,7 @@ impl Incarnation {
 }
 
 /// Digits only: `parse` alone would take a sign.
-fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes()
         .all(|b| b.is_ascii_digit())
         .then(|| text.parse().ok())?
@@ -231,19 +245,12 @@ impl Pair {
     /// mixture apart.
     pub fn write(&self, path: &Path) -> Result<(), PairError> {
         let bytes = self.to_bytes();
-        let mut side = path.as_os_str().to_owned();
-        side.push(SIDE_SUFFIX);
-        let side = PathBuf::from(side);
-        let result = write_new(&side, &bytes).and_then(|()| fs::rename(&side, path));
-        let result = result.or_else(|error| {
-            let _ = fs::remove_file(&side);
-            match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenOptions::new()
-                    .write(true)
-                    .open(path)?
-                    .write_all_at(&bytes, 0),
-                _ => Err(error),
-            }
+        let result = replace(path, &bytes).or_else(|error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenOptions::new()
+                .write(true)
+                .open(path)?
+                .write_all_at(&bytes, 0),
+            _ => Err(error),
         });
         result.map_err(|source| PairError::Write {
             path: path.to_owned(),
@@ -290,6 +297,19 @@ fn contents(file: &DiskFile) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(have);
     Ok(bytes)
+}
+
+/// Puts a file of these bytes in the place of another, by way of a side name
+/// and a rename; the side file does not stay.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut side = path.as_os_str().to_owned();
+    side.push(SIDE_SUFFIX);
+    let side = PathBuf::from(side);
+    let result = write_new(&side, bytes).and_then(|()| fs::rename(&side, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&side);
+    }
+    result
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {

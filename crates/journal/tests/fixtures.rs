@@ -16,6 +16,7 @@ use common::{boot, payloads, record, small};
 use vigil_journal::crash::CrashDisk;
 use vigil_journal::exits::{Death, Recorder, Slot, WORDS};
 use vigil_journal::pair::{Incarnation, Pair};
+use vigil_journal::takeovers::{Takeover, Takeovers};
 use vigil_journal::{Damage, Journal, Tail, VERSION, exits, replay};
 
 fn folder(version: u16) -> PathBuf {
@@ -83,6 +84,18 @@ fn some_pair() -> Pair {
     }
 }
 
+fn some_takeovers() -> Takeovers {
+    let one = |at_secs, cause: &str| Takeover {
+        at_secs,
+        at_nanos: 1,
+        cause: cause.to_owned(),
+    };
+    Takeovers {
+        count: 300,
+        last: [one(1_790_000_000, "died 9"), one(1_790_000_001, "upgrade")].into(),
+    }
+}
+
 /// What today's code writes, by file name.
 fn today() -> Vec<(&'static str, Vec<u8>)> {
     let clean = clean().bytes("journal").unwrap();
@@ -97,6 +110,7 @@ fn today() -> Vec<(&'static str, Vec<u8>)> {
         ("compacted", compacted()),
         ("exits", some_exits()),
         ("pair", some_pair().to_bytes().to_vec()),
+        ("takeovers", some_takeovers().to_bytes()),
     ]
 }
 
@@ -185,7 +199,7 @@ fn version_1_can_be_written_on() {
 
 #[test]
 #[cfg_attr(target_endian = "big", ignore = "the file is in the host's byte order")]
-fn exits_and_pair_of_version_1_are_read() {
+fn exits_pair_and_takeovers_of_version_1_are_read() {
     let snapshot = exits::read(&folder(1).join("exits")).unwrap();
     let exits = snapshot.exits().unwrap();
     assert_eq!(exits.boot_id(), Some(boot()));
@@ -199,4 +213,6 @@ fn exits_and_pair_of_version_1_are_read() {
     );
     assert_eq!(exits.ring().collect::<Vec<_>>(), [(0, death(99))]);
     assert_eq!(Pair::read(&folder(1).join("pair")).unwrap(), some_pair());
+    let takeovers = Takeovers::read(&folder(1).join("takeovers")).unwrap();
+    assert_eq!(takeovers, some_takeovers());
 }

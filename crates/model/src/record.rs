@@ -164,6 +164,22 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         serde_json::from_slice(bytes).map_err(|source| CodecError::Json { op: "read", source })
     }
+
+    /// The names of its changes, without what they hold, which may be anybody's
+    /// secret.
+    pub fn gist(&self) -> String {
+        let names = self.changes.iter().map(|change| {
+            let name = serde_json::to_value(change).unwrap_or_default();
+            let object = name.as_object().and_then(|fields| fields.keys().next());
+            let name = object.map(String::as_str).or(name.as_str());
+            name.unwrap_or("?").to_owned()
+        });
+        let mut names: Vec<String> = names.collect();
+        if !self.publish.is_empty() {
+            names.push(format!("{} events", self.publish.len()));
+        }
+        names.join(", ")
+    }
 }
 
 impl Record {

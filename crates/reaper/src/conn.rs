@@ -6,25 +6,12 @@ use std::time::Instant;
 
 use vigil_relay::Relay;
 use vigil_relay::succession::PROVEN;
+use vigil_relay::tokens::token_of;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Errno, Result, listen, scm};
 
 /// Bytes read at once. On the stack, so no more than a page.
 const CHUNK: usize = 4096;
-/// First token that belongs to a connection; each has two.
-const FIRST_TOKEN: u64 = 16;
-
-/// Its own token; its pair's is the next.
-fn token_of(number: u32) -> u64 {
-    FIRST_TOKEN + u64::from(number) * 2
-}
-
-/// The connection a token means, and whether its pair is meant.
-pub(crate) fn owner_of(token: u64) -> Option<(u32, bool)> {
-    let place = token.checked_sub(FIRST_TOKEN)?;
-    Some((u32::try_from(place / 2).ok()?, place % 2 == 1))
-}
-
 /// A connection and what is under way on it.
 pub(crate) struct Conn {
     pub(crate) number: u32,
@@ -47,6 +34,11 @@ fn read(from: &Watched<OwnedFd>, chunk: &mut [u8]) -> Option<usize> {
         Err(Errno::EAGAIN) => None,
         answer => Some(answer.unwrap_or(0)),
     }
+}
+
+/// Whether what was sent last is not what kills a shim.
+fn has_lived(sent_at: Option<Instant>, now: Instant) -> bool {
+    sent_at.is_none_or(|at| now.duration_since(at) > PROVEN)
 }
 
 impl Conn {
@@ -129,13 +121,10 @@ impl Conn {
 
     /// The shim is dead: what it wrote is read to its end and, as far as
     /// containerd takes it at once, passed on. What it lived with for `PROVEN`
-    /// did not kill it.
-    pub(crate) fn shim_died(&mut self, now: Instant) {
+    /// did not kill it, and nothing one that only made room (`asked`).
+    pub(crate) fn shim_died(&mut self, now: Instant, asked: bool) {
         self.read_pair_to_end();
-        if self
-            .sent_at
-            .is_none_or(|at| now.duration_since(at) > PROVEN)
-        {
+        if asked || has_lived(self.sent_at, now) {
             self.relay.prove();
         }
         self.relay.shim_died();
@@ -187,10 +176,7 @@ impl Conn {
             match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
                 Ok(count) => {
                     let now = Instant::now();
-                    if self
-                        .sent_at
-                        .is_some_and(|at| now.duration_since(at) > PROVEN)
-                    {
+                    if has_lived(self.sent_at, now) {
                         self.relay.prove();
                     }
                     self.relay.shim_took(count);

@@ -2,15 +2,15 @@
 //! answered, one that cannot be read too. What a slot is for means nothing here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use vigil_journal::exits::PinError;
 use vigil_relay::control::{
-    ADOPT_MAX, Call, Denied, MESSAGE_MAX, ToReaper, ToShim, VERSION, number_of,
+    ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, ToReaper, ToShim, VERSION, number_of,
 };
 use vigil_sys::{Errno, scm};
 
-use crate::successor;
-use crate::turn::Reaper;
+use crate::turn::{END, Reaper};
 
 /// Messages read in one turn.
 const BATCH: usize = 32;
@@ -39,8 +39,7 @@ impl Reaper<'_> {
                     Err(error) => Err(error.denied()),
                 },
             };
-            self.progress += 1;
-            self.ready_by = self.ready_by.map(|_| successor::ready_by());
+            self.line.alive(Instant::now());
             let call = number_of(&bytes);
             self.tell(&ToShim::Ack { call, answer }, &[]);
         }
@@ -58,8 +57,8 @@ impl Reaper<'_> {
 
     fn perform(&mut self, request: ToReaper, fds: Vec<OwnedFd>) -> Result<u64, Denied> {
         match request {
-            ToReaper::Hello { version: 0 } => Err(Denied::Version),
-            // A newer shim learns our version and speaks it.
+            ToReaper::Hello { version } if version < OLDEST => Err(Denied::Version),
+            // A newer shim learns our version and speaks it, or goes.
             ToReaper::Hello { version: _ } => Ok(VERSION.into()),
             ToReaper::Ready => {
                 self.hand_out();
@@ -95,7 +94,7 @@ impl Reaper<'_> {
                 Ok(slots.len() as u64)
             }
             ToReaper::End => {
-                self.end_announced();
+                self.go_within(END);
                 Ok(0)
             }
         }

@@ -14,17 +14,19 @@ use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use vigil_journal::exits::{ExitsError, Recorder};
-use vigil_journal::pair::{Incarnation, Pair, PairError};
-use vigil_journal::{BootId, BootIdError, names};
+use vigil_journal::exits::Recorder;
+use vigil_journal::pair::{Incarnation, Pair};
+use vigil_journal::takeovers::Takeovers;
+use vigil_journal::{BootId, names};
+use vigil_relay::Burst;
 use vigil_relay::slots::Slots;
-use vigil_relay::succession::{Deaths, Watchdog};
+use vigil_relay::succession::Succession;
 use vigil_sys::epoll::{Epoll, Interest, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::{Child, Command};
-use vigil_sys::{Errno, fork, listen, pidfd, process, scm, wait};
+use vigil_sys::{fd, fork, listen, pidfd, process, scm};
 
 use crate::turn::Reaper;
 
@@ -37,8 +39,8 @@ pub const LOCK_FD: u16 = 5;
 /// The write end of the ready pipe.
 pub const READY_FD: u16 = 6;
 
-/// How many shims of this pair have died in the last minute, in the environment of one that
-/// takes over.
+/// How many shims of this pair have died in the last minute, in the environment of each: 0 for
+/// the first, at least 1 for one that takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
 
 /// Connections that may wait to be accepted.
@@ -55,10 +57,12 @@ pub struct Config {
     pub exits: OwnedFd,
     /// Where `pair` is written.
     pub bundle: PathBuf,
-    /// The shim's program; `/proc/self/exe` stays the same file over an upgrade.
-    pub program: PathBuf,
-    /// Its arguments, the name first.
-    pub argv: Vec<OsString>,
+    /// The shim's program, held open: it stays the same file until another is asked for.
+    pub program: OwnedFd,
+    /// Its name in its arguments.
+    pub arg0: OsString,
+    /// Its arguments.
+    pub args: Vec<OsString>,
     /// Its whole environment.
     pub env: Vec<(OsString, OsString)>,
     /// The reaper's `comm`, 15 bytes at most.
@@ -67,18 +71,10 @@ pub struct Config {
 
 /// Why there is no pair after all. `start` shows it, so the source is told too.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("reaper cannot {0}: {1}")]
-    Step(&'static str, #[source] Errno),
-    #[error("reaper has no boot id: {0}")]
-    Boot(#[from] BootIdError),
-    #[error("reaper cannot map the exit records: {0}")]
-    Exits(#[from] ExitsError),
-    #[error("reaper: {0}")]
-    Pair(#[from] PairError),
-    #[error("shim ended before it was ready: {}", wait::describe(*.0))]
-    ShimEnded(i32),
-}
+#[error("reaper cannot {0}: {1}")]
+pub(crate) struct Error(&'static str, #[source] Box<dyn std::error::Error>);
+
+type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Becomes the reaper. Called in a child forked from `start`, which has one
 /// thread and in which every descriptor that is not given here is closed or
@@ -87,12 +83,9 @@ pub(crate) enum Error {
 /// reaper, when it will not; then it is closed.
 pub fn run(config: &Config, ready: OwnedFd) -> ! {
     let code = match begin(config, &ready) {
-        Ok(mut reaper) => {
-            reaper.ready = Some(ready);
-            reaper.run()
-        }
+        Ok(reaper) => reaper.run(ready),
         Err(error) => {
-            fail(&ready, &error);
+            fail(&ready, &error.to_string());
             1
         }
     };
@@ -101,35 +94,34 @@ pub fn run(config: &Config, ready: OwnedFd) -> ! {
 
 /// Tells `start` why there is nothing to be ready, if `start` is still there.
 /// One line, so that what the shim has told before stays readable.
-pub(crate) fn fail(ready: &OwnedFd, error: &Error) {
-    let _ = scm::write(ready.as_fd(), format!("E{error}\n").as_bytes());
+pub(crate) fn fail(ready: &OwnedFd, why: &str) {
+    let _ = scm::write(ready.as_fd(), format!("E{why}\n").as_bytes());
 }
 
-/// Gives an [`Errno`] the name of its step.
-pub(crate) fn step<T>(step: &'static str, result: vigil_sys::Result<T>) -> Result<T, Error> {
-    result.map_err(|errno| Error::Step(step, errno))
+/// Gives an error the name of its step.
+pub(crate) fn step<T, E>(name: &'static str, result: Result<T, E>) -> Result<T>
+where
+    E: Into<Box<dyn std::error::Error>>,
+{
+    result.map_err(|error| Error(name, error.into()))
 }
 
-fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
+fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
     thrifty_heap();
     // An ignored SIGCHLD, if we were given one, would lose every status.
     step("reset its signals", signal::reset_for_exec())?;
-    let acted_upon = [signal::CHLD, signal::TERM, signal::INT, signal::USR2];
-    let survived = [signal::HUP, signal::USR1, signal::PIPE];
-    let signals = step(
-        "take signals",
-        Signals::new(&[&acted_upon[..], &survived].concat()),
-    )?;
+    let signals = step("take signals", Signals::new(signal::OF_A_REAPER))?;
     step("begin a session", process::new_session())?;
     step("adopt orphans", process::set_subreaper(true))?;
     step("take its name", process::set_name(&config.name))?;
     step("let go of its stdio", fork::null_stdio())?;
 
-    let boot = BootId::parse(&step("read the boot id", process::boot_id())?)?;
+    let boot = step("read the boot id", process::boot_id())?;
+    let boot = step("read the boot id", BootId::parse(&boot))?;
     let map = SharedMap::read_write(config.exits.as_fd());
     // Leaked: needed until the process ends.
     let map = Box::leak(Box::new(step("map the exit records", map)?));
-    let deaths = Recorder::format(map.words(), boot)?;
+    let deaths = step("format exits", Recorder::format(map.words(), boot))?;
 
     let bell = step("make a doorbell", Doorbell::new())?;
     let epoll = step("make an epoll set", Epoll::new())?;
@@ -142,7 +134,8 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
     let control = Watched::new(&epoll, control, turn::CONTROL, Interest::READ);
     let control = step("watch the control socket", control)?;
 
-    let shim = start_shim(config, &theirs, &bell, ready, 0)?;
+    let program = step("keep its program", fd::duplicate(&config.program))?;
+    let shim = start_shim(config, &program, &theirs, &bell, ready, 0)?;
     write_pair(config, boot, &shim).inspect_err(|_| {
         // Nobody could check who this shim is before killing it.
         let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
@@ -156,7 +149,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         listen_at: None,
         conns: Vec::new(),
         next_conn: 0,
-        burst: false,
+        burst: Burst::default(),
         bell,
         deaths,
         deaths_due: true,
@@ -165,12 +158,11 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
         shim,
         shim_lives: true,
         serving: false,
-        shim_deaths: Deaths::default(),
-        watchdog: Watchdog::default(),
-        progress: 0,
-        ready_by: None,
+        line: Succession::new(program),
+        takeovers: Takeovers::default(),
         spare: successor::spare(),
         ready: None,
+        heard: None,
         going: false,
         told_to_go: false,
         until: None,
@@ -179,26 +171,17 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>, Error> {
 
 pub(crate) fn start_shim(
     config: &Config,
+    program: &OwnedFd,
     control: &OwnedFd,
     bell: &Doorbell,
     ready: &OwnedFd,
     takeovers: u32,
-) -> Result<Child, Error> {
-    let takeovers =
-        (takeovers > 0).then(|| (OsString::from(TAKEOVERS), takeovers.to_string().into()));
-    let mut argv = config.argv.iter();
-    let shim = Command::new(&config.program)
-        .arg0(
-            argv.next()
-                .map_or(config.program.as_os_str(), OsString::as_os_str),
-        )
-        .args(argv)
+) -> Result<Child> {
+    let shim = Command::new(fd::held_path(program))
+        .arg0(&config.arg0)
+        .args(&config.args)
         .envs(config.env.iter().map(|(key, value)| (key, value)))
-        .envs(
-            takeovers
-                .iter()
-                .map(|(key, value): &(OsString, OsString)| (key, value)),
-        )
+        .env(TAKEOVERS, takeovers.to_string())
         .own_group()
         .fd(CONTROL_FD, control.as_fd())
         .fd(DOORBELL_FD, bell.as_fd())
@@ -209,21 +192,17 @@ pub(crate) fn start_shim(
 }
 
 /// Names both processes for `delete`, before the shim is given anything to serve.
-pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<(), Error> {
-    let pid_ns = step("see its pid namespace", process::pid_namespace())?;
-    let incarnation = |pid: u32, pidfd: &OwnedFd| -> Result<Incarnation, Error> {
-        let start_ticks = step("see a start time", process::start_ticks(pid))?;
-        let pidfd_inode = step("identify a process", pidfd::inode(pidfd))?;
-        Ok(Incarnation {
-            pid,
-            start_ticks,
-            pid_ns,
-            boot,
-            pidfd_inode,
-        })
+pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<()> {
+    let incarnation = |pid: u32, pidfd: &OwnedFd| {
+        let identity = process::identify(pid, pidfd).map(|it| Incarnation::new(boot, it));
+        step("identify a process", identity)
     };
     let own = step("open itself", pidfd::open(process::pid()))?;
     let reaper = incarnation(process::pid(), &own)?;
     let shim = Some(incarnation(shim.pid, &shim.pidfd)?);
-    Ok(Pair { reaper, shim }.write(&config.bundle.join(names::PAIR))?)
+    let pair = Pair { reaper, shim };
+    step(
+        "name the pair",
+        pair.write(&config.bundle.join(names::PAIR)),
+    )
 }

@@ -2,26 +2,21 @@
 //! its place, within a budget. It finds the same listener, connections, slots
 //! and exit records; requests that were not answered are the first it gets.
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use vigil_journal::names;
 use vigil_relay::control::ToShim;
-use vigil_relay::succession::Watchdog;
 use vigil_sys::epoll::{Interest, Watched};
-use vigil_sys::{fd, process, scm};
+use vigil_sys::{fd, process, scm, wait};
 
 use crate::conn::Conn;
 use crate::turn::{self, Reaper};
-use crate::{Error, start_shim, step, write_pair};
+use crate::{Result, start_shim, step, write_pair};
 
-/// A successor has this long between two signs of life until it serves.
-const READY: Duration = Duration::from_secs(10);
-/// For a control socket, its end, a null, a pidfd and what spawning needs.
-const SPARE: usize = 10;
-
-pub(crate) fn ready_by() -> Instant {
-    Instant::now() + READY
-}
+/// For a control socket, its end, a pipe, a pidfd and what spawning needs.
+const SPARE: usize = 11;
 
 /// As many as can be had: with none left a dead shim would have no successor.
 pub(crate) fn spare() -> Vec<OwnedFd> {
@@ -29,20 +24,65 @@ pub(crate) fn spare() -> Vec<OwnedFd> {
 }
 
 impl Reaper<'_> {
-    /// Starts another shim in place of the one that died.
-    pub(crate) fn succeed(&mut self) -> Result<(), Error> {
+    /// Starts another shim in place of the one that died, of another program if that was asked
+    /// for, and of the one before it if that does not do. `false`: none would do.
+    pub(crate) fn succeed(&mut self, status: i32) -> bool {
+        let said = self.heard.take().map(|fd| scm::read_words(fd.as_fd()));
+        let mut words = format!("{} {}", wait::describe(status), said.unwrap_or_default());
+        let mut status = Some(status);
+        // Without its bundle it would find nothing, and soon come to the same.
+        while self.config.bundle.exists() && !self.shim_lives {
+            let Some(cause) = self.line.died(Instant::now(), status, &words) else {
+                break;
+            };
+            self.takeovers.add(&cause.to_string());
+            self.tell_takeovers();
+            match self.start_successor() {
+                Ok(()) => return true,
+                Err(error) => (status, words) = (None, error.to_string()),
+            }
+        }
+        false
+    }
+
+    /// Somebody may have put a link to another program beside the journal.
+    pub(crate) fn change_program(&mut self) {
+        let next = self.config.bundle.join(names::NEXT);
+        if self.line.changes() {
+            return;
+        }
+        match fd::hold(&next) {
+            Ok(program) if self.serving && !self.going => {
+                self.line.change(Instant::now(), program);
+                self.tell(&ToShim::Retire, &[]);
+            }
+            // Nobody is served yet, or soon: whoever asked sees that it is gone.
+            Ok(_) | Err(_) => drop(fs::remove_file(next)),
+        }
+    }
+
+    /// For people and the next shim; without room they are told less. Whoever asked for
+    /// another program sees by the link's being gone that this has come to an end.
+    fn tell_takeovers(&self) {
+        let bundle = &self.config.bundle;
+        let _ = self.takeovers.write(&bundle.join(names::TAKEOVERS));
+        if !self.line.changes() {
+            let _ = fs::remove_file(bundle.join(names::NEXT));
+        }
+    }
+
+    fn start_successor(&mut self) -> Result<()> {
         self.spare.clear();
         let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
-        let ready = step("open /dev/null", fd::null())?;
-        let recent = self.shim_deaths.recent(Instant::now());
-        let shim = start_shim(self.config, &theirs, &self.bell, &ready, recent)?;
-        self.shim = shim;
+        let (heard, ready) = step("make a pipe", fd::pipe())?;
+        let control = Watched::new(&self.epoll, control, turn::CONTROL, Interest::READ);
+        let control = step("watch the control socket", control)?;
+        let (program, recent) = (self.line.program(), self.line.recent(Instant::now()));
+        self.shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;
         self.shim_lives = true;
         self.serving = false;
-        self.watchdog = Watchdog::default();
-        let control = Watched::new(&self.epoll, control, turn::CONTROL, Interest::READ);
-        self.control = Some(step("watch the control socket", control)?);
-        self.ready_by = Some(ready_by());
+        (self.control, self.heard) = (Some(control), Some(heard));
+        self.line.started(Instant::now());
         write_pair(self.config, self.boot, &self.shim)?;
         drop((theirs, ready));
         self.spare = spare();
@@ -52,9 +92,9 @@ impl Reaper<'_> {
     /// Before the next shim: what the dead one wrote counts to its end, half an
     /// answer does not, and what it did not answer is kept for the next.
     pub(crate) fn keep_unanswered(&mut self) {
-        let now = Instant::now();
+        let (now, asked) = (Instant::now(), self.line.changes());
         for conn in &mut self.conns {
-            conn.shim_died(now);
+            conn.shim_died(now, asked);
         }
     }
 
@@ -62,7 +102,10 @@ impl Reaper<'_> {
     /// none. One for which no descriptor is to be had is tried again later.
     pub(crate) fn hand_out(&mut self) {
         self.serving = true;
-        self.ready_by = None;
+        self.heard = None;
+        if self.line.serves(Instant::now()) {
+            self.tell_takeovers();
+        }
         for at in 0..self.conns.len() {
             if !self.conns[at].waits() {
                 continue;
@@ -85,7 +128,7 @@ impl Reaper<'_> {
     /// it was taken.
     pub(crate) fn arm(&mut self) {
         if self.shim_lives && self.unread() {
-            self.watchdog.arm(Instant::now(), self.progress);
+            self.line.arm(Instant::now());
         }
     }
 
@@ -95,12 +138,12 @@ impl Reaper<'_> {
 
     /// One look. A stuck shim is ended, and its death does the rest.
     pub(crate) fn look_at_the_shim(&mut self) {
-        let unread = self.shim_lives && self.unread();
+        let (now, unread) = (Instant::now(), self.shim_lives && self.unread());
         // One that waits for a disk (to read runc, say) would be no faster anew.
         if unread && process::sleeps_uninterruptibly(self.shim.pid) {
-            self.progress += 1;
+            self.line.alive(now);
         }
-        if self.watchdog.look(Instant::now(), self.progress, unread) {
+        if self.line.look(now, unread) {
             self.kill_shim();
         }
     }

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use vigil_journal::BootId;
 use vigil_journal::exits::{Death, Recorder};
+use vigil_journal::takeovers::Takeovers;
+use vigil_relay::Burst;
 use vigil_relay::control::ToShim;
 use vigil_relay::slots::Slots;
-use vigil_relay::succession::{Deaths, Watchdog};
+use vigil_relay::succession::Succession;
+use vigil_relay::tokens::owner_of;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
@@ -19,8 +22,8 @@ use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::Child;
 use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 
-use crate::conn::{Conn, owner_of};
-use crate::{Config, Error, fail};
+use crate::conn::Conn;
+use crate::{Config, fail};
 
 pub(crate) const LISTENER: u64 = 0;
 pub(crate) const SIGNALS: u64 = 1;
@@ -34,11 +37,7 @@ const DEATHS_MAX: usize = 256;
 /// containerd has to take what is left when the shim is gone.
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long a shim may live that has announced its end.
-const END: Duration = Duration::from_secs(5);
-/// Bytes held for one connection that are worth a clean-up afterwards, which
-/// is when each holds no more than a few pending requests.
-const BURST: usize = 16 << 10;
-const QUIET: usize = 2 << 10;
+pub(crate) const END: Duration = Duration::from_secs(5);
 /// How long the listener rests when no descriptor could be had.
 const REST: Duration = Duration::from_secs(1);
 /// How long after a pair's end its shim must live to have meant it: a dying
@@ -56,8 +55,7 @@ pub(crate) struct Reaper<'c> {
     pub(crate) listen_at: Option<Instant>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) next_conn: u32,
-    /// Much memory was held, and may lie freed in the heap.
-    pub(crate) burst: bool,
+    pub(crate) burst: Burst,
 
     pub(crate) bell: Doorbell,
     pub(crate) deaths: Recorder<'static>,
@@ -71,15 +69,13 @@ pub(crate) struct Reaper<'c> {
     pub(crate) shim_lives: bool,
     /// It has said that it serves: connections are handed to it.
     pub(crate) serving: bool,
-    pub(crate) shim_deaths: Deaths,
-    pub(crate) watchdog: Watchdog,
-    /// When a successor must have said that it serves, or something at least.
-    pub(crate) ready_by: Option<Instant>,
+    pub(crate) line: Succession<OwnedFd>,
+    pub(crate) takeovers: Takeovers,
     /// Descriptors to be let go of when a successor is started.
     pub(crate) spare: Vec<OwnedFd>,
-    /// Grows whenever the shim does anything.
-    pub(crate) progress: u64,
     pub(crate) ready: Option<OwnedFd>,
+    /// Where a successor says why it cannot serve.
+    pub(crate) heard: Option<OwnedFd>,
 
     /// No other shim follows: the end was announced, or we were told to go.
     pub(crate) going: bool,
@@ -90,7 +86,8 @@ pub(crate) struct Reaper<'c> {
 
 impl Reaper<'_> {
     /// Turns until it is time to go; the exit code.
-    pub(crate) fn run(mut self) -> i32 {
+    pub(crate) fn run(mut self, ready: OwnedFd) -> i32 {
+        self.ready = Some(ready);
         loop {
             match self.turn() {
                 Ok(None) => {}
@@ -142,8 +139,12 @@ impl Reaper<'_> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let cuts = cuts.filter(|_| self.control.is_some());
         let times = cuts.chain(self.until).chain(self.listen_at);
-        let times = times.chain(self.watchdog.next()).chain(self.ready_by);
-        Some(times.min()?.saturating_duration_since(Instant::now()))
+        Some(
+            times
+                .chain(self.line.next())
+                .min()?
+                .saturating_duration_since(Instant::now()),
+        )
     }
 
     fn look_at_the_clock(&mut self) {
@@ -154,12 +155,8 @@ impl Reaper<'_> {
                 self.hand_out();
             }
         }
-        if due(self.watchdog.next()) {
+        if due(self.line.next()) {
             self.look_at_the_shim();
-        }
-        if due(self.ready_by) {
-            self.ready_by = None;
-            self.kill_shim();
         }
         // One that is dying closes everything before it can be waited for.
         if self.control.is_none() {
@@ -180,6 +177,7 @@ impl Reaper<'_> {
                     self.go_within(FLUSH);
                     self.tell(&ToShim::Leave, &[]);
                 }
+                signal::USR1 => self.change_program(),
                 signal::TERM | signal::INT | signal::USR2 => return Ok(Some(self.leave())),
                 // Everything else kills neither of us and means nothing.
                 _ => {}
@@ -189,15 +187,10 @@ impl Reaper<'_> {
     }
 
     /// No other shim is started, and everything ends in that time at the latest.
-    fn go_within(&mut self, time: Duration) {
+    pub(crate) fn go_within(&mut self, time: Duration) {
         let at = Instant::now() + time;
         self.going = true;
         self.until = Some(self.until.map_or(at, |until| until.min(at)));
-    }
-
-    /// The shim has said that this is the end.
-    pub(crate) fn end_announced(&mut self) {
-        self.go_within(END);
     }
 
     /// Now: the shim goes with us, and what it had under way: nobody would be
@@ -208,9 +201,7 @@ impl Reaper<'_> {
         if self.shim_lives {
             let _ = fd::wait_readable(&self.shim.pidfd, DYING);
         }
-        for errand in process::children_in_session().unwrap_or_default() {
-            process::kill_child_group(errand);
-        }
+        process::kill_errands();
         for _ in 0..16 {
             self.deaths_due = true;
             self.bury();
@@ -272,12 +263,11 @@ impl Reaper<'_> {
             return None;
         }
         if let Some(ready) = self.ready.take() {
-            fail(&ready, &Error::ShimEnded(status));
+            let how = wait::describe(status);
+            fail(&ready, &format!("shim ended before it was ready: {how}"));
             return Some(self.leave());
         }
-        // Without its bundle it would find nothing, and soon come to the same.
-        let may = self.shim_deaths.allow(Instant::now()) && self.config.bundle.exists();
-        if may && self.succeed().is_ok() {
+        if self.succeed(status) {
             return None;
         }
         Some(self.leave())
@@ -329,12 +319,11 @@ impl Reaper<'_> {
         };
         let conn = &mut self.conns[place];
         let stays = if is_pair {
-            self.progress += 1;
+            self.line.alive(Instant::now());
             conn.pair_ready(ready, Instant::now() + DYING)
         } else {
             conn.own_ready(ready)
         };
-        self.burst |= conn.held() > BURST;
         let sent = conn.sends();
         if !stays {
             self.close_conn(place);
@@ -342,8 +331,7 @@ impl Reaper<'_> {
         if sent {
             self.arm();
         }
-        if self.burst && self.conns.iter().all(|conn| conn.held() <= QUIET) {
-            self.burst = false;
+        if self.burst.is_over(self.conns.iter().map(Conn::held)) {
             release_heap();
         }
     }

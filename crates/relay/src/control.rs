@@ -14,8 +14,13 @@
 //! 8  …    body      see each message
 //! ```
 
-/// What this build speaks; the shim says its own in [`ToReaper::Hello`].
-pub const VERSION: u16 = 1;
+/// What this build speaks; the shim says its own in [`ToReaper::Hello`], the
+/// reaper its own in the answer. Each speaks what both know; `fixtures` beside
+/// this crate's sources keeps every message of every version as bytes. 2: Retire.
+pub const VERSION: u16 = 2;
+/// The oldest version this build can be spoken to in; a peer that is older is
+/// refused by its name before anything is done.
+pub const OLDEST: u16 = 1;
 /// Longest message in bytes.
 pub const MESSAGE_MAX: usize = 4096;
 /// Most descriptors (and so slots) in one [`ToReaper::Deposit`].
@@ -39,6 +44,7 @@ const ACK: u8 = 0x81;
 const CONN: u8 = 0x82;
 const SLOT: u8 = 0x83;
 const LEAVE: u8 = 0x84;
+const RETIRE: u8 = 0x85;
 
 /// One deposited descriptor: its place in the reaper's table, and what it is
 /// for. The kind means something to shims only.
@@ -129,6 +135,9 @@ pub enum ToShim {
     Slot(Slot),
     /// The reaper was told to go: flush for at most one second and exit. No body.
     Leave,
+    /// Another shim is to take over: finish the turn and exit, leaving
+    /// everything as it is. No body. Since version 2.
+    Retire,
 }
 
 /// Why the reaper did not do what was asked.
@@ -486,6 +495,7 @@ impl ToShim {
                 out
             }
             ToShim::Leave => begin(LEAVE, 0, 0),
+            ToShim::Retire => begin(RETIRE, 0, 0),
         }
     }
 
@@ -516,6 +526,10 @@ impl ToShim {
             LEAVE => {
                 head.body(bytes, 0)?;
                 ToShim::Leave
+            }
+            RETIRE => {
+                head.body(bytes, 0)?;
+                ToShim::Retire
             }
             kind => {
                 return Err(ControlError::UnknownType {

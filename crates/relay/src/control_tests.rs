@@ -96,6 +96,44 @@ fn answers_have_these_bytes() {
         &[0x83, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4],
     );
     to_shim(ToShim::Leave, &[0x84, 0, 0, 0, 0, 0, 0, 0]);
+    to_shim(ToShim::Retire, &[0x85, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// Every message of a version, as bytes and as what they mean.
+fn fixtures(text: &str) -> Vec<(Vec<u8>, &str)> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (hex, meaning) = line.split_once("  ").unwrap();
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            ((0..hex.len()).step_by(2).map(byte).collect(), meaning)
+        })
+        .collect()
+}
+
+/// Every version ever spoken is understood as it was meant, and written as it
+/// was: the files are never changed, a new version adds one.
+#[test]
+fn messages_of_every_version_keep_their_bytes() {
+    for (version, text) in [
+        (1, include_str!("../fixtures/control-1")),
+        (2, include_str!("../fixtures/control-2")),
+    ] {
+        let fixtures = fixtures(text);
+        assert!(fixtures.len() >= 12, "version {version}");
+        for (bytes, meaning) in fixtures {
+            let (told, again) = if bytes[0] < 0x80 {
+                let call = Call::decode(&bytes).unwrap();
+                (format!("{call:?}"), call.encode().unwrap())
+            } else {
+                let message = ToShim::decode(&bytes).unwrap();
+                (format!("{message:?}"), message.encode())
+            };
+            assert_eq!(told, meaning, "version {version}");
+            assert_eq!(again, bytes, "version {version}: {meaning}");
+        }
+    }
+    assert_eq!(VERSION, 2, "add fixtures/control-{VERSION}, and it here");
 }
 
 #[test]

@@ -4,12 +4,16 @@
 //! method. It exists so that the death of a shim loses and doubles no answer.
 #![forbid(unsafe_code)]
 
+mod burst;
+pub mod cause;
 pub mod control;
 mod frame;
 pub mod slots;
 pub mod succession;
 mod switch;
+pub mod tokens;
 
+pub use burst::Burst;
 pub use frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX};
 pub use switch::{
     ATTEMPTS_MAX, Counts, KEPT_BYTES_MAX, KEPT_MAX, QUEUE_MAX, Relay, UNSENT_MAX, fuzz_one,

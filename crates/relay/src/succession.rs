@@ -1,8 +1,11 @@
-//! When a shim is replaced: how many deaths are too many, and when one that
-//! lives is stuck. Pure: time comes in, nothing is waited for. Armed by a
-//! request alone, so that an idle pair has no timer.
+//! When a shim is replaced, by which program, and for what cause: how many
+//! deaths are too many, when one that lives is stuck, when a new program does
+//! not do and the one before it is taken again. Pure: time comes in, nothing is
+//! waited for. Armed by a request alone, so that an idle pair has no timer.
 
 use std::time::{Duration, Instant};
+
+use crate::cause::{Cause, is_crash};
 
 /// Deaths in [`WINDOW`] after which no other shim is started: it would die too.
 pub const DEATHS_MAX: usize = 5;
@@ -15,29 +18,218 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row that saw no progress, after which it is stuck.
 const LOOKS: u32 = 2;
 
+/// A shim that was asked to make room for another program has this long to
+/// finish its turn.
+pub const RETIRE: Duration = Duration::from_secs(1);
+/// A successor has this long between two signs of life until it serves.
+pub const READY: Duration = Duration::from_secs(10);
+/// One of a new program has less, since requests wait for it and the program
+/// before it would serve them: so long between two signs of life …
+pub const TRIAL: Duration = Duration::from_secs(2);
+/// … and so long in all.
+pub const TRIAL_MAX: Duration = Duration::from_secs(5);
+/// A shim of a new program that crashes within this time of serving is the
+/// program's fault.
+pub const PROBATION: Duration = Duration::from_mins(1);
+
 /// When shims died.
 #[derive(Debug, Default)]
-pub struct Deaths([Option<Instant>; DEATHS_MAX]);
+struct Deaths([Option<Instant>; DEATHS_MAX]);
 
 impl Deaths {
-    /// How many of them were in the last [`WINDOW`].
-    pub fn recent(&self, now: Instant) -> u32 {
+    fn recent(&self, now: Instant) -> u32 {
         let recent = self.0.iter().flatten();
         let recent = recent.filter(|at| now.duration_since(**at) <= WINDOW);
         u32::try_from(recent.count()).unwrap_or(u32::MAX)
     }
 
     /// Notes one more; `false` if they are too many.
-    pub fn allow(&mut self, now: Instant) -> bool {
+    fn allow(&mut self, now: Instant) -> bool {
         self.0.rotate_left(1);
         self.0[DEATHS_MAX - 1] = Some(now);
         self.0[0].is_none_or(|first| now.duration_since(first) > WINDOW)
     }
 }
 
+/// How far the change to another program is.
+#[derive(Debug, Clone, Copy)]
+enum Trial {
+    /// The shim of the old one finishes its turn, until then.
+    Retiring(Instant),
+    /// One of the new one has been started and must serve by then.
+    Trying(Instant),
+    /// It serves; if it crashes until then, it was a mistake.
+    Proving(Instant),
+}
+
+/// Who comes after whom. `P` is whatever a shim is started from.
+#[derive(Debug)]
+pub struct Succession<P> {
+    program: P,
+    /// What was used before, or did not do.
+    other: Option<P>,
+    trial: Option<Trial>,
+    deaths: Deaths,
+    watchdog: Watchdog,
+    /// Grows whenever the shim does anything.
+    progress: u64,
+    /// When a successor must have said that it serves, or something at least.
+    ready_by: Option<Instant>,
+    /// The shim is being ended because it did nothing.
+    stuck: bool,
+}
+
+impl<P> Succession<P> {
+    /// Before the first shim, which is started from `program`.
+    pub fn new(program: P) -> Self {
+        Self {
+            program,
+            other: None,
+            trial: None,
+            deaths: Deaths::default(),
+            watchdog: Watchdog::default(),
+            progress: 0,
+            ready_by: None,
+            stuck: false,
+        }
+    }
+
+    /// What the next shim is started from.
+    pub fn program(&self) -> &P {
+        &self.program
+    }
+
+    /// Whether a change of program has begun and its outcome is not known.
+    pub fn changes(&self) -> bool {
+        matches!(self.trial, Some(Trial::Retiring(_) | Trial::Trying(_)))
+    }
+
+    /// The next shim is to be of another program, and is to come soon: the one
+    /// that serves is asked to leave.
+    pub fn change(&mut self, now: Instant, program: P) {
+        self.other = Some(std::mem::replace(&mut self.program, program));
+        self.trial = Some(Trial::Retiring(now + RETIRE));
+    }
+
+    /// The shim is dead, or could not be started (`status` is `None`); `words`
+    /// say how. The cause of another's being started, or `None`: it would die
+    /// too. Neither one that made room nor one of a program that does not do
+    /// counts among those that died.
+    pub fn died(&mut self, now: Instant, status: Option<i32>, words: &str) -> Option<Cause> {
+        let stuck = std::mem::take(&mut self.stuck);
+        let serving = self.ready_by.take().is_none();
+        self.watchdog = Watchdog::default();
+        let crashed = status.is_none_or(is_crash);
+        match self.trial {
+            Some(Trial::Retiring(_)) => {
+                self.trial = Some(Trial::Trying(now + TRIAL_MAX));
+                return Some(Cause::Upgrade);
+            }
+            Some(Trial::Trying(_)) => {
+                self.fall_back();
+                let words = if stuck {
+                    "it did not serve in time"
+                } else {
+                    words
+                };
+                return Some(Cause::Refused(words.to_owned()));
+            }
+            Some(Trial::Proving(until)) if now < until && crashed => {
+                self.fall_back();
+                return Some(Cause::Refused(format!("it served and crashed: {words}")));
+            }
+            Some(Trial::Proving(_)) | None => {}
+        }
+        if !serving && crashed {
+            // The journal may be one that only the other can read.
+            self.fall_back();
+        }
+        let cause = match status {
+            _ if stuck => Cause::Stuck,
+            Some(status) => Cause::of(status),
+            None => return None,
+        };
+        self.deaths.allow(now).then_some(cause)
+    }
+
+    fn fall_back(&mut self) {
+        self.trial = None;
+        if let Some(other) = &mut self.other {
+            std::mem::swap(other, &mut self.program);
+        }
+    }
+
+    /// How many shims have died in the last [`WINDOW`]; at least 1, since what
+    /// asks is one that takes over.
+    pub fn recent(&self, now: Instant) -> u32 {
+        self.deaths.recent(now).max(1)
+    }
+
+    /// A successor was started.
+    pub fn started(&mut self, now: Instant) {
+        self.ready_by = Some(now);
+        self.alive(now);
+    }
+
+    /// The shim did something.
+    pub fn alive(&mut self, now: Instant) {
+        self.progress += 1;
+        let by = match self.trial {
+            Some(Trial::Trying(by)) => by.min(now + TRIAL),
+            Some(Trial::Retiring(_) | Trial::Proving(_)) | None => now + READY,
+        };
+        self.ready_by = self.ready_by.map(|_| by);
+    }
+
+    /// The shim serves. `true`: a change of program has come to its good end.
+    pub fn serves(&mut self, now: Instant) -> bool {
+        self.ready_by = None;
+        let tried = matches!(self.trial, Some(Trial::Trying(_)));
+        if tried {
+            self.trial = Some(Trial::Proving(now + PROBATION));
+        }
+        tried
+    }
+
+    /// Something is with the shim that it has not taken.
+    pub fn arm(&mut self, now: Instant) {
+        self.watchdog.arm(now, self.progress);
+    }
+
+    /// When to look; `None`, which is the rule, if at nothing.
+    pub fn next(&self) -> Option<Instant> {
+        let retired = match self.trial {
+            Some(Trial::Retiring(by)) => Some(by),
+            Some(Trial::Trying(_) | Trial::Proving(_)) | None => None,
+        };
+        let times = [self.watchdog.at, self.ready_by, retired];
+        times.into_iter().flatten().min()
+    }
+
+    /// The time has come; `unread`: something is still not taken. `true`: the
+    /// shim has had its time, or does nothing, and is to be ended.
+    pub fn look(&mut self, now: Instant, unread: bool) -> bool {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if let Some(Trial::Retiring(by)) = &mut self.trial
+            && *by <= now
+        {
+            // One that cannot even be killed is not ended in every turn.
+            *by = now + RETIRE;
+            return true;
+        }
+        let silent = due(self.ready_by);
+        if silent {
+            self.ready_by = Some(now + READY);
+        }
+        let stuck = due(self.watchdog.at) && self.watchdog.look(now, self.progress, unread);
+        self.stuck |= silent || stuck;
+        silent || stuck
+    }
+}
+
 /// Whether the shim takes what it is sent.
 #[derive(Debug, Default)]
-pub struct Watchdog {
+struct Watchdog {
     at: Option<Instant>,
     /// What had been done by the last look.
     progress: u64,
@@ -45,14 +237,9 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// When it is to look; `None`, which is the rule, if at nothing.
-    pub fn next(&self) -> Option<Instant> {
-        self.at
-    }
-
     /// Something is with the shim that it has not taken. `progress` grows
     /// whenever the shim does anything.
-    pub fn arm(&mut self, now: Instant, progress: u64) {
+    fn arm(&mut self, now: Instant, progress: u64) {
         if self.at.is_none() {
             *self = Watchdog {
                 at: Some(now + LOOK),
@@ -65,7 +252,7 @@ impl Watchdog {
     /// One look; `unread`: something is still not taken. `true`: the shim has
     /// done nothing at all in several of them; it is stopped, in an endless
     /// loop or deadlocked. A slow one does something.
-    pub fn look(&mut self, now: Instant, progress: u64, unread: bool) -> bool {
+    fn look(&mut self, now: Instant, progress: u64, unread: bool) -> bool {
         if !unread {
             *self = Watchdog::default();
             return false;
@@ -106,20 +293,148 @@ mod tests {
     fn only_one_that_does_nothing_is_stuck() {
         let now = Instant::now();
         let mut dog = Watchdog::default();
-        assert_eq!(dog.next(), None);
+        assert_eq!(dog.at, None);
         dog.arm(now, 7);
         dog.arm(now + LOOK / 2, 8);
-        assert_eq!(dog.next(), Some(now + LOOK));
+        assert_eq!(dog.at, Some(now + LOOK));
         // Slow, but alive.
         assert!(!dog.look(now + LOOK, 8, true));
         assert!(!dog.look(now + LOOK * 2, 8, true));
         assert!(!dog.look(now + LOOK * 3, 9, true));
         assert!(!dog.look(now + LOOK * 4, 9, true));
         assert!(dog.look(now + LOOK * 5, 9, true));
-        assert_eq!(dog.next(), None);
+        assert_eq!(dog.at, None);
         // Taken: nothing more to look at.
         dog.arm(now, 9);
         assert!(!dog.look(now + LOOK, 9, false));
-        assert_eq!(dog.next(), None);
+        assert_eq!(dog.at, None);
+    }
+
+    const KILLED: Option<i32> = Some(9);
+    const SEGV: Option<i32> = Some(11);
+    const FAILED: Option<i32> = Some(1 << 8);
+
+    fn at(secs: u64) -> Instant {
+        static BEGUN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *BEGUN.get_or_init(Instant::now) + Duration::from_secs(secs)
+    }
+
+    /// One of "old" that serves, asked to make room for "new" at second 100.
+    fn changing() -> Succession<&'static str> {
+        let mut line = Succession::new("old");
+        line.serves(at(0));
+        line.change(at(100), "new");
+        assert!(line.changes());
+        line
+    }
+
+    #[test]
+    fn a_new_program_takes_over_and_is_used_from_then_on() {
+        let mut line = changing();
+        assert_eq!(line.next(), Some(at(100) + RETIRE));
+        assert!(!line.look(at(100), false));
+        assert_eq!(line.died(at(100), Some(0), ""), Some(Cause::Upgrade));
+        assert_eq!(*line.program(), "new");
+        line.started(at(100));
+        assert!(line.changes());
+        assert!(line.serves(at(101)));
+        assert!(!line.changes() && line.next().is_none());
+        // Killed, by whomever: not its fault.
+        assert_eq!(line.died(at(102), KILLED, ""), Some(Cause::Died(9)));
+        assert_eq!(*line.program(), "new");
+        line.started(at(102));
+        assert!(!line.serves(at(103)), "told once");
+        assert_eq!(line.died(at(200), SEGV, ""), Some(Cause::Died(11)));
+        assert_eq!(*line.program(), "new", "long proven");
+    }
+
+    #[test]
+    fn a_program_that_does_not_serve_is_not_used() {
+        for status in [FAILED, KILLED, None] {
+            let mut line = changing();
+            assert!(line.died(at(100), Some(0), "").is_some());
+            line.started(at(100));
+            let refused = line.died(at(101), status, "no");
+            assert_eq!(refused, Some(Cause::Refused("no".to_owned())));
+            assert_eq!(*line.program(), "old");
+            assert!(!line.changes());
+        }
+        let mut line = changing();
+        line.died(at(100), Some(0), "");
+        line.started(at(100));
+        line.serves(at(101));
+        let Some(Cause::Refused(words)) = line.died(at(102), SEGV, "killed by signal 11") else {
+            panic!("it crashed at once and is used");
+        };
+        assert!(words.contains("served and crashed: killed by signal 11"));
+        assert_eq!(*line.program(), "old");
+    }
+
+    #[test]
+    fn neither_changes_nor_refusals_are_deaths() {
+        let mut line = changing();
+        for second in 100..120 {
+            assert_eq!(line.died(at(second), Some(0), ""), Some(Cause::Upgrade));
+            line.started(at(second));
+            assert!(matches!(
+                line.died(at(second), FAILED, ""),
+                Some(Cause::Refused(_))
+            ));
+            line.started(at(second));
+            line.serves(at(second));
+            line.change(at(second), "new");
+        }
+        line.trial = None;
+        for second in [130, 131, 132, 133] {
+            assert!(line.died(at(second), KILLED, "").is_some());
+        }
+        assert_eq!(line.died(at(134), KILLED, ""), None);
+    }
+
+    #[test]
+    fn a_stuck_shim_makes_room_in_time_and_a_silent_new_one_too() {
+        let mut line = changing();
+        assert!(line.look(at(101), true), "killed");
+        assert!(!line.look(at(101), true), "once");
+        assert_eq!(line.died(at(101), KILLED, ""), Some(Cause::Upgrade));
+        line.started(at(101));
+        assert_eq!(line.next(), Some(at(101) + TRIAL));
+        // It shows signs of life for ever, and never serves.
+        for tenth in 1..=50 {
+            line.alive(at(101) + Duration::from_millis(100 * tenth));
+        }
+        assert_eq!(line.next(), Some(at(101) + TRIAL_MAX));
+        assert!(line.look(at(106), false));
+        let refused = line.died(at(106), KILLED, "killed by signal 9");
+        let words = "it did not serve in time".to_owned();
+        assert_eq!(refused, Some(Cause::Refused(words)));
+    }
+
+    #[test]
+    fn without_a_change_a_silent_successor_has_longer_and_counts() {
+        let mut line = Succession::new("only");
+        line.serves(at(0));
+        for round in 0..5 {
+            let begun = 10 * (round + 1);
+            line.started(at(begun));
+            assert_eq!(line.next(), Some(at(begun) + READY));
+            assert!(line.look(at(begun) + READY, false));
+            let cause = line.died(at(begun) + READY, KILLED, "");
+            assert_eq!(cause, (round < 4).then_some(Cause::Stuck), "{round}");
+        }
+        assert_eq!(*line.program(), "only");
+    }
+
+    #[test]
+    fn one_that_cannot_begin_gives_way_to_the_other() {
+        let mut line = changing();
+        line.died(at(100), Some(0), "");
+        line.started(at(100));
+        line.serves(at(100));
+        // Long afterwards its successor cannot: it may be the journal.
+        assert!(line.died(at(500), KILLED, "").is_some());
+        line.started(at(500));
+        assert_eq!(line.died(at(500), FAILED, ""), Some(Cause::Died(1 << 8)));
+        assert_eq!(*line.program(), "old");
     }
 }

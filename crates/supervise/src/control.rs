@@ -11,8 +11,9 @@ use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use vigil_relay::control::{
-    ADOPT_MAX, Call, ControlError, MESSAGE_MAX, Slot, ToReaper, ToShim, VERSION,
+    ADOPT_MAX, Call, ControlError, MESSAGE_MAX, OLDEST, Slot, ToReaper, ToShim, VERSION,
 };
+use vigil_sys::points::pretended;
 use vigil_sys::{Errno, scm};
 
 use crate::Error;
@@ -21,6 +22,11 @@ use crate::watched::{Watched, watch};
 /// Longest wait for an Ack. The reaper answers within one turn of its loop;
 /// one that does not is stuck, and nothing may wait for it for ever.
 const ACK_WAIT: Duration = Duration::from_secs(5);
+
+/// For tests: the version this shim says that it speaks, and the oldest it can
+/// do with in a reaper.
+const SPEAKS: &str = "VIGIL_PRETEND_CONTROL";
+const NEEDS: &str = "VIGIL_PRETEND_NEEDS";
 
 /// What the reaper sends unasked.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub enum FromReaper {
     },
     /// The node goes down: flush and leave.
     Leave,
+    /// Another shim is to take over.
+    Retire,
     /// The reaper is dead.
     Gone,
 }
@@ -84,7 +92,8 @@ impl Control {
         tokio::spawn(receive(control.0.clone(), unasked));
         // Sent first, waited for last: whoever is greeted has work meanwhile.
         let hello = control.clone();
-        let greeting = ToReaper::Hello { version: VERSION };
+        let version = pretended(SPEAKS).unwrap_or(VERSION);
+        let greeting = ToReaper::Hello { version };
         let hello = tokio::spawn(async move { hello.call(greeting, &[]).await });
         *control
             .0
@@ -96,7 +105,7 @@ impl Control {
         Ok(control)
     }
 
-    /// Waits until the reaper has said that it speaks our version.
+    /// Waits until the reaper has said its version, and that it speaks ours.
     pub async fn greeted(&self) -> Result<(), Error> {
         let hello = self
             .0
@@ -105,7 +114,14 @@ impl Control {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match hello {
-            Some(hello) => hello.await.unwrap_or(Err(Error::ReaperGone)).map(drop),
+            Some(hello) => {
+                let reaper = hello.await.unwrap_or(Err(Error::ReaperGone))?;
+                let needed = pretended(NEEDS).unwrap_or(OLDEST);
+                if reaper < u64::from(needed) {
+                    return Err(Error::ReaperOld { reaper, needed });
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -280,6 +296,11 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
             }
             Ok(ToShim::Leave) => {
                 if unasked.send(FromReaper::Leave).await.is_err() {
+                    break;
+                }
+            }
+            Ok(ToShim::Retire) => {
+                if unasked.send(FromReaper::Retire).await.is_err() {
                     break;
                 }
             }

@@ -29,6 +29,14 @@ pub enum Error {
         #[source]
         source: Denied,
     },
+    /// The reaper is of a version that this shim cannot do with.
+    #[error("the reaper speaks version {reaper} of the control protocol, {needed} is needed")]
+    ReaperOld {
+        /// Its version.
+        reaper: u64,
+        /// The oldest that would do.
+        needed: u16,
+    },
     /// The reaper is dead.
     #[error("the reaper is gone")]
     ReaperGone,

@@ -7,10 +7,15 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use vigil_journal::{BootId, Journal, Opened, PAYLOAD_BYTES_MAX, Settings, Tail};
+use vigil_journal::{BootId, Journal, Opened, PAYLOAD_BYTES_MAX, Settings, Tail, VERSION};
 use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Step, Task};
 
-use crate::Error;
+use vigil_sys::points::pretended;
+
+use crate::{Error, crash};
+
+/// For tests: the newest version of the journal this shim can read.
+const READS: &str = "VIGIL_PRETEND_JOURNAL";
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub struct Remembered {
     pub task: Task,
     /// How the journal ended.
     pub tail: Tail,
+    /// Its last records, each in a line.
+    pub gist: Vec<String>,
 }
 
 impl JournalLedger {
@@ -46,13 +53,22 @@ impl JournalLedger {
                     Remembered {
                         task: Task::default(),
                         tail: Tail::Clean,
+                        gist: Vec::new(),
                     },
                 ));
             }
             Err(vigil_journal::Error::Exists { .. }) => Journal::open(path, settings),
             Err(source) => Err(source),
         };
+        let journal = journal.and_then(|opened| match pretended(READS) {
+            Some(known) if known < VERSION => Err(vigil_journal::Error::Newer {
+                path: path.to_owned(),
+                version: VERSION,
+            }),
+            Some(_) | None => Ok(opened),
+        });
         let Opened { journal, replayed } = journal.map_err(|source| Error::Journal { source })?;
+        let gist = crash::gist(&replayed);
         let frames = replayed
             .records
             .iter()
@@ -68,6 +84,7 @@ impl JournalLedger {
             Remembered {
                 task,
                 tail: replayed.tail,
+                gist,
             },
         ))
     }

@@ -7,6 +7,7 @@
 mod again;
 mod clock;
 pub mod control;
+pub mod crash;
 mod desk;
 mod effects;
 mod error;

@@ -109,6 +109,8 @@ pub enum Ending {
     Shutdown,
     /// The reaper asked us to leave, or is dead.
     ReaperLeaves,
+    /// Another shim takes over: everything stays as it is.
+    Retires,
 }
 
 /// See the module.
@@ -152,7 +154,9 @@ impl Owner {
             self.arm_quiet();
             self.receive(message);
             self.present_deferred();
-            if self.leaving.is_some() && (flushed || self.task.outbox.is_empty()) {
+            let over =
+                self.leaving == Some(Ending::Retires) || flushed || self.task.outbox.is_empty();
+            if self.leaving.is_some() && over {
                 break;
             }
         }
@@ -206,6 +210,10 @@ impl Owner {
             }
             Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
                 self.leave(Ending::ReaperLeaves);
+            }
+            Message::FromReaper(FromReaper::Retire) => {
+                // One that leaves for good needs no successor.
+                self.leaving.get_or_insert(Ending::Retires);
             }
             Message::DeleteAgain => self.delete(),
             Message::DeadByNow => {

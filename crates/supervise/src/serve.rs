@@ -15,6 +15,7 @@ use vigil_journal::{BootId, Tail, names};
 use vigil_sys::points::{self, Point};
 
 use crate::control::{Control, FromReaper};
+use crate::crash;
 use crate::desk::{Desk, INBOX_MAX, Reply};
 use crate::error::Error;
 use crate::exits::ExitRecords;
@@ -113,6 +114,7 @@ impl Shim {
             owner.take_over().await;
             // Not before: what it takes over must find room.
             owner.hands.save();
+            crash::tell_of_the_one_before(&owner.place, &remembered.gist);
         }
         let owner = tokio::spawn(owner.run(inbox));
         Ok(Self {
@@ -148,15 +150,13 @@ impl Shim {
         None
     }
 
-    /// Waits for the end, tells the reaper before anyone else, then answers
-    /// Shutdown. `false`: the reaper leaves or is gone, there is nobody to tell.
-    pub async fn end(self) -> bool {
+    /// Why it is over. At the end of everything the reaper is told before
+    /// anyone else, then Shutdown is answered.
+    pub async fn end(self) -> Ending {
         // None: no connection will ever come again, the reaper is gone.
-        let Some((ending, replies)) = self.ended else {
-            return false;
-        };
-        if ending == Ending::ReaperLeaves {
-            return false;
+        let (ending, replies) = self.ended.unwrap_or((Ending::ReaperLeaves, Vec::new()));
+        if ending != Ending::Shutdown {
+            return ending;
         }
         // First the socket, so that nobody finds a pair that is leaving.
         match std::fs::remove_file(&self.place.socket) {
@@ -175,7 +175,7 @@ impl Shim {
         for reply in replies {
             answer(Some(reply), Ok(vigil_model::Answer::Done));
         }
-        true
+        ending
     }
 }
 
@@ -207,7 +207,7 @@ async fn sort(
                 owner.send(Message::Connected(own)).await.is_ok()
                     && arrivals.send((conn, UnixStream::from(pair))).await.is_ok()
             }
-            message @ (FromReaper::Leave | FromReaper::Gone) => {
+            message @ (FromReaper::Leave | FromReaper::Retire | FromReaper::Gone) => {
                 owner.send(Message::FromReaper(message)).await.is_ok()
             }
         };

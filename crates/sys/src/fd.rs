@@ -128,6 +128,19 @@ pub fn null() -> Result<OwnedFd> {
     )
 }
 
+/// What has this name, by whatever links, held without being opened: it stays
+/// the same file whatever becomes of the name. To be started as [`held_path`].
+pub fn hold(path: &std::path::Path) -> Result<OwnedFd> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// A path, good as long as `fd` is open here, by which a child of ours, in
+/// which it may be closed, finds the same file.
+pub fn held_path(fd: impl AsFd) -> String {
+    let (pid, fd) = (std::process::id(), fd.as_fd().as_raw_fd());
+    format!("/proc/{pid}/fd/{fd}")
+}
+
 /// One descriptor to wait for, and what was found.
 #[derive(Debug)]
 pub struct Watch<'fd> {

@@ -5,7 +5,7 @@
 //! `VIGIL_POINTS` names a directory. A file there named by a point's code arms
 //! it; the first process that gets there renames the file to `CODE.reached`
 //! (who renames owns it: it fires once), writes its own pid into it and does
-//! what the file said: `stop`, `kill` or `exit`. Everything else is ignored.
+//! what the file said: `stop`, `kill`, `exit` or `panic`. Everything else is ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,6 +104,16 @@ points! {
     DeleteNotPrinted "D3";
 }
 
+/// What a test has this process pretend of itself, a version that it speaks or
+/// reads, in the environment under this name. Nothing in a release.
+pub fn pretended(name: &str) -> Option<u16> {
+    if cfg!(debug_assertions) {
+        std::env::var(name).ok()?.parse().ok()
+    } else {
+        None
+    }
+}
+
 /// Says that this process is at `point`. Returns unless a test asked otherwise.
 pub fn reach(point: Point) {
     if cfg!(debug_assertions) {
@@ -129,6 +139,7 @@ fn reach_in(directory: &Path, point: Point) {
         "stop" => drop(raise(Signal::SIGSTOP)),
         "kill" => drop(raise(Signal::SIGKILL)),
         "exit" => crate::process::exit_now(1),
+        "panic" => panic!("a test wants it so, at {}", point.code()),
         _ => {}
     }
 }

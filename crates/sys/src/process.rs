@@ -5,12 +5,13 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::sys::stat::Mode;
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, pidfd};
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> Result<libc::c_int> {
     // SAFETY: only options that take integers are passed, the unused ones zero.
@@ -44,7 +45,7 @@ pub fn new_session() -> Result<()> {
 
 /// Our children that are in our session: what we, or one of them, started and
 /// what made no session of its own. Not reaped yet, so the numbers are theirs.
-pub fn children_in_session() -> Result<Vec<u32>> {
+fn children_in_session() -> Result<Vec<u32>> {
     let own = nix::unistd::getsid(None)?;
     let children = told(std::fs::read_to_string("/proc/thread-self/children"))?;
     let is_in = |pid: &u32| {
@@ -58,8 +59,16 @@ pub fn children_in_session() -> Result<Vec<u32>> {
         .collect())
 }
 
+/// SIGKILL to what we, or a child, started in our session, and to the groups
+/// it leads: what nobody would be left to undo, once we are gone.
+pub fn kill_errands() {
+    for errand in children_in_session().unwrap_or_default() {
+        kill_child_group(errand);
+    }
+}
+
 /// SIGKILL to a child that was not reaped, and to the group it leads, if any.
-pub fn kill_child_group(child: u32) {
+fn kill_child_group(child: u32) {
     let Ok(child) = i32::try_from(child).map(nix::unistd::Pid::from_raw) else {
         return;
     };
@@ -132,6 +141,15 @@ pub fn boot_id() -> Result<String> {
 /// The inode of our pid namespace.
 pub fn pid_namespace() -> Result<u64> {
     told(std::fs::metadata("/proc/self/ns/pid")).map(|file| file.ino())
+}
+
+/// What tells a process apart from all others of this boot: its pid, its start
+/// ([`start_ticks`]), our pid namespace and the inode of its pidfd.
+pub type Identity = (u32, u64, u64, Option<u64>);
+
+/// Identifies a process that is ourselves or a child not reaped yet.
+pub fn identify(pid: u32, fd: impl AsFd) -> Result<Identity> {
+    Ok((pid, start_ticks(pid)?, pid_namespace()?, pidfd::inode(fd)?))
 }
 
 /// When a process started (field 22 of its `stat`): clock ticks after boot. A

@@ -5,10 +5,11 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, fd};
 
 /// Most descriptors one message may carry here (the kernel allows 253).
 pub const FDS_MAX: usize = 16;
@@ -156,6 +157,15 @@ pub fn read(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
             answer => return answer,
         }
     }
+}
+
+/// What can be read at once, without waiting, as text, a few hundred bytes of
+/// it at most. Empty if there is nothing.
+pub fn read_words(fd: BorrowedFd<'_>) -> String {
+    let mut bytes = [0; 300];
+    let there = fd::wait_readable(fd, Duration::ZERO) == Ok(true);
+    let count = if there { read(fd, &mut bytes) } else { Ok(0) };
+    String::from_utf8_lossy(&bytes[..count.unwrap_or(0)]).into_owned()
 }
 
 /// Writes to anything; fewer bytes than given may go. The caller blocks or

@@ -74,6 +74,10 @@ pub fn kill_group(group: u32, signal: i32) -> Result<()> {
     Errno::result(unsafe { libc::kill(-group, signal) }).map(drop)
 }
 
+/// What a reaper reads: that a child died; that it is told to go, or to look
+/// for something; and what would end it otherwise and means nothing.
+pub const OF_A_REAPER: &[i32] = &[CHLD, TERM, INT, USR2, USR1, HUP, PIPE];
+
 /// Blocked signals, read as they come; non-blocking and close-on-exec.
 #[derive(Debug)]
 pub struct Signals(SignalFd);

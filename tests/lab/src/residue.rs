@@ -61,7 +61,8 @@ impl Residue {
         for point in mount_points() {
             found.insert(format!("mount {point}"));
         }
-        // `/run/vigil/history` is meant to outlive its containers and is one file, whatever it says.
+        // `/run/vigil/history` and `crashes` are meant to outlive their containers; each is a file
+        // that may be there before, and its older half.
         for directory in [
             "/run/containerd/runc",
             "/run/containerd/s",

@@ -4,11 +4,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vigil_model::{Before, Claim, Exit, Incarnation, Namespace, TaskId};
+use vigil_model::{Before, Claim, Exit, Incarnation, Moment, Namespace, TaskId};
 use vigil_reconcile::{RuncDelete, Said};
 use vigil_sys::pidfd;
 
@@ -20,6 +21,13 @@ use crate::{Error, Result};
 pub const RUN: &str = "/run/vigil";
 /// The history's size at which the older half gives way, bytes.
 const HISTORY_LEN_MAX: u64 = 1 << 20;
+/// The same of the notes of crashes: some sixty of a page at most.
+const CRASHES_LEN_MAX: u64 = 256 << 10;
+/// Bytes of a note: together a page.
+const HOW_LEN_MAX: usize = 300;
+const WORDS_LEN_MAX: usize = 1024;
+const RECORD_LEN_MAX: usize = 150;
+const RECORDS_MAX: usize = 12;
 
 /// Largest tombstone read, bytes.
 const STONE_LEN_MAX: u64 = 1 << 20;
@@ -95,6 +103,28 @@ pub struct Line {
     pub done: Vec<String>,
     /// What is left.
     pub left: Vec<String>,
+    /// How often one shim took over from another.
+    #[serde(default)]
+    pub takeovers: u64,
+}
+
+/// What the crash of a shim leaves: a page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashNote {
+    /// Its container's id.
+    pub id: String,
+    /// Its containerd namespace.
+    pub namespace: String,
+    /// When it was seen to be dead.
+    pub at: Moment,
+    /// The version of whoever wrote this, which came after it.
+    pub version: String,
+    /// How it ended: a signal, an exit code, or what was wrong with it.
+    pub how: String,
+    /// What it said when it panicked.
+    pub words: Option<String>,
+    /// The last records of its journal, each a line without what it holds.
+    pub records: Vec<String>,
 }
 
 /// Of what has this name, itself; `None` if it is not there.
@@ -283,14 +313,21 @@ impl Tombstone {
     }
 }
 
-impl Line {
-    /// All lines there are, oldest first; one that cannot be read, cut by a
-    /// crash or a full file system, is an error of its own.
-    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+/// A file of lines, one JSON each, and how long it may be, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Lines(&'static str, u64);
+
+const HISTORY: Lines = Lines("history", HISTORY_LEN_MAX);
+const CRASHES: Lines = Lines("crashes", CRASHES_LEN_MAX);
+
+impl Lines {
+    /// All there are, oldest first; one that cannot be read, cut by a crash or
+    /// a full file system, is an error of its own.
+    fn all<T: DeserializeOwned>(self, run: &Path) -> Result<Vec<Result<T>>> {
         let mut lines = Vec::new();
-        for name in ["history.old", "history"] {
+        for name in [&format!("{}.old", self.0), self.0] {
             let path = run.join(name);
-            let bytes = match read_bounded(&path, HISTORY_LEN_MAX) {
+            let bytes = match read_bounded(&path, self.1) {
                 Ok(bytes) => bytes,
                 Err(Error::File { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound =>
@@ -310,16 +347,16 @@ impl Line {
         Ok(lines)
     }
 
-    /// Adds it. One write, so that two writers do not mix; at the bound the
-    /// file becomes `history.old`, and the one of that name is forgotten.
-    pub fn append(&self, run: &Path) -> Result<()> {
-        let path = run.join("history");
+    /// Adds one. One write, so that two writers do not mix; at half the bound
+    /// the file becomes the old one, and the one of that name is forgotten.
+    fn append(self, run: &Path, line: &impl Serialize) -> Result<()> {
+        let path = run.join(self.0);
         fs::create_dir_all(run).map_err(failed("make", run))?;
-        if fs::metadata(&path).is_ok_and(|m| m.len() > HISTORY_LEN_MAX / 2) {
-            let old = run.join("history.old");
+        if fs::metadata(&path).is_ok_and(|m| m.len() > self.1 / 2) {
+            let old = run.join(format!("{}.old", self.0));
             fs::rename(&path, &old).map_err(failed("rename", &path))?;
         }
-        let mut text = serde_json::to_vec(self).map_err(|e| Error::Malformed {
+        let mut text = serde_json::to_vec(line).map_err(|e| Error::Malformed {
             path: path.clone(),
             problem: format!("cannot be written as JSON: {e}"),
         })?;
@@ -327,10 +364,52 @@ impl Line {
         OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(&path)
             .and_then(|mut file| file.write_all(&text))
             .map_err(failed("write", &path))
     }
+}
+
+impl Line {
+    /// All lines there are, oldest first; one that cannot be read is an error
+    /// of its own.
+    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+        HISTORY.all(run)
+    }
+
+    /// Adds it.
+    pub fn append(&self, run: &Path) -> Result<()> {
+        HISTORY.append(run, self)
+    }
+}
+
+impl CrashNote {
+    /// All notes there are, oldest first; one that cannot be read is an error
+    /// of its own.
+    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+        CRASHES.all(run)
+    }
+
+    /// Adds it, cut to a page.
+    pub fn append(&self, run: &Path) -> Result<()> {
+        let mut note = self.clone();
+        cut(&mut note.how, HOW_LEN_MAX);
+        note.words
+            .iter_mut()
+            .for_each(|words| cut(words, WORDS_LEN_MAX));
+        note.records
+            .iter_mut()
+            .for_each(|record| cut(record, RECORD_LEN_MAX));
+        let first = note.records.len().saturating_sub(RECORDS_MAX);
+        note.records.drain(..first);
+        CRASHES.append(run, &note)
+    }
+}
+
+/// The first so many bytes, at a whole character.
+fn cut(text: &mut String, len: usize) {
+    text.truncate(text.floor_char_boundary(len));
 }
 
 #[cfg(test)]
@@ -348,6 +427,7 @@ mod tests {
             exit: None,
             done: Vec::new(),
             left: Vec::new(),
+            takeovers: 0,
         };
         for _ in 0..30 {
             line.append(dir.path()).unwrap();
@@ -413,5 +493,38 @@ mod tests {
             ..stone
         };
         assert!(matches!(foreign.subject(), Err(Error::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_note_is_a_page_and_there_are_not_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(CrashNote::all(dir.path()).unwrap().is_empty());
+        let long = "\u{1}".repeat(10_000);
+        let mut note = CrashNote {
+            id: "x".repeat(76),
+            namespace: "y".repeat(76),
+            at: Moment { secs: 7, nanos: 8 },
+            version: "0.1.0".to_owned(),
+            how: "z".repeat(10_000),
+            words: Some("ü".repeat(10_000)),
+            records: vec!["r".repeat(10_000); 100],
+        };
+        for _ in 0..300 {
+            note.append(dir.path()).unwrap();
+        }
+        for name in ["crashes", "crashes.old"] {
+            let text = fs::read_to_string(dir.path().join(name)).unwrap();
+            assert!(
+                text.len() as u64 <= CRASHES_LEN_MAX / 2 + 4096,
+                "{}",
+                text.len()
+            );
+            assert!(text.lines().all(|line| line.len() < 4096));
+        }
+        let all = CrashNote::all(dir.path()).unwrap();
+        assert!((32..=128).contains(&all.len()), "{}", all.len());
+        assert!(all[0].as_ref().unwrap().how.starts_with("zzz"));
+        note.words = Some(long);
+        note.append(dir.path()).unwrap();
     }
 }

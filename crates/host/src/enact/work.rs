@@ -443,6 +443,7 @@ impl Work<'_> {
                 .map(|action| format!("{action:?}"))
                 .collect(),
             left: self.left_in_words(),
+            takeovers: self.subject.takeovers,
         };
         if let Err(e) = line.append(self.run) {
             self.report.notes.push(said(&e));

@@ -2,6 +2,7 @@
 //! is this same program. It forks, so it has one thread and a `main` of its own.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod change;
 mod shim;
 mod wire;
 
@@ -21,6 +22,11 @@ use vigil_reaper::Config;
 use vigil_sys::fork::{Fork, fork};
 use vigil_sys::{fd, fifo, listen, pidfd, process, signal, wait};
 
+use change::{
+    a_link_to_nothing_is_taken_away, a_program_that_crashes_at_once_is_given_up,
+    a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
+    another_program_takes_over_and_stays,
+};
 use wire::{Client, PATIENCE, REQUEST, frame};
 
 /// A reaper and what the test holds of it.
@@ -64,8 +70,9 @@ impl Pair {
                     lock: lock.into(),
                     exits: exits.into(),
                     bundle: dir.path().to_owned(),
-                    program: PathBuf::from("/proc/self/exe"),
-                    argv: ["pair-test", "shim", kind].map(OsString::from).to_vec(),
+                    program: fd::hold(Path::new("/proc/self/exe")).unwrap(),
+                    arg0: "pair-test".into(),
+                    args: ["shim", kind].map(OsString::from).to_vec(),
                     env: vec![("RUST_BACKTRACE".into(), "1".into())],
                     name: c"containerd-shim".to_owned(),
                 };
@@ -761,6 +768,11 @@ fn main() {
         a_request_that_kills_is_given_up
         the_fifth_death_in_a_minute_ends_the_pair
         a_stopped_shim_is_replaced
+        another_program_takes_over_and_stays
+        a_program_that_does_not_do_is_given_up
+        a_program_that_crashes_at_once_is_given_up
+        a_stopped_shim_makes_room
+        a_link_to_nothing_is_taken_away
         the_last_words_of_a_shim_are_passed_on
         a_shim_that_never_serves_is_told
         sigterm_lets_the_shim_leave

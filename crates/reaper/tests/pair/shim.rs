@@ -121,7 +121,7 @@ impl Shim {
                 let [pair, own] = fds.try_into().unwrap();
                 self.conns.insert(conn, (pair, own, Frames::default()));
             }
-            ToShim::Leave => self.leave = true,
+            ToShim::Leave | ToShim::Retire => self.leave = true,
             ToShim::Slot(_) => panic!("nobody died before us"),
         }
         None
