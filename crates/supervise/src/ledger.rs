@@ -5,6 +5,7 @@
 //! exits), what would begin something new is refused.
 
 use std::convert::Infallible;
+use std::io;
 use std::path::Path;
 
 use vigil_journal::{BootId, Journal, Opened, PAYLOAD_BYTES_MAX, Settings, Tail, VERSION};
@@ -27,7 +28,7 @@ pub struct JournalLedger {
 }
 
 /// The task as the journal knows it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Remembered {
     /// What replaying gave.
     pub task: Task,
@@ -41,52 +42,40 @@ impl JournalLedger {
     /// Opens the journal at `path`, or makes it; gives back what it knows.
     pub fn open(path: &Path, boot: BootId) -> Result<(Self, Remembered), Error> {
         let settings = Settings::default();
-        let journal = match Journal::create(path, boot, settings) {
-            Ok(journal) => {
-                let ledger = Self {
-                    journal,
-                    failed: None,
-                    cut_failed_at: 0,
-                };
-                return Ok((
-                    ledger,
-                    Remembered {
-                        task: Task::default(),
-                        tail: Tail::Clean,
-                        gist: Vec::new(),
-                    },
-                ));
+        // First what is there: to make one takes room, and a shim that takes over on a
+        // full file system needs none.
+        let opened = match Journal::open(path, settings) {
+            Err(vigil_journal::Error::Open { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                let made = Journal::create(path, boot, settings);
+                let made = made.map_err(|source| Error::Journal { source })?;
+                return Ok((Self::new(made), Remembered::default()));
             }
-            Err(vigil_journal::Error::Exists { .. }) => Journal::open(path, settings),
-            Err(source) => Err(source),
+            opened => opened,
         };
-        let journal = journal.and_then(|opened| match pretended(READS) {
+        let opened = opened.and_then(|opened| match pretended(READS) {
             Some(known) if known < VERSION => Err(vigil_journal::Error::Newer {
                 path: path.to_owned(),
                 version: VERSION,
             }),
             Some(_) | None => Ok(opened),
         });
-        let Opened { journal, replayed } = journal.map_err(|source| Error::Journal { source })?;
+        let Opened { journal, replayed } = opened.map_err(|source| Error::Journal { source })?;
         let gist = crash::gist(&replayed);
-        let frames = replayed
-            .records
-            .iter()
-            .map(|record| (record.kind, &record.payload[..]));
+        let frames = replayed.records.iter();
+        let frames = frames.map(|record| (record.kind, &record.payload[..]));
         let task = Task::replay(frames).map_err(|source| Error::Codec { source })?;
-        let ledger = Self {
+        let tail = replayed.tail;
+        Ok((Self::new(journal), Remembered { task, tail, gist }))
+    }
+
+    fn new(journal: Journal) -> Self {
+        Self {
             journal,
             failed: None,
             cut_failed_at: 0,
-        };
-        Ok((
-            ledger,
-            Remembered {
-                task,
-                tail: replayed.tail,
-                gist,
-            },
-        ))
+        }
     }
 
     /// Refuses what begins something new once nothing can be recorded.

@@ -7,19 +7,20 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::Process;
+use vigil_lab::process::{Process, signal_if};
 use vigil_lab::{Kit, Spec, by, until};
 
 use crate::cases;
 use crate::world::{
-    Medium, SmallRun, answered, deleted, in_small_run, init_gone, pid, runc_state, serves, times,
-    weight,
+    Medium, SmallRun, answered, deleted, in_small_run, init_gone, pid, reaper_and_shim, runc_state,
+    serves, times, weight,
 };
 
 cases! {
     Kit All  f28_failing_execs_leave_no_log "Failing execs leave nothing that grows: no log, no file";
     Kit All  f28_full_while_running "/run full while running: Kill, exit, Delete; the true status";
     Kit All  f28_full_and_the_pair_killed "/run full while running, the pair killed: `delete` finds the true exit";
+    Kit Ours f28_full_and_the_shim_killed "/run full or without inodes while running, the shim killed: another serves, the true status";
     Kit All  f28_full_and_delete_kills "/run full while running and the exit unseen: `delete` kills and cleans";
     Kit All  f28_full_before_create "/run full before Create: it fails with a name, and works once there is room";
     Kit All  f28_full_at_each_moment "/run fills up at some moment of the life: at each a definite end";
@@ -147,6 +148,36 @@ fn f28_full_and_the_pair_killed(kit: &Kit) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A successor needs no room: it once made a new journal to find that there was one.
+fn f28_full_and_the_shim_killed(kit: &Kit) -> Result<()> {
+    let room = Medium::Tmpfs("size=512k");
+    let inodes = Medium::Tmpfs("size=8m,nr_inodes=200");
+    for (medium, what) in [(room, "room"), (inodes, "inodes")] {
+        in_small_run(kit, medium, |small| {
+            let c = kit.running(&Spec::sh(
+                "while ! test -e /tmp/go; do sleep 0.05; done; exit 7",
+            ))?;
+            match what {
+                "room" => small.fill()?,
+                _ => small.fill_inodes()?,
+            }
+            for _ in 0..2 {
+                let (_, shim) = reaper_and_shim(&c)?;
+                ensure!(signal_if(shim, 9, |_| true), "nobody was killed");
+                serves(&c)?;
+            }
+            ensure!(!c.task().pids(&c.id)?.processes.is_empty());
+            fs::write(format!("/proc/{}/root/tmp/go", c.pid), "")?;
+            ensure!(c.exit_status()? == 7);
+            ensure!(c.task().delete(&c.id, "").context("Delete")?.exit_status == 7);
+            small.free();
+            taken_away(kit, &c)
+        })
+        .with_context(|| format!("no {what}"))?;
+    }
+    Ok(())
 }
 
 fn f28_full_and_delete_kills(kit: &Kit) -> Result<()> {
