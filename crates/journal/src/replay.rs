@@ -45,9 +45,10 @@ pub struct Replayed {
 }
 
 /// How a journal ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Tail {
     /// Nothing but zeros behind the last record.
+    #[default]
     Clean,
     /// A record that was never completed, hence never acknowledged. Normal
     /// after a crash (or beside a living writer); cut when opened for writing.

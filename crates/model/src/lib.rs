@@ -41,4 +41,4 @@ pub use refusal::{Kind, Refusal};
 pub use request::{Answer, Mount, Request, Stdio};
 pub use show::waited;
 pub use step::{Ledger, Step, step};
-pub use takeover::outstanding;
+pub use takeover::{forgotten, outstanding, started};

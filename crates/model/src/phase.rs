@@ -227,6 +227,9 @@ pub struct Standing {
     /// A Create failed and something of it is left, as far as anyone knows.
     #[serde(default)]
     pub remains: bool,
+    /// Init was let run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub started: bool,
     /// Sets of streams begun so far: one for each Create and each exec's start.
     #[serde(default)]
     pub streams: u32,
@@ -356,6 +359,7 @@ impl Default for Task {
                 signalling: Vec::new(),
                 ending: false,
                 remains: false,
+                started: false,
                 streams: 0,
                 init_streams: 0,
                 taken: VecDeque::new(),

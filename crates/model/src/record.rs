@@ -391,6 +391,7 @@ impl crate::phase::Standing {
         match change {
             Change::Creating(_) => {
                 self.phase = Phase::Creating;
+                self.started = false;
                 self.streams += 1;
                 self.init_streams = self.streams;
             }
@@ -410,7 +411,10 @@ impl crate::phase::Standing {
                 }
             }
             Change::Updated => self.updating = false,
-            Change::Started { init } => self.started(init.as_ref()),
+            Change::Started { init } => {
+                self.started = true;
+                self.started(init.as_ref());
+            }
             Change::Frozen => {
                 if let Phase::Running { init } = &self.phase {
                     self.phase = Phase::Paused { init: init.clone() };
@@ -451,8 +455,9 @@ impl crate::phase::Standing {
             }
             Change::Signalling(signalling) => self.signalling.push(signalling.clone()),
             Change::Signalled { who, signal } => {
+                // One at a time is sent: an older one of the kind is of a shim that died.
                 let sent = |s: &Signalling| s.who == *who && s.signal == *signal;
-                if let Some(index) = self.signalling.iter().position(sent) {
+                if let Some(index) = self.signalling.iter().rposition(sent) {
                     self.signalling.remove(index);
                 }
             }

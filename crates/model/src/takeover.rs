@@ -3,7 +3,8 @@
 //! again; each of these may have happened already, wholly or partly, so each
 //! is carried out by asking the host first.
 
-use crate::phase::{Exec, ExecPhase, Phase, Task};
+use crate::phase::{Exec, ExecPhase, Phase, Signalling, Task};
+use crate::step::SIGNALLING_MAX;
 use crate::{Effect, Who};
 
 /// `SIGKILL`, the one signal that may be sent twice.
@@ -63,6 +64,35 @@ pub fn outstanding(task: &Task) -> Vec<Effect> {
         effects.push(Effect::Leave);
     }
     effects
+}
+
+/// The pid a Start of init that was begun and is over is answered with; `None` if it has
+/// failed, and is to be refused as it was.
+pub fn started(task: &Task) -> Option<u32> {
+    let now = &task.standing;
+    match &now.phase {
+        Phase::Running { init } | Phase::Paused { init } => Some(init.pid),
+        Phase::Stopped { init, .. } if now.started => init.as_ref().map(|init| init.pid),
+        Phase::Stopped { .. }
+        | Phase::Empty
+        | Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Deleted { .. } => None,
+    }
+}
+
+/// Signals of which nobody can say any more whether they were delivered, and of which
+/// nobody will ask: the request is too long ago. None while there is room for them.
+pub fn forgotten(task: &Task) -> Vec<Signalling> {
+    let now = &task.standing;
+    if now.signalling.len() < SIGNALLING_MAX / 2 {
+        return Vec::new();
+    }
+    let asked = |s: &Signalling| s.asked.is_some_and(|request| now.took(request));
+    let open = now.signalling.iter();
+    open.filter(|s| s.signal != KILL && !asked(s))
+        .cloned()
+        .collect()
 }
 
 fn running(exec: &Exec) -> Option<&crate::Incarnation> {

@@ -27,17 +27,10 @@ impl Owner {
                 | Phase::Stopped { .. }
                 | Phase::Deleted { .. } => Some(Answer::Pid(init.unwrap_or(0))),
             },
-            Request::Start(Who::Init) => match phase {
-                _ if now.busy == Some(Verb::Start) => {
-                    return self.replies.expect_verb(Verb::Start, reply);
-                }
-                Phase::Running { .. } | Phase::Paused { .. } | Phase::Stopped { .. } => {
-                    init.map(Answer::Pid)
-                }
-                Phase::Empty | Phase::Creating | Phase::Created { .. } | Phase::Deleted { .. } => {
-                    None
-                }
-            },
+            Request::Start(Who::Init) if now.busy == Some(Verb::Start) => {
+                return self.replies.expect_verb(Verb::Start, reply);
+            }
+            Request::Start(Who::Init) => vigil_model::started(&self.task).map(Answer::Pid),
             Request::Start(Who::Exec(exec)) => match now.execs.get(exec).map(|exec| &exec.phase) {
                 Some(ExecPhase::Starting) => {
                     return self.replies.expect_exec(exec.clone(), reply);
@@ -91,17 +84,13 @@ impl Owner {
 
     /// SIGKILL was sent again when this shim took over. Any other signal may or
     /// may not have been delivered, if its outcome is not recorded; twice would
-    /// be worse than not knowing.
+    /// be worse than not knowing. It stays open, since the next shim may be asked again.
     fn kill_again(&mut self, who: &Who, signal: u32, from: RequestId, reply: Reply) {
         let signalling = &self.task.standing.signalling;
         let open = signalling.iter().any(|s| s.asked == Some(from));
         if !open {
             return answer(Some(reply), Ok(Answer::Done));
         }
-        self.happen(vigil_model::What::KillDone {
-            who: who.clone(),
-            signal,
-        });
         let says = format!(
             "the shim died while it sent signal {signal} to {who}; whether it was delivered is not known"
         );

@@ -11,7 +11,9 @@ use std::time::Duration;
 use vigil_host::cgroup::{Cgroup, OomWatch};
 use vigil_host::stdio::SlotKind;
 use vigil_host::strays;
-use vigil_model::{Effect, ExecId, ExecPhase, Milestone, Phase, What, Who, outstanding};
+use vigil_model::{
+    Effect, ExecId, ExecPhase, Milestone, Phase, Signalling, What, Who, forgotten, outstanding,
+};
 
 use crate::jobs::{self, resume};
 use crate::kept::{Kept, streams_of};
@@ -54,6 +56,9 @@ impl Owner {
         self.release_strangers(held);
         for effect in undone {
             self.enact_again(effect);
+        }
+        for Signalling { who, signal, .. } in forgotten(&self.task) {
+            self.happen(What::KillDone { who, signal });
         }
         self.let_go_of_pins();
         self.look_at_exits();
