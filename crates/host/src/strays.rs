@@ -28,7 +28,10 @@ const RUNC_INIT: &str = "_LIBCONTAINER_STATEDIR";
 /// sleeps on a stalled device, as our own workers may, shall not cost more.
 const MUTE: Duration = Duration::from_millis(250);
 
-/// What the name of a shim begins with, whatever follows it.
+/// How a worker's name begins.
+const WORKER: &str = "vigil-";
+/// What the name of a shim begins with, whatever follows it; and of what it forks, until
+/// that takes another name or becomes another program.
 const SHIM: &str = "containerd-shim";
 
 /// What a call for container `id` carries.
@@ -36,8 +39,9 @@ pub(crate) fn mark(root: &Path, id: &str) -> OsString {
     root.join(id).into_os_string()
 }
 
-/// Ends every call for this container that is still under way. Gives back the
-/// pids of those that did not die by `deadline`.
+/// Ends every call for this container that is still under way, and every worker
+/// of its shim: one that mounts would mount what nobody looks for any more. Gives
+/// back the pids of those that did not die by `deadline`.
 ///
 /// `session` is that of the pair (its reaper's pid): calls are looked for in
 /// it alone. An environment is read through the memory of its process, which
@@ -56,7 +60,9 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
         // Before and after: one that wakes up in between was not asked, and one
         // that falls asleep neither.
         let before = mute();
-        let found = find(&wanted, session)?;
+        let found = find(|pid| {
+            carries(pid, &wanted, session) || session.is_some_and(|of| is_worker(pid, of, id))
+        })?;
         if found.is_empty() && Instant::now() < patience && (before || mute()) {
             std::thread::sleep(Duration::from_millis(1));
             continue;
@@ -129,7 +135,7 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         found.push(Errand {
             process,
             pidfd,
-            worker: stat.comm.starts_with("vigil-"),
+            worker: stat.comm.starts_with(WORKER),
             // Empty for a moment of being executed.
             arguments: (!arguments.is_empty()).then_some(arguments),
         });
@@ -177,9 +183,9 @@ fn is_mute(session: u32) -> Result<bool> {
     Ok(false)
 }
 
-/// Living processes with this line in their environment, each pinned first and
-/// read afterwards, so that the pidfd is of the process that was read.
-fn find(wanted: &[u8], session: Option<u32>) -> Result<Vec<(u32, OwnedFd)>> {
+/// Living processes of which this is true, each pinned first and read afterwards, so
+/// that the pidfd is of the process that was read.
+fn find(wanted: impl Fn(u32) -> bool) -> Result<Vec<(u32, OwnedFd)>> {
     let dir = Path::new("/proc");
     let failed = |source| Error::File {
         op: "list",
@@ -193,14 +199,14 @@ fn find(wanted: &[u8], session: Option<u32>) -> Result<Vec<(u32, OwnedFd)>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if pid == us || !carries(pid, wanted, session) {
+        if pid == us || !wanted(pid) {
             continue;
         }
         let Some((process, _)) = proc::open_now(pid)? else {
             continue;
         };
         if let Checked::Same(call) = proc::open_checked(&process)?
-            && carries(pid, wanted, session)
+            && wanted(pid)
             && !pidfd::is_dead(&call).unwrap_or(true)
         {
             found.push((pid, call));
@@ -245,6 +251,27 @@ fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
         Ok(_) | Err(_) => return false,
     }
     has_line(pid, wanted)
+}
+
+/// Whether this is a worker of the shim of this container, or what its shim had forked
+/// a moment ago: of the pair's session, called as ours are, with the shim's arguments.
+fn is_worker(pid: u32, session: u32, id: &str) -> bool {
+    let ours = |comm: &str| comm.starts_with(WORKER) || comm.starts_with(SHIM);
+    match proc::stat(pid) {
+        Ok(Some(stat))
+            if stat.session == session
+                && stat.state != 'D'
+                && !stat.ended()
+                && ours(&stat.comm) => {}
+        Ok(_) | Err(_) => return false,
+    }
+    let Ok(arguments) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
+    let words: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
+    words
+        .windows(2)
+        .any(|two| two == [b"-id".as_slice(), id.as_bytes()])
 }
 
 #[cfg(test)]
@@ -321,6 +348,44 @@ mod tests {
         let _ = call.kill();
         let _ = call.wait();
         assert!(ended && left.is_empty(), "{left:?}");
+    }
+
+    /// Found by the soak: a worker that was about to mount when both of the pair were killed
+    /// did so after `delete` had looked.
+    #[test]
+    fn workers_of_the_shim_end_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = |name: &str, id: &str| {
+            let path = dir.path().join(name);
+            let _ = std::os::unix::fs::symlink("/bin/sh", &path);
+            Command::new(path)
+                .args(["-c", "read never; exit 1", "-id", id])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut ours = [
+            worker("vigil-mount", "c1"),
+            worker("containerd-shim-vigil-v2", "c1"),
+        ];
+        let mut others = [worker("vigil-mount", "c11"), worker("sleeper", "c1")];
+        let own = proc::stat(std::process::id()).unwrap().unwrap().session;
+        let alive = |child: &mut Child| child.try_wait().unwrap().is_none();
+        end(dir.path(), "c1", Some(own + 1), Instant::now()).unwrap();
+        assert!(ours.iter_mut().all(alive), "killed outside the session");
+        let left = end(
+            dir.path(),
+            "c1",
+            Some(own),
+            Instant::now() + Duration::from_secs(20),
+        );
+        assert!(left.unwrap().is_empty());
+        assert!(!ours.iter_mut().any(alive), "a worker lives");
+        assert!(others.iter_mut().all(alive), "a stranger was killed");
+        for child in &mut others {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     #[test]
