@@ -34,9 +34,11 @@ use crate::runc::Runtime;
 pub struct Below {
     /// The reaper.
     pub reaper: Incarnation,
-    /// What descends from it and is no part of the container: the shim,
-    /// workers, loggers.
+    /// What descends from it and is no part of the container: the shim and
+    /// its workers.
     pub spare: Vec<u32>,
+    /// Loggers, with whatever they start.
+    pub loggers: Vec<Incarnation>,
 }
 
 /// What a tombstone adds to the record: only what it names is looked at, since
@@ -362,6 +364,12 @@ impl Below {
         // init, may still hang below the shim.
         let us = std::process::id();
         pids.retain(|pid| *pid != us && !self.spare.contains(pid));
+        for logger in &self.loggers {
+            if matches!(proc::open_checked(logger)?, Checked::Same(_)) {
+                let theirs = proc::descendants(logger.pid)?;
+                pids.retain(|pid| *pid != logger.pid && !theirs.contains(pid));
+            }
+        }
         Ok(pids)
     }
 }

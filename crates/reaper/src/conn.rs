@@ -8,7 +8,7 @@ use vigil_relay::Relay;
 use vigil_relay::succession::PROVEN;
 use vigil_relay::tokens::token_of;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
-use vigil_sys::{Errno, Result, listen, scm};
+use vigil_sys::{Result, listen, scm};
 
 /// Bytes read at once. On the stack, so no more than a page.
 const CHUNK: usize = 4096;
@@ -25,15 +25,6 @@ pub(crate) struct Conn {
     /// The shim closed its end, or is dying and all its ends close: if it is
     /// still alive at this time, it meant this connection.
     pub(crate) cut_at: Option<Instant>,
-}
-
-/// Reads once; `None`: nothing there now, 0: the end, however it came (a peer
-/// that died with bytes unread gives ECONNRESET for it).
-fn read(from: &Watched<OwnedFd>, chunk: &mut [u8]) -> Option<usize> {
-    match scm::read(from.as_fd(), chunk) {
-        Err(Errno::EAGAIN) => None,
-        answer => Some(answer.unwrap_or(0)),
-    }
 }
 
 /// Whether what was sent last is not what kills a shim.
@@ -90,7 +81,7 @@ impl Conn {
         // One read a turn, so that no connection starves another; after a
         // hang-up all that is left, which the socket's buffer bounds.
         while ready.read && (ready.dead || self.relay.wants_containerd()) {
-            match read(&self.own, &mut chunk) {
+            match scm::read_now(self.own.as_fd(), &mut chunk) {
                 Some(0) => return false,
                 Some(count) => self.relay.from_containerd(&chunk[..count]),
                 None => break,
@@ -135,7 +126,7 @@ impl Conn {
 
     fn read_pair(&mut self) -> Option<usize> {
         let mut chunk = [0; CHUNK];
-        let count = read(self.pair.as_ref()?, &mut chunk)?;
+        let count = scm::read_now(self.pair.as_ref()?.as_fd(), &mut chunk)?;
         self.relay.from_shim(&chunk[..count]);
         Some(count)
     }

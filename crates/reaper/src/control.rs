@@ -8,7 +8,7 @@ use vigil_journal::exits::PinError;
 use vigil_relay::control::{
     ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, ToReaper, ToShim, VERSION, number_of,
 };
-use vigil_sys::{Errno, scm};
+use vigil_sys::{Errno, fifo, scm};
 
 use crate::turn::{END, Reaper};
 
@@ -68,7 +68,12 @@ impl Reaper<'_> {
                 }
                 Ok(0)
             }
-            ToReaper::Deposit { slots } => self.slots.deposit(&slots, fds).map(|()| 0),
+            ToReaper::Deposit { slots } => {
+                // Of what only names a fifo, both ends: a client who sees them sees no end
+                // when the shim dies.
+                let held = fifo::hold_named(fds).map_err(|_| Denied::SlotsFull)?;
+                self.slots.deposit(&slots, held).map(|()| 0)
+            }
             ToReaper::Ended { slots } => {
                 self.slots.ended(&slots);
                 Ok(0)

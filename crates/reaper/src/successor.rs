@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
@@ -25,11 +25,14 @@ pub(crate) fn spare() -> Vec<OwnedFd> {
 
 impl Reaper<'_> {
     /// Starts another shim in place of the one that died, of another program if that was asked
-    /// for, and of the one before it if that does not do. `false`: none would do.
+    /// for, and of the one before it if that does not do. `false`: none would do, or will.
     pub(crate) fn succeed(&mut self, status: i32) -> bool {
         let said = self.heard.take().map(|fd| scm::read_words(fd.as_fd()));
-        let mut words = format!("{} {}", wait::describe(status), said.unwrap_or_default());
-        let mut status = Some(status);
+        let words = format!("{} {}", wait::describe(status), said.unwrap_or_default());
+        self.follow(Some(status), words)
+    }
+
+    fn follow(&mut self, mut status: Option<i32>, mut words: String) -> bool {
         // Without its bundle it would find nothing, and soon come to the same.
         while self.config.bundle.exists() && !self.shim_lives {
             let Some(cause) = self.line.died(Instant::now(), status, &words) else {
@@ -42,7 +45,18 @@ impl Reaper<'_> {
                 Err(error) => (status, words) = (None, error.to_string()),
             }
         }
-        false
+        // One that was started and is not known to `delete` dies like any other.
+        self.kill_shim();
+        self.shim_lives || self.line.waits()
+    }
+
+    /// No successor could be started; what stood in its way may have passed.
+    pub(crate) fn try_again(&mut self) {
+        if let Err(error) = self.start_successor()
+            && !self.follow(None, error.to_string())
+        {
+            self.go_within(Duration::ZERO);
+        }
     }
 
     /// Somebody may have put a link to another program beside the journal.

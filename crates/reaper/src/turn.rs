@@ -155,7 +155,9 @@ impl Reaper<'_> {
                 self.hand_out();
             }
         }
-        if due(self.line.next()) {
+        if self.line.tries(Instant::now()) {
+            self.try_again();
+        } else if due(self.line.next()) {
             self.look_at_the_shim();
         }
         // One that is dying closes everything before it can be waited for.

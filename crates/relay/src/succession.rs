@@ -51,6 +51,43 @@ impl Deaths {
     }
 }
 
+/// First and longest pause before another try to start a shim.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+
+/// A shim that could not be started, for want of descriptors, memory or processes:
+/// when it is tried again, for a [`WINDOW`] at most.
+#[derive(Debug, Default)]
+struct Retry(Option<Trying>);
+
+#[derive(Debug)]
+struct Trying {
+    until: Instant,
+    next: Instant,
+    pause: Duration,
+}
+
+impl Retry {
+    fn next(&self) -> Option<Instant> {
+        Some(self.0.as_ref()?.next)
+    }
+
+    /// Notes a failure. Nothing is planned any more when it has been tried for long
+    /// enough.
+    fn again(&mut self, now: Instant) {
+        let trying = self.0.get_or_insert(Trying {
+            until: now + WINDOW,
+            next: now,
+            pause: PAUSE_FIRST,
+        });
+        trying.next = now + trying.pause;
+        trying.pause = PAUSE_LONGEST.min(trying.pause * 2);
+        if trying.next >= trying.until {
+            self.0 = None;
+        }
+    }
+}
+
 /// How far the change to another program is.
 #[derive(Debug, Clone, Copy)]
 enum Trial {
@@ -77,6 +114,7 @@ pub struct Succession<P> {
     ready_by: Option<Instant>,
     /// The shim is being ended because it did nothing.
     stuck: bool,
+    retry: Retry,
 }
 
 impl<P> Succession<P> {
@@ -91,6 +129,7 @@ impl<P> Succession<P> {
             progress: 0,
             ready_by: None,
             stuck: false,
+            retry: Retry::default(),
         }
     }
 
@@ -147,7 +186,11 @@ impl<P> Succession<P> {
         let cause = match status {
             _ if stuck => Cause::Stuck,
             Some(status) => Cause::of(status),
-            None => return None,
+            // For want of something that may be had in a moment.
+            None => {
+                self.retry.again(now);
+                return None;
+            }
         };
         self.deaths.allow(now).then_some(cause)
     }
@@ -165,8 +208,19 @@ impl<P> Succession<P> {
         self.deaths.recent(now).max(1)
     }
 
+    /// Whether one that could not be started is tried again.
+    pub fn waits(&self) -> bool {
+        self.retry.0.is_some()
+    }
+
+    /// Whether it is to be tried again now.
+    pub fn tries(&self, now: Instant) -> bool {
+        self.retry.next().is_some_and(|at| at <= now)
+    }
+
     /// A successor was started.
     pub fn started(&mut self, now: Instant) {
+        self.retry = Retry::default();
         self.ready_by = Some(now);
         self.alive(now);
     }
@@ -202,7 +256,7 @@ impl<P> Succession<P> {
             Some(Trial::Retiring(by)) => Some(by),
             Some(Trial::Trying(_) | Trial::Proving(_)) | None => None,
         };
-        let times = [self.watchdog.at, self.ready_by, retired];
+        let times = [self.watchdog.at, self.ready_by, retired, self.retry.next()];
         times.into_iter().flatten().min()
     }
 
@@ -287,6 +341,32 @@ mod tests {
             assert!(deaths.allow(at(second)), "{second}");
         }
         assert!(!deaths.allow(at(82)));
+    }
+
+    #[test]
+    fn a_shim_that_cannot_be_started_is_tried_for_a_minute() {
+        let begun = Instant::now();
+        let mut line = Succession::new("old");
+        let mut now = begun;
+        assert_eq!(line.died(now, None, "out of descriptors"), None);
+        let mut pauses = Vec::new();
+        while let Some(next) = line.next().filter(|_| line.waits()) {
+            assert!(!line.tries(now) && line.tries(next));
+            pauses.push(next - now);
+            now = next;
+            assert_eq!(line.died(now, None, "out of descriptors"), None);
+        }
+        assert_eq!(pauses[..2], [PAUSE_FIRST, PAUSE_FIRST * 2]);
+        assert!(pauses.iter().all(|pause| *pause <= PAUSE_LONGEST));
+        let tried = now - begun;
+        assert!(
+            tried < WINDOW && tried + PAUSE_LONGEST >= WINDOW,
+            "{tried:?}"
+        );
+        assert_eq!(line.died(now, None, "out of descriptors"), None);
+        assert!(line.waits());
+        line.started(now);
+        assert!(!line.waits() && !line.tries(now + WINDOW));
     }
 
     #[test]

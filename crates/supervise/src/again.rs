@@ -6,6 +6,7 @@
 use vigil_model::{Answer, ExecPhase, Kind, Phase, Refusal, Request, RequestId, Verb, Who};
 
 use crate::desk::Reply;
+use crate::jobs::resume::died_at_it;
 use crate::owner::Owner;
 use crate::replies::answer;
 
@@ -63,6 +64,14 @@ impl Owner {
             Request::Kill { who, signal, .. } => {
                 let (who, signal) = (who.clone(), *signal);
                 return self.kill_again(&who, signal, from, reply);
+            }
+            Request::Update(_) if self.resumed == Some((Verb::Update, true)) => Some(Answer::Done),
+            // Never twice: the first may have ended the container.
+            Request::Checkpoint(_) if now.busy != Some(Verb::Checkpoint) => {
+                if self.resumed != Some((Verb::Checkpoint, true)) {
+                    return answer(Some(reply), Err(died_at_it()));
+                }
+                Some(Answer::Done)
             }
             Request::Update(_)
             | Request::Checkpoint(_)

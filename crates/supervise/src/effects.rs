@@ -49,7 +49,8 @@ impl Owner {
             Effect::Create(plan) => {
                 let number = self.streams_number(&Who::Init);
                 let tools = self.hands.tools.clone();
-                self.create_again(jobs::create::create(tools, plan, number));
+                let streams = tools.streams(number);
+                self.create_again(jobs::create::create(tools, plan, streams));
             }
             Effect::Run(verb) => self.run_verb(verb),
             Effect::StartExec(exec) => self.start_exec(exec),
@@ -64,9 +65,11 @@ impl Owner {
                     .plan
                     .as_ref()
                     .is_some_and(|plan| plan.private_pid_ns);
+                points::reach(Point::SignalNotSent);
                 self.hands.spend();
                 let outcome = self.hands.signal(&who, &process, signal, all, private);
                 self.hands.save();
+                points::reach(Point::SignalSent);
                 self.signal_outcome = Some(outcome);
             }
             Effect::Discard { exec: _, process } => {
@@ -200,7 +203,8 @@ impl Owner {
         match verb {
             Verb::Start if self.task.standing.phase.init().is_none() => self.job(async move {
                 let mut claims = plan.claims.clone();
-                let over = jobs::create::begin(&tools, &plan, &mut claims, number).await;
+                let streams = tools.streams(number);
+                let over = jobs::create::begin(&tools, &plan, &mut claims, streams).await;
                 if over.is_err() {
                     // The runtime may have restored it, wholly or partly.
                     gone::undo(&tools, &plan).await;
@@ -346,7 +350,8 @@ impl Owner {
         };
         let tools = self.hands.tools.clone();
         let number = self.streams_number(&Who::Exec(exec.clone()));
-        let job = jobs::exec::start(tools, plan, exec.clone(), asked, number);
+        let streams = tools.streams(number);
+        let job = jobs::exec::start(tools, plan, exec.clone(), asked, streams);
         self.exec_again(exec, job);
     }
 
@@ -387,21 +392,31 @@ impl Owner {
             Verb::Update => {
                 let (update, stop, at_it) = Updating::begin();
                 self.hands.keep_update(update);
+                self.resumed = Some((verb, false));
                 self.job(async move {
-                    let over = Err(jobs::resume::update(&tools, stop).await);
+                    let over = jobs::resume::update(&tools, &plan, stop).await;
                     drop(at_it);
-                    Message::VerbOver { verb, over }
+                    Message::VerbOver {
+                        verb,
+                        over: over.map(|()| None),
+                    }
                 });
             }
-            Verb::Checkpoint => self.job(async move {
-                let over = Err(jobs::resume::checkpoint(&tools).await);
-                Message::VerbOver { verb, over }
-            }),
+            Verb::Checkpoint => {
+                self.resumed = Some((verb, false));
+                self.job(async move {
+                    let over = jobs::resume::checkpoint(&tools, &plan).await;
+                    Message::VerbOver {
+                        verb,
+                        over: over.map(|()| None),
+                    }
+                });
+            }
             Verb::Delete => {
                 let deadline = gone::DELETE_WAIT / 2;
                 self.job(async move {
                     let words = ["delete", tools.place.id.as_str()];
-                    jobs::resume::calls_over(&tools, &words, deadline).await;
+                    jobs::resume::calls_over(&tools, &plan, &words, deadline).await;
                     Message::DeleteAgain
                 });
             }
@@ -466,6 +481,11 @@ impl Owner {
     }
 
     pub(crate) fn verb_over(&mut self, verb: Verb, over: VerbOver) {
+        if let Some((resumed, well)) = &mut self.resumed
+            && *resumed == verb
+        {
+            *well = over.is_ok();
+        }
         self.settle(verb, over);
         if verb == Verb::Update {
             self.pause_outlives_update();

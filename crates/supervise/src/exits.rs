@@ -11,6 +11,9 @@ use vigil_sys::{map::SharedMap, wait};
 
 use crate::Error;
 
+/// A process by its number and its start in ticks.
+pub(crate) type Process = (u32, u64);
+
 /// See the module; clones share the mapping.
 #[derive(Debug, Clone)]
 pub struct ExitRecords(Arc<SharedMap>);
@@ -47,13 +50,27 @@ impl ExitRecords {
         self.exits().ok()?.pinned(index)
     }
 
-    /// The slot and the death of the one registered process that had this pid.
-    pub(crate) fn registered(&self, pid: u32) -> Option<(usize, Death)> {
+    /// The death of that process, wherever it is recorded.
+    pub(crate) fn find(&self, pid: u32, start_ticks: u64) -> Option<Death> {
+        self.exits().ok()?.find(pid, start_ticks)
+    }
+
+    /// The one recorded death of a process that had this pid and is none of these
+    /// others. `None` if there is none, or several.
+    pub(crate) fn dead(&self, pid: u32, others: &[Process]) -> Option<Death> {
         let exits = self.exits().ok()?;
-        let death = exits.registered(pid)?;
-        let mut slots = exits.slots();
-        let (index, _) = slots.find(|(_, slot)| matches!(slot, Slot::Dead(d) if *d == death))?;
-        Some((index, death))
+        let slots = exits.slots().filter_map(|(_, slot)| match slot {
+            Slot::Dead(death) => Some(death),
+            Slot::Waiting { .. } | Slot::Free => None,
+        });
+        // One that was in the ring when it was registered is there still.
+        let all = slots.chain(exits.ring().map(|(_, death)| death));
+        let is_other = |death: &Death| others.contains(&(pid, death.start_ticks));
+        let mut found = all.filter(|death| death.pid == pid && !is_other(death));
+        let one = found.next()?;
+        found
+            .all(|death| death.start_ticks == one.start_ticks)
+            .then_some(one)
     }
 
     /// Slots in use, by index.

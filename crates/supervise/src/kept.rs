@@ -9,12 +9,14 @@ use vigil_relay::control::{DEPOSIT_MAX, Slot};
 
 use crate::Error;
 use crate::control::Control;
+use crate::loggers::Loggers;
 use crate::stdio::{Keeper, SlotId};
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     control: Control,
+    loggers: Loggers,
     streams: u32,
 }
 
@@ -28,9 +30,10 @@ pub(crate) fn streams_of(slot: SlotId) -> u32 {
 
 impl Kept {
     /// For one set of streams.
-    pub(crate) fn of(control: &Control, streams: u32) -> Self {
+    pub(crate) fn of(control: &Control, loggers: &Loggers, streams: u32) -> Self {
         Self {
             control: control.clone(),
+            loggers: loggers.clone(),
             streams,
         }
     }
@@ -50,6 +53,11 @@ impl Keeper for Kept {
                 })
                 .collect();
             let fds: Vec<BorrowedFd<'_>> = ends.iter().map(|(_, fd)| *fd).collect();
+            for ((kind, fd), slot) in ends.iter().zip(&slots) {
+                if *kind == SlotKind::Logger {
+                    self.loggers.note(SlotId(slot.slot), *fd);
+                }
+            }
             given.extend(slots.iter().map(|slot| SlotId(slot.slot)));
             self.control.deposit(slots, &fds).await?;
         }
@@ -57,6 +65,9 @@ impl Keeper for Kept {
     }
 
     async fn ended(&self, slots: &[SlotId]) -> Result<(), Error> {
+        for slot in slots {
+            self.loggers.forget(*slot);
+        }
         self.control
             .ended(slots.iter().map(|slot| slot.0).collect())
             .await

@@ -17,6 +17,7 @@ mod jobs;
 mod kept;
 mod ledger;
 mod limits;
+mod loggers;
 mod ooms;
 mod outbox;
 mod owner;

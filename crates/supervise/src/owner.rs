@@ -135,6 +135,9 @@ pub(crate) struct Owner {
     pub(crate) idle_armed: bool,
     /// The request being decided on.
     pub(crate) asking: Option<RequestId>,
+    /// At a takeover: an update or a checkpoint that was under way, and whether its
+    /// call is known to have ended well.
+    pub(crate) resumed: Option<(Verb, bool)>,
     /// At a takeover: what was held for those that are being made.
     pub(crate) resuming: BTreeMap<Who, Vec<(SlotId, SlotKind, OwnedFd)>>,
 }

@@ -22,6 +22,7 @@ use crate::exits::ExitRecords;
 use crate::hands::Hands;
 use crate::jobs::{HostCgroups, Tools};
 use crate::ledger::JournalLedger;
+use crate::loggers::Loggers;
 use crate::outbox::{self, Publish};
 use crate::owner::{Ending, Message, Owner, Place};
 use crate::replies::{Replies, answer};
@@ -73,6 +74,7 @@ impl Shim {
         let tools = Tools {
             place: place.clone(),
             control: control.clone(),
+            loggers: Loggers::default(),
             exits,
             hierarchies: HostCgroups::default(),
             deadlines: place.limits.runc,
@@ -94,6 +96,7 @@ impl Shim {
             asked: true,
             idle_armed: false,
             asking: None,
+            resumed: None,
             resuming: BTreeMap::new(),
         };
         if owner.place.takeovers == 0 {

@@ -4,7 +4,6 @@
 //! wait; what takes time becomes jobs, as it would have for the one that died.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use vigil_model::{
     Effect, ExecId, ExecPhase, Milestone, Phase, Signalling, What, Who, forgotten, outstanding,
 };
 
-use crate::jobs::{self, resume};
+use crate::exits::Process;
+use crate::jobs::{self, Held};
 use crate::kept::{Kept, streams_of};
 use crate::ooms;
 use crate::owner::Owner;
@@ -23,11 +23,10 @@ use crate::stdio::{SlotId, Streams};
 
 /// For workers that are killed to be gone.
 const WORKERS_WAIT: Duration = Duration::from_millis(500);
-/// Between two looks at them.
+/// For a logger whose process is deleted to write the last words.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Between two looks at workers.
 const WORKERS_LOOK: Duration = Duration::from_millis(1);
-
-/// What the reaper held of one set of streams.
-type Held = Vec<(SlotId, SlotKind, OwnedFd)>;
 
 impl Owner {
     /// Takes over; requests are served from its return on.
@@ -72,8 +71,7 @@ impl Owner {
     }
 
     /// Workers of the one that died work for nobody; what they were at is begun
-    /// anew.
-    /// A call of the runtime one of them had made is the reaper's then, and
+    /// anew. A call of the runtime one of them had made is the reaper's then, and
     /// found as any other.
     async fn end_workers(&self) {
         let until = tokio::time::Instant::now() + WORKERS_WAIT;
@@ -190,6 +188,18 @@ impl Owner {
         std::iter::once(Who::Init).chain(execs).collect()
     }
 
+    /// Processes that are on record by their start.
+    fn recorded(&self) -> Vec<Process> {
+        let now = &self.task.standing;
+        let execs = now.execs.values().filter_map(|exec| match &exec.phase {
+            ExecPhase::Running { process } | ExecPhase::Stopped { process, .. } => Some(process),
+            ExecPhase::Added | ExecPhase::Starting | ExecPhase::Failed => None,
+        });
+        let all = now.phase.init().into_iter().chain(execs);
+        all.map(|process| (process.pid, process.start_ticks))
+            .collect()
+    }
+
     pub(crate) fn streams_number(&self, who: &Who) -> u32 {
         let now = &self.task.standing;
         match who {
@@ -204,7 +214,7 @@ impl Owner {
             return;
         }
         let number = self.streams_number(&who);
-        let mut streams = resume::streams(&self.hands.tools, number, held);
+        let mut streams = self.hands.tools.held_streams(number, held);
         if let Err(error) = streams.started().await {
             log::error!(
                 "the streams of {who} stay still: {}",
@@ -228,8 +238,8 @@ impl Owner {
     /// Nobody is left whom these belong to.
     fn release_strangers(&self, sets: BTreeMap<u32, Held>) {
         for (number, held) in sets {
-            let streams: Streams<Kept> = resume::streams(&self.hands.tools, number, held);
-            tokio::spawn(streams.close_all(Duration::ZERO));
+            let streams: Streams<Kept> = self.hands.tools.held_streams(number, held);
+            tokio::spawn(streams.close_all(LAST_WORDS));
         }
     }
 
@@ -261,8 +271,8 @@ impl Owner {
             Effect::Create(plan) => {
                 let number = self.streams_number(&Who::Init);
                 let held = self.resuming.remove(&Who::Init).unwrap_or_default();
-                let held = resume::streams(&tools, number, held);
-                self.create_again(jobs::resume::create(tools, plan, number, held));
+                let held = tools.held_streams(number, held);
+                self.create_again(jobs::resume::create(tools, plan, held));
             }
             Effect::StartExec(exec) => self.start_exec_again(exec),
             Effect::Run(verb) => self.run_verb_again(verb),
@@ -309,8 +319,8 @@ impl Owner {
         let tools = self.hands.tools.clone();
         let number = self.streams_number(&who);
         let held = self.resuming.remove(&who).unwrap_or_default();
-        let held = resume::streams(&tools, number, held);
-        let job = jobs::resume::exec(tools, plan, exec.clone(), asked, number, held);
+        let held = tools.held_streams(number, held);
+        let job = jobs::resume::exec(tools, plan, exec.clone(), asked, held, self.recorded());
         self.exec_again(exec, job);
     }
 }

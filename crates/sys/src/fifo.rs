@@ -66,6 +66,28 @@ pub fn open_writer(path: &Path) -> Result<OwnedFd> {
     open(path, OFlag::O_WRONLY)
 }
 
+/// The fifo's name and no end of it: neither reader nor writer, so nobody who
+/// waits for either is woken. `ENOSTR`: not a fifo.
+pub fn open_name(path: &Path) -> Result<OwnedFd> {
+    open(path, OFlag::O_PATH)
+}
+
+/// Of these, what [`open_name`] gave becomes [`open_both_ends`] of that fifo,
+/// whatever has its path by now; everything else stays what it is.
+pub fn hold_named(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    fds.into_iter().map(hold).collect()
+}
+
+fn hold(named: OwnedFd) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let flags = nix::fcntl::fcntl(&named, nix::fcntl::FcntlArg::F_GETFL)?;
+    if !OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) {
+        return Ok(named);
+    }
+    let own_name = format!("/proc/self/fd/{}", named.as_raw_fd());
+    open_both_ends(Path::new(&own_name))
+}
+
 fn open(path: &Path, access: OFlag) -> Result<OwnedFd> {
     let quiet = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let opened = nix::fcntl::open(path, access | quiet, Mode::empty())?;
@@ -125,6 +147,33 @@ mod tests {
         // Still a reader: ours.
         assert_eq!(nix::unistd::write(&writer, b"6").unwrap(), 1);
         assert_eq!(open_plain(&fifo, Use::Append).unwrap_err(), Errno::ENOSTR);
+    }
+
+    #[test]
+    fn a_name_wakes_nobody_and_becomes_both_ends() {
+        use nix::poll::{PollFd, PollFlags, PollTimeout};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        make(&path, 0o600).unwrap();
+        let reader = open_reader(&path).unwrap();
+        let hung_up = || {
+            let mut one = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            nix::poll::poll(&mut one, PollTimeout::ZERO).unwrap();
+            one[0].revents().unwrap().contains(PollFlags::POLLHUP)
+        };
+        drop(open_name(&path).unwrap());
+        assert!(!hung_up(), "a name was taken for a writer");
+        let named = open_name(&path).unwrap();
+        assert_eq!(open_writer(dir.path()).unwrap_err(), Errno::EISDIR);
+        std::fs::remove_file(&path).unwrap();
+        let held = hold(named).unwrap();
+        nix::unistd::write(&held, b"1").unwrap();
+        assert_eq!(fd::readable_bytes(&reader).unwrap(), 1);
+        let same = hold(held).unwrap();
+        nix::unistd::read(&same, &mut [0]).unwrap();
+        drop(same);
+        assert!(hung_up(), "nobody holds it any more");
+        assert_eq!(open_name(dir.path()).unwrap_err(), Errno::ENOSTR);
     }
 
     #[test]

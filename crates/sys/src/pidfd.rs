@@ -35,6 +35,18 @@ fn signal(fd: impl AsFd, number: i32, flags: libc::c_uint) -> Result<()> {
     Errno::result(answer).map(drop)
 }
 
+/// The process's number in our pid namespace; `None` if it is dead and reaped,
+/// or has none there.
+pub fn pid(fd: impl AsFd) -> Result<Option<u32>> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let number = line.ok_or(Errno::EBADF)?.trim();
+    // 0 and -1 are nobody's.
+    Ok(number.parse().ok().filter(|pid| *pid != 0))
+}
+
 /// Sends a signal; 0 only asks. `ESRCH`: it is dead and reaped.
 pub fn send_signal(fd: impl AsFd, number: i32) -> Result<()> {
     signal(fd, number, 0)

@@ -5,7 +5,8 @@
 //! `VIGIL_POINTS` names a directory. A file there named by a point's code arms
 //! it; the first process that gets there renames the file to `CODE.reached`
 //! (who renames owns it: it fires once), writes its own pid into it and does
-//! what the file said: `stop`, `kill`, `exit` or `panic`. Everything else is ignored.
+//! what the file said: `stop`, `kill`, `exit`, `panic`, `spin` or `block`. Everything
+//! else is ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ points! {
     BeforeCreate "S3";
     /// The rootfs is mounted; runc was not called.
     RootfsMounted "S4";
+    /// The clients' fifos are open, and not with the reaper yet.
+    FifosOpened "S4b";
     /// `runc create` was started; how far it got is the tester's to arrange.
     RuncCreateCalled "S5";
     /// `runc create` is over; its pid file was not read.
@@ -96,6 +99,12 @@ points! {
     PausedNotJournaled "P1";
     /// The thaw was asked of the kernel; its end was not awaited.
     ThawAsked "P2";
+    /// A Kill is journaled; the signal is not sent.
+    SignalNotSent "K1";
+    /// The signal is sent; that is not journaled, nor answered.
+    SignalSent "K2";
+    /// All of an output is copied and read; its ends are with the reaper still.
+    EndedNotReleased "O1";
     /// `delete` has the lock and has not judged anything.
     DeleteLocked "D1";
     /// `delete` has brought the container to nothing and has not recorded its end.
@@ -140,6 +149,13 @@ fn reach_in(directory: &Path, point: Point) {
         "kill" => drop(raise(Signal::SIGKILL)),
         "exit" => crate::process::exit_now(1),
         "panic" => panic!("a test wants it so, at {}", point.code()),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        // Locked up for good, as far as anybody can see.
+        "block" => loop {
+            std::thread::park();
+        },
         _ => {}
     }
 }

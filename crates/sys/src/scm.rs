@@ -159,6 +159,15 @@ pub fn read(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
     }
 }
 
+/// Reads a stream once; `None`: nothing there now, 0: the end, however it came (a
+/// peer that died with bytes unread gives ECONNRESET for it).
+pub fn read_now(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Option<usize> {
+    match read(socket, bytes) {
+        Err(Errno::EAGAIN) => None,
+        answer => Some(answer.unwrap_or(0)),
+    }
+}
+
 /// What can be read at once, without waiting, as text, a few hundred bytes of
 /// it at most. Empty if there is nothing.
 pub fn read_words(fd: BorrowedFd<'_>) -> String {

@@ -23,8 +23,9 @@ pub enum Moved {
 }
 
 /// Moves up to `most` bytes; at least one of the two must be a pipe or fifo.
-/// `EPIPE`: nobody can read the sink (SIGPIPE too, unless ignored). `EINVAL`:
-/// not this pair of files (a sink opened with `O_APPEND`, a terminal).
+/// `EPIPE`: nobody can read the sink (SIGPIPE too, unless ignored). `EIO`: a
+/// terminal that nobody has open. `EINVAL`: not this pair of files (a sink opened
+/// with `O_APPEND`, a terminal before Linux 5.11).
 pub fn splice(source: impl AsFd, sink: impl AsFd, most: usize) -> Result<Moved> {
     let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
     match nix::fcntl::splice(source.as_fd(), None, sink.as_fd(), None, most, flags) {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use protobuf::well_known_types::any::Any;
 use vigil_lab::kit::repository;
 use vigil_lab::task::any;
+use vigil_lab::{by, until};
 
 /// A runc that fails in one way.
 #[derive(Debug)]
@@ -31,6 +32,24 @@ impl FaultyRunc {
             format!("{verb} {fault}\n"),
         )?;
         Ok(())
+    }
+
+    /// How often this verb was called.
+    pub fn calls(&self, verb: &str) -> Result<usize> {
+        let path = self.0.with_extension("calls");
+        let calls = fs::read_to_string(path).unwrap_or_default();
+        Ok(calls.lines().filter(|line| *line == verb).count())
+    }
+
+    /// Waits until it stands at its verb (`waits-then-done`).
+    pub fn waits(&self) -> Result<()> {
+        let waits = self.0.with_extension("waits");
+        until("runc to wait", by(20.0), || waits.exists().then_some(()))
+    }
+
+    /// Lets it go on.
+    pub fn go(&self) -> Result<()> {
+        Ok(fs::write(self.0.with_file_name("go"), "")?)
     }
 
     /// The process the fault `stranger` names.

@@ -7,22 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vigil_hostile::{FaultyRunc, Pair, trial};
+use vigil_hostile::{Armed, FaultyRunc, Pair, counts, succeeded, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
 use vigil_lab::{Kit, Spec, by, until};
 
 const KILL: i32 = 9;
-
-/// Kills the shim; the pair with its successor.
-fn succeeded(container: &Container, pair: &Pair) -> Result<Pair> {
-    pair.signal(pair.shim, KILL)?;
-    until("a successor", by(10.0), || {
-        let next = Pair::of(&container.shim).ok()?;
-        (next.shim != pair.shim && next.reaper == pair.reaper).then_some(next)
-    })
-}
 
 fn numbered(kit: &Kit) -> Result<(Container, Pair)> {
     let script = "i=0; while :; do i=$((i+1)); echo $i; done";
@@ -35,16 +26,6 @@ fn numbered(kit: &Kit) -> Result<(Container, Pair)> {
     Ok((container, pair))
 }
 
-/// Whole lines, each one more than the one before.
-fn counts(bytes: &[u8]) -> Result<usize> {
-    let text = String::from_utf8_lossy(bytes);
-    let whole = text.rsplit_once('\n').context("no line")?.0;
-    for (at, line) in whole.lines().enumerate() {
-        ensure!(line.parse() == Ok(at + 1), "line {} is {line:?}", at + 1);
-    }
-    Ok(whole.lines().count())
-}
-
 #[test]
 fn a_container_runs_on_and_its_output_is_whole() {
     trial(60, |kit| {
@@ -52,7 +33,7 @@ fn a_container_runs_on_and_its_output_is_whole() {
         let (task, id) = (container.task(), &container.id);
         for _ in 0..4 {
             let before = container.out()?.so_far().len();
-            pair = succeeded(&container, &pair)?;
+            pair = succeeded(&container.shim, &pair)?;
             ensure!(task.state(id, "")?.status.value() == 2, "not RUNNING");
             until("more output", by(10.0), || {
                 (container.out().ok()?.so_far().len() > before + 10_000).then_some(())
@@ -76,7 +57,7 @@ fn a_wait_that_was_pending_hears_the_exit() {
             std::thread::spawn(move || task.wait(&id, ""))
         };
         std::thread::sleep(Duration::from_millis(100));
-        succeeded(&container, &pair)?;
+        succeeded(&container.shim, &pair)?;
         let told = waiting.join().unwrap()?;
         ensure!(told.exit_status == 7, "{told:?}");
         let deleted = container.task().delete(&container.id, "")?;
@@ -122,7 +103,7 @@ fn a_call_that_cannot_be_asked_for_a_moment_is_waited_for() {
         until("it to sleep", by(20.0), || {
             (Process::read(call.pid)?.state == 'D').then_some(())
         })?;
-        succeeded(&container, &pair)?;
+        succeeded(&container.shim, &pair)?;
         container.task().state(&container.id, "")?;
         // Time for another call, if one is to be made.
         std::thread::sleep(Duration::from_millis(300));
@@ -243,4 +224,37 @@ fn what_was_under_way_is_finished_once() {
             Ok(())
         });
     }
+}
+
+/// A pid file names a number that another exec had, which has ended and is not deleted:
+/// its end is on record under that number, and is not the later one's.
+#[test]
+fn an_earlier_execs_end_is_not_taken_for_a_later_ones() {
+    trial(60, |kit| {
+        let armed = Armed::of(kit)?;
+        let runc = FaultyRunc::new(kit.scratch.dir(), "none", "none")?;
+        let container = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc.options()).into();
+        let (task, id) = (container.task().patient(30.0), container.id.as_str());
+        task.create(&request)?;
+        task.start(id, "")?;
+        let _early = kit.exec(&container, "early", &Spec::sh("exit 41"))?;
+        let pid = task.start(id, "early")?;
+        ensure!(task.wait(id, "early")?.exit_status == 41);
+        runc.stranger(pid)?;
+        runc.commit("exec", "done-then-stranger")?;
+        armed.arm("E1", "kill")?;
+        let _late = kit.exec(&container, "late", &Spec::sh("exit 42"))?;
+        let started = task.start(id, "late");
+        ensure!(armed.reached("E1"), "nobody died");
+        // Nobody can find the process; that is said, and nothing is made up.
+        ensure!(
+            started.is_err(),
+            "it was told the pid of another: {started:?}"
+        );
+        ensure!(task.delete(id, "early")?.exit_status == 41);
+        task.delete(id, "late").map(drop)?;
+        Ok(())
+    });
 }

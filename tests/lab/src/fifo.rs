@@ -145,6 +145,19 @@ impl FifoReader {
             .clone()
     }
 
+    /// Goes away, as a client does that is killed: everything it has taken. What comes
+    /// after is the next reader's.
+    #[must_use]
+    pub fn leave(mut self) -> Vec<u8> {
+        self.stop();
+        self.so_far()
+    }
+
+    fn stop(&mut self) {
+        let _ = nix::unistd::write(self.wake.as_fd(), b"x");
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+
     /// Whether the end has been seen.
     #[must_use]
     pub fn ended(&self) -> bool {
@@ -159,9 +172,8 @@ impl FifoReader {
 
 impl Drop for FifoReader {
     fn drop(&mut self) {
-        let _ = nix::unistd::write(self.wake.as_fd(), b"x");
         // Once this returns no byte is taken any more: the next reader gets it.
-        let _ = self.thread.take().map(JoinHandle::join);
+        self.stop();
     }
 }
 

@@ -568,6 +568,7 @@ fn what_descends_from_the_reaper_is_killed_and_the_spared_is_not() {
     it.subject.below = Some(crate::observe::Below {
         reaper: proc::incarnation(reaper.id()).unwrap().unwrap(),
         spare: vec![children[0]],
+        loggers: vec![proc::incarnation(children[1]).unwrap().unwrap()],
     });
     let report = it.reconcile(Goal::Gone);
     let left = proc::descendants(reaper.id()).unwrap();
@@ -577,7 +578,7 @@ fn what_descends_from_the_reaper_is_killed_and_the_spared_is_not() {
         }
     }
     reaper.wait().unwrap();
-    assert_eq!(left, [children[0]]);
+    assert_eq!(left, children[..2]);
     assert!(report.done.contains(&Action::KillBelow));
     it.assert_gone(&report);
 }

@@ -57,11 +57,18 @@ pub enum SlotKind {
     Logger = 13,
     /// Writing end of the logger's descriptor 3, with a terminal only.
     LoggerFeed = 14,
+    /// The client's stdin fifo, by name: the reaper holds both ends of it while
+    /// the shim opens its own.
+    StdinGuard = 15,
+    /// The same of stdout.
+    StdoutGuard = 16,
+    /// The same of stderr.
+    StderrGuard = 17,
 }
 
 impl SlotKind {
     /// Every kind.
-    pub const ALL: [SlotKind; 14] = [
+    pub const ALL: [SlotKind; 17] = [
         SlotKind::StdinReader,
         SlotKind::StdinWriter,
         SlotKind::StdinPipe,
@@ -76,7 +83,18 @@ impl SlotKind {
         SlotKind::LoggerReady,
         SlotKind::Logger,
         SlotKind::LoggerFeed,
+        SlotKind::StdinGuard,
+        SlotKind::StdoutGuard,
+        SlotKind::StderrGuard,
     ];
+
+    /// Whether it only guards a fifo.
+    pub fn is_guard(self) -> bool {
+        matches!(
+            self,
+            SlotKind::StdinGuard | SlotKind::StdoutGuard | SlotKind::StderrGuard
+        )
+    }
 
     /// As the reaper keeps it.
     pub fn code(self) -> u8 {
@@ -131,6 +149,29 @@ pub struct Opened {
     pub console: Option<ConsolePath>,
     /// With `binary://`: to be started after the deposit.
     pub logger: Option<LoggerStart>,
+}
+
+/// The names of the fifos of a plan. Whoever opens an end of a fifo and dies has
+/// shown its client a peer, and then the end; so the reaper, which does not, is
+/// given the names and opens first.
+pub fn guards(plan: &Plan) -> Result<Vec<(SlotKind, OwnedFd)>> {
+    let (stdout, stderr) = match &plan.output {
+        Output::Paths { stdout, stderr } => (stdout.as_deref(), stderr.as_deref()),
+        Output::File(_) | Output::Logger(_) => (None, None),
+    };
+    let paths = [
+        (SlotKind::StdinGuard, plan.stdin.as_deref(), "open stdin"),
+        (SlotKind::StdoutGuard, stdout, "open stdout"),
+        (SlotKind::StderrGuard, stderr, "open stderr"),
+    ];
+    let mut named = Vec::new();
+    for (kind, path, what) in paths {
+        let Some(path) = path else { continue };
+        if fifo::kind(path).map_err(failed(what, path))? == fifo::Kind::Fifo {
+            named.push((kind, fifo::open_name(path).map_err(failed(what, path))?));
+        }
+    }
+    Ok(named)
 }
 
 /// Opens what a plan needs. On failure nothing stays open.

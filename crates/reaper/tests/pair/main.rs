@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod change;
+mod scarce;
 mod shim;
 mod wire;
 
@@ -27,6 +28,7 @@ use change::{
     a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
     another_program_takes_over_and_stays,
 };
+use scarce::{out_of_descriptors_a_successor_is_waited_for, out_of_descriptors_it_waits};
 use wire::{Client, PATIENCE, REQUEST, frame};
 
 /// A reaper and what the test holds of it.
@@ -388,6 +390,31 @@ fn an_ended_slot_is_closed() {
     assert_eq!(call(&mut client, "deposit 5"), "Ok(0)");
 }
 
+/// A shim that dies before it has opened, or deposited, a client's fifo shows the client
+/// no end: the reaper holds both ends of what it was told the name of.
+fn a_name_that_is_deposited_guards_its_fifo() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let path = pair.path("fifo");
+    fifo::make(&path, 0o600).unwrap();
+    let reader = fifo::open_reader(&path).unwrap();
+    let guard = format!("guard 5 {}", path.display());
+    assert_eq!(client.call(&guard), "Ok(0)");
+    // What the shim does next, and does not live to deposit.
+    drop(fifo::open_both_ends(&path).unwrap());
+    let stream = client.ask("die after word");
+    assert_eq!(client.answer(stream).as_deref(), Some(&b"word"[..]));
+    assert_eq!(client.call("echo x"), "x", "another serves");
+    let hung_up = || {
+        let mut watch = [fd::Watch::reading(&reader)];
+        fd::poll(&mut watch, Duration::ZERO).unwrap();
+        watch[0].hung_up()
+    };
+    assert!(!hung_up(), "the client has seen an end");
+    assert_eq!(client.call("ended 5"), "Ok(0)");
+    until("the end is the end", hung_up);
+}
+
 fn garbage_is_answered() {
     let pair = Pair::serving();
     let mut client = pair.client();
@@ -611,48 +638,6 @@ fn connections_are_bounded_and_the_others_wait() {
     assert_eq!(late.answer(stream).unwrap(), b"late");
 }
 
-/// With no descriptor to be had the reaper neither spins nor forgets anybody.
-fn out_of_descriptors_it_waits() {
-    let pair = Pair::serving();
-    let mut client = pair.client();
-    assert_eq!(client.call("echo x"), "x");
-    let fifo = pair.path("fifo");
-    fifo::make(&fifo, 0o600).unwrap();
-    let _reader = fifo::open_reader(&fifo).unwrap();
-    let deposit = format!("deposit 5 {}", fifo.display());
-    let allow = |count: usize| {
-        let (pid, limit) = (format!("--pid={}", pair.pid), format!("--nofile={count}:"));
-        let done = std::process::Command::new("prlimit")
-            .args([pid, limit])
-            .status();
-        assert!(done.unwrap().success());
-    };
-    let taken = |n: &usize| Path::new(&format!("/proc/{}/fd/{n}", pair.pid)).is_symlink();
-    let lowest_free = (0..1000).find(|n| !taken(n)).unwrap();
-    allow(lowest_free);
-    let mut late = pair.client();
-    let stream = late.ask("echo late");
-    assert!(
-        !fd::wait_readable(&late.fd, Duration::from_millis(300)).unwrap(),
-        "not accepted"
-    );
-    assert_eq!(client.call(&deposit), "Err(SlotsFull)");
-    let ticks = || -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pair.pid)).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
-        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
-    };
-    let before = ticks();
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(
-        ticks() - before < 10,
-        "half a second of spinning would be 50 ticks"
-    );
-    allow(1024);
-    assert_eq!(late.answer(stream).unwrap(), b"late");
-    assert_eq!(client.call(&deposit), "Ok(0)");
-}
-
 fn a_shim_that_does_not_read_its_control_is_ended() {
     let pair = Pair::serving();
     let mut client = pair.client();
@@ -762,6 +747,7 @@ fn main() {
         a_thousand_orphans_leave_no_zombie
         register_looks_back
         an_ended_slot_is_closed
+        a_name_that_is_deposited_guards_its_fifo
         garbage_is_answered
         the_end_is_an_end
         a_killed_shim_is_succeeded
@@ -782,6 +768,7 @@ fn main() {
         a_connection_the_shim_closes_is_closed
         connections_are_bounded_and_the_others_wait
         out_of_descriptors_it_waits
+        out_of_descriptors_a_successor_is_waited_for
         a_shim_that_does_not_read_its_control_is_ended
         nothing_happens_when_idle
     }

@@ -186,8 +186,14 @@ impl Shim {
             ["rings"] => self.bell.drain().unwrap().to_string(),
             // A grandchild: its parent, the shell between, is gone at once.
             ["orphan", script] => orphan(&script.replace('_', " ")),
-            ["deposit", slot, path] => {
-                let writer = fifo::open_writer(Path::new(path)).unwrap();
+            [how @ ("deposit" | "guard"), slot, path] => {
+                let path = Path::new(path);
+                let open = if how == "guard" {
+                    fifo::open_name
+                } else {
+                    fifo::open_writer
+                };
+                let writer = open(path).unwrap();
                 let slots = vec![Slot {
                     slot: slot.parse().unwrap(),
                     kind: 7,

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use vigil_host::cgroup::{Cgroup, Hierarchies, named_for};
 use vigil_host::enact::{self, RUN, Tombstone};
-use vigil_host::observe::{RuncState, Subject, observe};
+use vigil_host::observe::{Found, RuncState, Subject, observe};
 use vigil_host::proc::{self, Checked};
 use vigil_host::worker::{Notes, Outcome, Worker};
 use vigil_model::{Before, Claim, Kind, Plan, Refusal};
 use vigil_reconcile::{Goal, Group, Said};
 use vigil_sys::pidfd;
 
-use super::{Tools, gone, recover};
+use super::{Tools, gone, recover, resume};
 
 /// For bringing an earlier life to nothing; its client waits for Create.
 const WAIT: Duration = Duration::from_secs(10);
@@ -49,6 +49,9 @@ fn left_behind(claim: &Claim, subject: &Subject) -> bool {
 
 /// Clears the way, or says what stands in it.
 pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
+    // Of one that died at this very work.
+    let words = ["delete", tools.place.id.as_str()];
+    resume::calls_over(&tools, &plan, &words, WAIT).await;
     let mut subject = recover::subject(&tools, &plan, Said::Unreadable);
     let behind =
         |claim: &&Claim| matches!(claim.before, Before::Absent) || left_behind(claim, &subject);
@@ -92,8 +95,8 @@ pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
 fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), String> {
     notes.doing("look at what an earlier life left");
     let dir = subject.runc_dir();
-    let state = RuncState::load(&dir).ok().flatten();
-    if let Some(by) = taken(&subject, state.as_ref())? {
+    let found = Found::from(RuncState::load(&dir));
+    if let Some(by) = taken(&subject, &found)? {
         notes.say(&format!("{TAKEN}{by}"));
         return Err(by);
     }
@@ -107,7 +110,11 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
         subject.claims = claims;
     }
     // Its rootfs lies where its bundle was.
-    if let Some(bundle) = state.and_then(|state| state.bundle) {
+    if let Found::State(RuncState {
+        bundle: Some(bundle),
+        ..
+    }) = found
+    {
         subject.bundle = bundle;
     }
     notes.doing("bring an earlier life to nothing");
@@ -129,9 +136,19 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
     Ok(())
 }
 
-/// Who looks after a container of this id, if anybody does.
-fn taken(subject: &Subject, state: Option<&RuncState>) -> Result<Option<String>, String> {
+/// Who looks after a container of this id, if anybody does. Fails where that
+/// cannot be known.
+fn taken(subject: &Subject, found: &Found) -> Result<Option<String>, String> {
     let chain = |error: vigil_host::Error| vigil_host::chain(&error);
+    let state = match found {
+        Found::State(state) => Some(state),
+        Found::Nothing | Found::Torn(_) => None,
+        // It may name somebody anywhere.
+        Found::Unread(error) => {
+            let why = vigil_host::chain(error);
+            return Err(format!("nobody can say whose it is: {why}"));
+        }
+    };
     let mut pids = Vec::new();
     if let Some(init) = state.and_then(|state| state.init.as_ref())
         && let Checked::Same(fd) = proc::open_checked(init).map_err(chain)?
@@ -158,6 +175,12 @@ fn taken(subject: &Subject, state: Option<&RuncState>) -> Result<Option<String>,
     for pid in pids {
         if let Some(by) = shim_above(pid).map_err(chain)? {
             return Ok(Some(format!("{by} looks after process {pid}")));
+        }
+        if let Found::Torn(error) = found {
+            let why = vigil_host::chain(error);
+            return Err(format!(
+                "process {pid} runs, and nobody can say whose it is: {why}"
+            ));
         }
     }
     Ok(None)

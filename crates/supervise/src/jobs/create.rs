@@ -13,7 +13,7 @@ use vigil_sys::points::{self, Point};
 
 use super::{Tools, gone, identify, runc, runtime};
 use crate::kept::Kept;
-use crate::stdio::{Asked, Patience, Streams};
+use crate::stdio::{Asked, Streams};
 
 /// A container that was made.
 #[derive(Debug)]
@@ -42,7 +42,11 @@ pub(crate) struct NotMade {
 }
 
 /// Makes the container, or leaves nothing of it as far as it can.
-pub(crate) async fn create(tools: Tools, plan: Box<Plan>, streams: u32) -> Result<Made, NotMade> {
+pub(crate) async fn create(
+    tools: Tools,
+    plan: Box<Plan>,
+    streams: Streams<Kept>,
+) -> Result<Made, NotMade> {
     match attempt(&tools, &plan, streams).await {
         Ok(made) => Ok(made),
         Err(why) => {
@@ -52,8 +56,11 @@ pub(crate) async fn create(tools: Tools, plan: Box<Plan>, streams: u32) -> Resul
     }
 }
 
-async fn attempt(tools: &Tools, plan: &Plan, streams: u32) -> Result<Made, Refusal> {
-    mount(tools, plan).await?;
+async fn attempt(tools: &Tools, plan: &Plan, streams: Streams<Kept>) -> Result<Made, Refusal> {
+    if let Err(refusal) = mount(tools, plan).await {
+        streams.close_all(std::time::Duration::ZERO).await;
+        return Err(refusal);
+    }
     points::reach(Point::RootfsMounted);
     if !plan.create.checkpoint.is_empty() {
         return Ok(Made {
@@ -74,7 +81,7 @@ pub(crate) async fn begin(
     tools: &Tools,
     plan: &Plan,
     claims: &mut [Claim],
-    streams: u32,
+    streams: Streams<Kept>,
 ) -> Result<Begun, Refusal> {
     let place = &tools.place;
     let create = &plan.create;
@@ -84,7 +91,8 @@ pub(crate) async fn begin(
         namespace: &place.namespace,
         owner: StdioOwner::from(&create.options),
     };
-    let (child, mut streams) = Streams::open(&asked, tools.keeper(streams), Patience::default())
+    let (child, mut streams) = streams
+        .open_anew(&asked)
         .await
         .map_err(|error| super::refusal(&error))?;
     let pid_file = place.bundle.join("init.pid");

@@ -13,7 +13,7 @@ use vigil_sys::points::{self, Point};
 use super::create::given;
 use super::{Tools, identify, runc, runtime};
 use crate::kept::Kept;
-use crate::stdio::{Asked, Patience, Streams};
+use crate::stdio::{Asked, Streams};
 
 /// An exec that was started.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) async fn start(
     plan: Box<Plan>,
     exec: ExecId,
     asked: ExecPlan,
-    streams: u32,
+    streams: Streams<Kept>,
 ) -> Result<Started, Refusal> {
     let place = &tools.place;
     let stdio = Asked {
@@ -38,9 +38,15 @@ pub(crate) async fn start(
         namespace: &place.namespace,
         owner: StdioOwner::from(&plan.create.options),
     };
-    let document = process_document(asked.spec.as_bytes(), asked.stdio.terminal)
-        .map_err(|error| super::refusal(&error))?;
-    let (child, mut streams) = Streams::open(&stdio, tools.keeper(streams), Patience::default())
+    let document = match process_document(asked.spec.as_bytes(), asked.stdio.terminal) {
+        Ok(document) => document,
+        Err(error) => {
+            streams.close_all(Duration::ZERO).await;
+            return Err(super::refusal(&error));
+        }
+    };
+    let (child, mut streams) = streams
+        .open_anew(&stdio)
         .await
         .map_err(|error| super::refusal(&error))?;
     let pid_file = pid_file(&tools, &exec);

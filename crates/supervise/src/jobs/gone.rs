@@ -102,7 +102,7 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
 /// nothing is left of it.
 pub(crate) async fn undo(tools: &Tools, plan: &Plan) -> bool {
     let subject = recover::subject(tools, plan, Said::Creating);
-    let undone = recover::recover(tools, subject, Goal::Keep, UNDO_WAIT).await;
+    let undone = recover::recover(tools, plan, subject, Goal::Keep, UNDO_WAIT).await;
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
     undone.whole
 }
@@ -113,7 +113,7 @@ pub(crate) async fn end_rest(tools: &Tools, plan: &Plan, end: End) {
     let mut subject = recover::subject(tools, plan, Said::Ended);
     subject.init = end.init;
     subject.exit = end.exit;
-    recover::recover(tools, subject, Goal::Keep, KILL_WAIT).await;
+    recover::recover(tools, plan, subject, Goal::Keep, KILL_WAIT).await;
 }
 
 /// What is known of init's end.
@@ -174,7 +174,7 @@ pub(crate) async fn delete(
             None => RuncDelete::NotTried,
         };
         let wait = until.saturating_duration_since(Instant::now());
-        let recovered = recover::recover(&tools, subject, Goal::Gone, wait).await;
+        let recovered = recover::recover(&tools, &plan, subject, Goal::Gone, wait).await;
         if let Some(who) = recovered.lives {
             return Err(Refusal::new(
                 Kind::FailedPrecondition,

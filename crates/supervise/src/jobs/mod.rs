@@ -14,32 +14,51 @@ pub(crate) mod update;
 pub(crate) mod verbs;
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use vigil_host::cgroup::Hierarchies;
 use vigil_host::runc::{Deadlines, Runtime};
+use vigil_host::stdio::SlotKind;
 use vigil_model::{Driver, Kind, Plan, Refusal};
 
 use crate::control::Control;
 use crate::exits::ExitRecords;
 use crate::kept::Kept;
+use crate::loggers::Loggers;
 use crate::owner::Place;
+use crate::stdio::{Patience, SlotId, Streams};
+
+/// Descriptors the reaper held of one set of streams.
+pub(crate) type Held = Vec<(SlotId, SlotKind, OwnedFd)>;
 
 /// What every job may use.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     pub(crate) place: Arc<Place>,
     pub(crate) control: Control,
+    pub(crate) loggers: Loggers,
     pub(crate) exits: ExitRecords,
     pub(crate) hierarchies: HostCgroups,
     pub(crate) deadlines: Deadlines,
 }
 
 impl Tools {
-    /// The keeper of one set of streams.
-    pub(crate) fn keeper(&self, streams: u32) -> Kept {
-        Kept::of(&self.control, streams)
+    /// One set of streams of which nothing is open yet.
+    pub(crate) fn streams(&self, number: u32) -> Streams<Kept> {
+        self.held_streams(number, Vec::new())
+    }
+
+    /// One set of streams, with what a dead shim had deposited of it.
+    pub(crate) fn held_streams(&self, number: u32, held: Held) -> Streams<Kept> {
+        for (slot, kind, fd) in &held {
+            if *kind == SlotKind::Logger {
+                self.loggers.note(*slot, fd.as_fd());
+            }
+        }
+        let keeper = Kept::of(&self.control, &self.loggers, number);
+        Streams::resume(held, keeper, Patience::default())
     }
 }
 

@@ -11,11 +11,11 @@ use vigil_host::enact::{self, Left, RUN, Tombstone};
 use vigil_host::observe::{Below, Subject, observe};
 use vigil_host::proc;
 use vigil_host::worker::{Notes, Outcome, Worker};
-use vigil_model::Plan;
+use vigil_model::{Incarnation, Plan};
 use vigil_reconcile::{Goal, Said};
 use vigil_sys::process;
 
-use super::{Tools, gone, runtime};
+use super::{Tools, gone, resume, runtime};
 
 /// What the worker gets beyond the deadline it works to.
 const BEYOND: Duration = Duration::from_millis(300);
@@ -52,11 +52,17 @@ pub(crate) fn subject(tools: &Tools, plan: &Plan, said: Said) -> Subject {
 /// Brings the container to the goal, as far as the time allows.
 pub(crate) async fn recover(
     tools: &Tools,
+    plan: &Plan,
     subject: Subject,
     goal: Goal,
     wait: Duration,
 ) -> Recovered {
+    let begun = Instant::now();
+    let words = ["delete", tools.place.id.as_str()];
+    resume::calls_over(tools, plan, &words, wait / 2).await;
+    let wait = wait.saturating_sub(begun.elapsed());
     let pair = (tools.place.reaper_pid, std::process::id());
+    let loggers = tools.loggers.running();
     let stone = Tombstone::of(&subject, Vec::new());
     let worker = Worker::start_noting("recover", move |notes| {
         // It kills what descends from the reaper and not from its own shim: the next
@@ -66,7 +72,9 @@ pub(crate) async fn recover(
             Ok(false) => return Err("its shim has died".to_owned()),
             Err(errno) => return Err(format!("cannot be bound to its shim: {errno}")),
         }
-        work(subject, pair, goal, Instant::now() + wait, notes)
+        let mut subject = subject;
+        subject.below = below(pair, loggers);
+        work(&subject, goal, Instant::now() + wait, notes)
     });
     let worker = match worker {
         Ok(worker) => worker,
@@ -140,26 +148,23 @@ const LEFT: &str = "left: ";
 const LIVES: &str = "lives: ";
 
 /// The container's processes by descent: what hangs below the reaper and was
-/// not started by the shim. The shim's own children (a call of the runtime, a
-/// logger that writes the last words, workers) end by their own deadlines.
-fn below(reaper: u32, shim: u32) -> Option<Below> {
+/// not started by the shim, or one before it. The shim's own children (a call of
+/// the runtime, workers) end by their own deadlines; a logger, whoever started
+/// it, when it has written the last words.
+fn below((reaper, shim): (u32, u32), loggers: Vec<Incarnation>) -> Option<Below> {
     let reaper = proc::incarnation(reaper).ok().flatten()?;
     let mut spare = proc::descendants(shim).ok()?;
     spare.push(shim);
-    Some(Below { reaper, spare })
+    Some(Below {
+        reaper,
+        spare,
+        loggers,
+    })
 }
 
 /// Runs in the worker.
-fn work(
-    mut subject: Subject,
-    (reaper, shim): (u32, u32),
-    goal: Goal,
-    deadline: Instant,
-    notes: &Notes,
-) -> Result<(), String> {
+fn work(subject: &Subject, goal: Goal, deadline: Instant, notes: &Notes) -> Result<(), String> {
     notes.doing("look at the container");
-    subject.below = below(reaper, shim);
-    let subject = &subject;
     let seen = observe(subject);
     notes.doing("bring the container to nothing");
     let report = enact::reconcile(subject, seen, goal, Path::new(RUN), deadline);

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use tokio::io::Interest;
+use tokio::time::Instant;
 use vigil_host::observe::RuncState;
 use vigil_host::proc;
 use vigil_host::strays::{self, Errand};
@@ -15,12 +16,15 @@ use super::exec::{Started, pid_file};
 use super::identify::{self, Identified};
 use super::update::Stop;
 use super::{Tools, create, exec, gone, runtime, verbs};
+use crate::exits::Process;
 use crate::kept::Kept;
-use crate::stdio::{SlotId, Streams};
+use crate::stdio::Streams;
 use crate::watched::watch;
 
 /// After SIGKILL; one in D state is left behind.
 const DYING: Duration = Duration::from_millis(500);
+/// From a death to its record.
+const RECORDING: Duration = Duration::from_millis(200);
 /// Between two looks at calls nobody can tell yet, the first time …
 const LOOK: Duration = Duration::from_micros(200);
 /// … and at most.
@@ -29,23 +33,35 @@ const LOOK_MAX: Duration = Duration::from_millis(10);
 /// it may be what kills them, and one death more is the last.
 const ANEW_MAX: u32 = 3;
 
-/// Waits for those calls a dead shim has left that have all of these `words`
-/// among their arguments; at the deadline they are ended.
-pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration) {
+/// Waits for those calls a dead shim, or a worker of its, has left that have all of
+/// these `words` among their arguments. At the deadline they are ended, but for one
+/// that has deleted the container and is at the hooks: they run once. Gives back
+/// whether there was one that ended well.
+pub(crate) async fn calls_over(
+    tools: &Tools,
+    plan: &Plan,
+    words: &[&str],
+    deadline: Duration,
+) -> bool {
+    let mut well = false;
+    if tools.place.takeovers == 0 {
+        return well;
+    }
     let calls = match settled(tools.place.reaper_pid, deadline).await {
         Ok(errands) => errands,
         Err(error) => {
             log::warn!("calls left behind: {}", vigil_host::chain(&error));
-            return;
+            return well;
         }
     };
-    let about = |call: &Errand| {
-        // Who cannot be asked in all that time may be any of them.
-        call.arguments.as_ref().is_none_or(|arguments| {
-            let has = |word: &&str| arguments.lines().any(|argument| argument == *word);
-            words.iter().all(has)
-        })
+    let state = runtime(plan).root.join(tools.place.id.as_str());
+    let until = Instant::now() + deadline;
+    // Who cannot be asked in all that time may be any of them.
+    let says = |call: &Errand, word: &str| {
+        let arguments = call.arguments.as_ref();
+        arguments.is_none_or(|arguments| arguments.lines().any(|said| said == word))
     };
+    let about = |call: &Errand| words.iter().all(|word| says(call, word));
     for call in calls.into_iter().filter(about) {
         let ended = async {
             match call
@@ -54,18 +70,39 @@ pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration
                 .and_then(|fd| watch(fd, Interest::READABLE))
             {
                 Ok(pidfd) => drop(pidfd.readable().await),
-                Err(_) => tokio::time::sleep(deadline).await,
+                Err(_) => tokio::time::sleep_until(until).await,
             }
         };
         tokio::pin!(ended);
-        if tokio::time::timeout(deadline, &mut ended).await.is_err() {
-            log::warn!(
-                "process {} left by an earlier shim is overdue",
-                call.process.pid
-            );
-            call.kill();
-            let _ = tokio::time::timeout(DYING, ended).await;
+        if tokio::time::timeout_at(until, &mut ended).await.is_ok() {
+            well |= status(tools, &call).await == Some(0);
+            continue;
         }
+        let pid = call.process.pid;
+        if says(&call, "delete") && !gone::exists(&state) {
+            log::info!("process {pid} is at the poststop hooks still, and is left to them");
+            continue;
+        }
+        log::warn!("process {pid} left by an earlier shim is overdue");
+        call.kill();
+        let _ = tokio::time::timeout(DYING, ended).await;
+    }
+    well
+}
+
+/// The raw status of a call that has ended; the reaper is about to record it.
+async fn status(tools: &Tools, call: &Errand) -> Option<i32> {
+    let until = Instant::now() + RECORDING;
+    let process = &call.process;
+    loop {
+        let death = tools.exits.find(process.pid, process.start_ticks);
+        if let Some(death) = death {
+            return Some(death.status);
+        }
+        if Instant::now() >= until {
+            return None;
+        }
+        tokio::time::sleep(RECORDING / 100).await;
     }
 }
 
@@ -74,10 +111,15 @@ pub(crate) async fn calls_over(tools: &Tools, words: &[&str], deadline: Duration
 pub(crate) async fn create(
     tools: Tools,
     plan: Box<Plan>,
-    streams: u32,
     mut held: Streams<Kept>,
 ) -> Result<Made, NotMade> {
-    calls_over(&tools, &[tools.place.id.as_str()], tools.deadlines.create).await;
+    calls_over(
+        &tools,
+        &plan,
+        &[tools.place.id.as_str()],
+        tools.deadlines.create,
+    )
+    .await;
     match finish(&tools, &plan, &mut held).await {
         Some(Ok((identified, claims))) => {
             let mut claims = claims;
@@ -96,19 +138,17 @@ pub(crate) async fn create(
             Err(undone(&tools, &plan, why).await)
         }
         None => {
-            held.take_back().await;
             let why = Refusal::new(
                 Kind::Unknown,
                 "the shim died while it made the container; what was made is undone",
             );
             let not_made = undone(&tools, &plan, why).await;
-            let made = if not_made.undone && tools.place.takeovers <= ANEW_MAX {
-                create::create(tools, plan, streams).await
+            if not_made.undone && tools.place.takeovers <= ANEW_MAX {
+                create::create(tools, plan, held).await
             } else {
+                held.close_all(Duration::ZERO).await;
                 Err(not_made)
-            };
-            held.close_all(Duration::ZERO).await;
-            made
+            }
         }
     }
 }
@@ -152,45 +192,56 @@ async fn finish(
     if !named || !state.may_be_of(&place.bundle) {
         return None;
     }
-    let identified = again(tools, pid).await;
+    let identified = again(tools, pid, &[]).await;
     Some(identified.map(|identified| (identified, plan.claims.clone())))
 }
 
 /// Start: done if init was let run, else done now.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
     let words = ["start", tools.place.id.as_str()];
-    calls_over(&tools, &words, tools.deadlines.start).await;
+    calls_over(&tools, &plan, &words, tools.deadlines.start).await;
     if verbs::started(&tools, &plan) {
         return Ok(());
     }
     verbs::start(tools, plan).await
 }
 
-/// An update: over, one way or the other. What it was asked with comes again
-/// with its request, if it is to be done again.
-pub(crate) async fn update(tools: &Tools, stop: Stop) -> Refusal {
+/// An update: done if its call has ended well. If not, it is done with its request,
+/// which comes again: limits are what they were set to last.
+pub(crate) async fn update(tools: &Tools, plan: &Plan, stop: Stop) -> Result<(), Refusal> {
     let words = ["update", tools.place.id.as_str()];
-    tokio::select! {
-        () = calls_over(tools, &words, tools.deadlines.update) => {}
-        () = stop => calls_over(tools, &words, Duration::ZERO).await,
-    }
-    died_at_it()
+    let well = tokio::select! {
+        well = calls_over(tools, plan, &words, tools.deadlines.update) => well,
+        () = stop => calls_over(tools, plan, &words, Duration::ZERO).await,
+    };
+    if well { Ok(()) } else { Err(died_at_it()) }
 }
 
-/// A checkpoint, likewise.
-pub(crate) async fn checkpoint(tools: &Tools) -> Refusal {
+/// A checkpoint: done if its call has ended well. If not it is not done again:
+/// the first may have ended the container.
+pub(crate) async fn checkpoint(tools: &Tools, plan: &Plan) -> Result<(), Refusal> {
     let words = ["checkpoint", tools.place.id.as_str()];
-    calls_over(tools, &words, tools.deadlines.checkpoint).await;
-    died_at_it()
+    let well = calls_over(tools, plan, &words, tools.deadlines.checkpoint).await;
+    if well { Ok(()) } else { Err(died_at_it()) }
 }
 
-fn died_at_it() -> Refusal {
-    Refusal::new(Kind::Unknown, "the shim died while it did this")
+/// Nobody can say how it went.
+pub(crate) fn died_at_it() -> Refusal {
+    Refusal::new(
+        Kind::Unknown,
+        "the shim died while it did this; whether it was done is not known",
+    )
 }
 
 /// The start of a restore: what the runtime has made of it is undone.
 pub(crate) async fn restore(tools: Tools, plan: Box<Plan>) -> Result<Option<Box<Begun>>, Refusal> {
-    calls_over(&tools, &[tools.place.id.as_str()], tools.deadlines.restore).await;
+    calls_over(
+        &tools,
+        &plan,
+        &[tools.place.id.as_str()],
+        tools.deadlines.restore,
+    )
+    .await;
     gone::undo(&tools, &plan).await;
     Err(Refusal::new(
         Kind::Unknown,
@@ -204,25 +255,28 @@ pub(crate) async fn exec(
     plan: Box<Plan>,
     exec: ExecId,
     asked: ExecPlan,
-    streams: u32,
     mut held: Streams<Kept>,
+    others: Vec<Process>,
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
-    calls_over(&tools, &[&file.to_string_lossy()], tools.deadlines.exec).await;
+    calls_over(
+        &tools,
+        &plan,
+        &[&file.to_string_lossy()],
+        tools.deadlines.exec,
+    )
+    .await;
     let Ok(pid) = identify::pid_in(&file) else {
-        held.take_back().await;
-        let started = if tools.place.takeovers > ANEW_MAX {
-            Err(Refusal::new(
+        if tools.place.takeovers > ANEW_MAX {
+            held.close_all(Duration::ZERO).await;
+            return Err(Refusal::new(
                 Kind::Unknown,
                 format!("shims died while they started exec {exec}"),
-            ))
-        } else {
-            exec::start(tools, plan, exec, asked, streams).await
-        };
-        held.close_all(Duration::ZERO).await;
-        return started;
+            ));
+        }
+        return exec::start(tools, plan, exec, asked, held).await;
     };
-    let found = match again(&tools, pid).await {
+    let found = match again(&tools, pid, &others).await {
         Ok(found) => found,
         Err(refusal) => {
             held.close_all(Duration::ZERO).await;
@@ -242,41 +296,33 @@ pub(crate) async fn exec(
 }
 
 /// The process an earlier shim's runtime wrote down. That shim may have pinned
-/// it, and it may have ended since.
-async fn again(tools: &Tools, pid: u32) -> Result<Identified, Refusal> {
+/// it, and it may have ended since. `others` are on record for something else:
+/// what had its number before is not it.
+async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
     let below = proc::descends(pid, tools.place.reaper_pid);
     let below = below.map_err(|error| super::refusal(&error))?;
-    if !below && let Some((pin, death)) = tools.exits.registered(pid) {
-        let boot = proc::boot_id().map_err(|error| super::refusal(&error))?;
-        let pid_ns = proc::pid_namespace().map_err(|error| super::refusal(&error))?;
-        let process = Incarnation {
+    let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
+    // Dead, it was recorded before it could not be seen any more.
+    let dead = || {
+        let start_ticks = tools.exits.dead(pid, others)?.start_ticks;
+        let boot = proc::boot_id().ok()?;
+        let pid_ns = proc::pid_namespace().ok()?;
+        Some(Incarnation {
             pid,
-            start_ticks: death.start_ticks,
+            start_ticks,
             pid_ns,
             boot,
             pidfd_inode: None,
-        };
-        return Ok(Identified { process, pin });
-    }
-    // By its start: deaths of any age are on record, and one may have had its number.
-    let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
-    let Some(process) = seen.filter(|_| below) else {
-        return identify::identify(tools, pid, 0).await;
+        })
     };
+    let Some(process) = seen.filter(|_| below).or_else(dead) else {
+        return Err(Refusal::new(
+            Kind::Unknown,
+            format!("process {pid}, named in the runtime's pid file, cannot be found"),
+        ));
+    };
+    // By its start: deaths of any age are on record, and one may have had its number.
     let pinned = tools.control.register(pid, process.start_ticks, 0).await;
     let pin = pinned.map_err(|error| super::refusal(&error))?;
     Ok(Identified { process, pin })
-}
-
-/// Descriptors a dead shim had deposited, as the set of streams they are.
-pub(crate) fn streams(
-    tools: &Tools,
-    number: u32,
-    held: Vec<(SlotId, vigil_host::stdio::SlotKind, std::os::fd::OwnedFd)>,
-) -> Streams<Kept> {
-    Streams::resume(
-        held,
-        tools.keeper(number),
-        crate::stdio::Patience::default(),
-    )
 }

@@ -1,7 +1,8 @@
-//! Moving bytes from one descriptor to another. Between pipes they never leave
-//! the kernel; where the kernel refuses (terminals, files opened for
-//! appending) at most one small buffer of them passes through us, and is read
-//! only when there is room to write it. Decides nothing about ends.
+//! Moving bytes from one descriptor to another. Between pipes and terminals they
+//! never leave the kernel, so that our death loses none; where the kernel refuses
+//! (files opened for appending, terminals before 5.11) at most one small buffer of
+//! them passes through us, and is read only when there is room to write it.
+//! Decides nothing about ends.
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub(super) struct Mover {
     pub(super) was_empty: bool,
     /// The kernel does not splice between these two.
     by_hand: bool,
+    /// The source is a terminal: it may be opened again after a hang-up.
+    pub(super) terminal: bool,
     /// Read and not yet written; empty but for rare moments.
     left: Vec<u8>,
     pause: Duration,
@@ -66,8 +69,8 @@ pub(super) struct Mover {
 
 impl Mover {
     pub(super) fn new(source: Arc<Watched>, sink: Sink) -> Mover {
-        let pipe = matches!(fifo::kind_of_open(&*source), Ok(fifo::Kind::Fifo));
-        let by_hand = !pipe || !matches!(sink, Sink::Watched(_));
+        let terminal = !matches!(fifo::kind_of_open(&*source), Ok(fifo::Kind::Fifo));
+        let by_hand = !matches!(sink, Sink::Watched(_));
         Mover {
             source,
             sink,
@@ -76,6 +79,7 @@ impl Mover {
             blocked: false,
             was_empty: false,
             by_hand,
+            terminal,
             left: Vec::new(),
             pause: FIRST_PAUSE,
         }
@@ -124,6 +128,7 @@ impl Mover {
                 Ok(Moved::Bytes(count)) => Attempt::Bytes(count),
                 Ok(Moved::SourceEmpty) => Attempt::SourceEmpty,
                 Ok(Moved::SinkFull) => Attempt::SinkFull,
+                Ok(Moved::Ended) | Err(Errno::EIO) if self.terminal => Attempt::HungUp,
                 Ok(Moved::Ended) => Attempt::Ended,
                 Err(Errno::EINVAL) => {
                     self.by_hand = true;

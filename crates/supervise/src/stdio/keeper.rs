@@ -107,11 +107,12 @@ impl<K: Keeper> Slots<K> {
         }
     }
 
-    /// Has the keeper let go of all that is left.
-    pub(super) async fn ended_all(&self) {
+    /// Has the keeper let go of all that is left, apart from these.
+    pub(super) async fn ended_all_but(&self, these: &[SlotId]) {
         let left: Vec<SlotId> = {
             let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-            live.iter().copied().collect()
+            let live = live.iter().filter(|slot| !these.contains(slot));
+            live.copied().collect()
         };
         self.ended(&left).await;
     }

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vigil_host::stdio::{ChildFds, ConsolePath, LoggerStart, Owner, Plan, SlotKind};
 use vigil_model::{Namespace, Stdio, TaskId};
+use vigil_sys::points::{self, Point};
 use vigil_sys::{fifo, tty};
 
 pub use error::Error;
@@ -84,11 +85,16 @@ pub struct Streams<K> {
     patience: Patience,
     /// What no task holds: everything before [`Streams::started`], little after.
     ends: BTreeMap<SlotKind, End>,
+    /// What keeps clients from seeing an end while ours are being opened; the
+    /// keeper alone holds them.
+    guards: Vec<SlotId>,
     console_path: Option<ConsolePath>,
     writer: Writer,
     /// The tasks own the master; when they are done, it is gone.
     console: Weak<Watched>,
     logger: Option<Arc<Watched>>,
+    /// Released when it has ended: until then it is known by it.
+    logger_slot: Option<SlotId>,
     /// The clients' fifos, while a task holds them.
     sinks: Vec<Weak<Watched>>,
     life: watch::Sender<Life>,
@@ -105,10 +111,12 @@ impl<K: Keeper> Streams<K> {
             slots: Arc::new(Slots::new(keeper)),
             patience,
             ends: BTreeMap::new(),
+            guards: Vec::new(),
             console_path: None,
             writer: Writer::default(),
             console: Weak::new(),
             logger: None,
+            logger_slot: None,
             sinks: Vec::new(),
             life: watch::Sender::new(Life::Running),
             stages,
@@ -125,18 +133,57 @@ impl<K: Keeper> Streams<K> {
         keeper: K,
         patience: Patience,
     ) -> Result<(ChildFds, Self)> {
-        let plan = Plan::of(asked.stdio)?;
-        let opened = vigil_host::stdio::open(&plan, asked.owner)?;
-        let mut streams = Self::empty(keeper, patience);
-        streams.console_path = opened.console;
-        streams.deposit(opened.ends).await?;
-        if let Some(start) = opened.logger
-            && let Err(error) = streams.start_logger(asked, start).await
-        {
-            streams.close_all(Duration::ZERO).await;
-            return Err(error);
+        Self::empty(keeper, patience).open_anew(asked).await
+    }
+
+    /// The same for streams that an earlier shim had begun to open, in place of
+    /// what is held of them: no client sees an end in between.
+    pub async fn open_anew(mut self, asked: &Asked<'_>) -> Result<(ChildFds, Self)> {
+        match self.try_open(asked).await {
+            Ok(child) => Ok((child, self)),
+            Err(error) => {
+                self.close_all(Duration::ZERO).await;
+                Err(error)
+            }
         }
-        Ok((opened.child, streams))
+    }
+
+    async fn try_open(&mut self, asked: &Asked<'_>) -> Result<ChildFds> {
+        let plan = Plan::of(asked.stdio)?;
+        self.guard(&plan).await?;
+        // The keeper lets go of them first, ours last.
+        let held = (std::mem::take(&mut self.ends), self.writer.take());
+        self.slots.ended_all_but(&self.guards).await;
+        let opened = vigil_host::stdio::open(&plan, asked.owner)?;
+        points::reach(Point::FifosOpened);
+        self.console_path = opened.console;
+        self.deposit(opened.ends).await?;
+        self.unguard().await;
+        drop(held);
+        if let Some(start) = opened.logger {
+            self.start_logger(asked, start).await?;
+        }
+        Ok(opened.child)
+    }
+
+    /// Has the keeper hold both ends of each fifo before we open one of them.
+    async fn guard(&mut self, plan: &Plan) -> Result<()> {
+        if !self.guards.is_empty() {
+            return Ok(());
+        }
+        let named = vigil_host::stdio::guards(plan)?;
+        let lent: Vec<_> = named.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect();
+        match self.slots.deposit(&lent).await {
+            Ok(slots) => self.guards = slots,
+            // Only a death in the next moment would show.
+            Err(error) => log::warn!("stdio: fifos are opened unguarded: {error}"),
+        }
+        Ok(())
+    }
+
+    async fn unguard(&mut self) {
+        let guards = std::mem::take(&mut self.guards);
+        self.slots.ended(&guards).await;
     }
 
     /// Continues what an earlier shim began, with the descriptors it had
@@ -165,9 +212,20 @@ impl<K: Keeper> Streams<K> {
     }
 
     fn keep(&mut self, kind: SlotKind, end: End) {
-        if kind == SlotKind::StdinWriter {
+        if kind.is_guard() {
+            // The keeper's is enough.
+            self.guards.push(end.slot);
+        } else if kind == SlotKind::StdinWriter {
             self.writer = Writer::new(end.fd, end.slot);
         } else {
+            if kind == SlotKind::Logger {
+                self.logger_slot = Some(end.slot);
+                if self.logger.is_none()
+                    && let Err(error) = self.watch_logger(end.fd.try_clone())
+                {
+                    log::warn!("stdio: {error}");
+                }
+            }
             self.ends.insert(kind, end);
         }
     }
@@ -209,6 +267,7 @@ impl<K: Keeper> Streams<K> {
 
     /// runc has exited: takes the console from it and starts copying.
     pub async fn started(&mut self) -> Result<()> {
+        self.unguard().await;
         let console = self.console().await?;
         let source = match &console {
             Some((master, slot)) => Some((master.clone(), *slot)),
@@ -228,7 +287,7 @@ impl<K: Keeper> Streams<K> {
         let source = self.watched(SlotKind::StderrPipe, Interest::READABLE)?;
         self.start_output(source, SlotKind::StderrSink, err, "stderr")?;
         self.start_input(console.map(|(master, _)| master))?;
-        self.start_listening(log)?;
+        self.start_listening(log);
         self.console_path = None;
         Ok(())
     }
@@ -338,13 +397,8 @@ impl<K: Keeper> Streams<K> {
         Ok(())
     }
 
-    fn start_listening(&mut self, stage: watch::Sender<Stage>) -> Result<()> {
-        let pidfd = self.ends.remove(&SlotKind::Logger);
-        if self.logger.is_none()
-            && let Some(end) = &pidfd
-        {
-            self.watch_logger(end.fd.try_clone())?;
-        }
+    fn start_listening(&mut self, stage: watch::Sender<Stage>) {
+        drop(self.ends.remove(&SlotKind::Logger));
         let kinds = [SlotKind::LoggerStdout, SlotKind::LoggerStderr];
         let pipes: Vec<_> = kinds
             .into_iter()
@@ -352,7 +406,7 @@ impl<K: Keeper> Streams<K> {
             .map(|end| (end.fd, end.slot))
             .collect();
         if pipes.is_empty() {
-            return Ok(());
+            return;
         }
         let listening = logger::Listening {
             logger: self.logger.clone(),
@@ -363,7 +417,6 @@ impl<K: Keeper> Streams<K> {
             patience: self.patience,
         };
         self.tasks.push(tokio::spawn(listening.run()));
-        Ok(())
     }
 
     /// CloseIO: closes our writer of the stdin fifo. The process sees the end
@@ -435,12 +488,6 @@ impl<K: Keeper> Streams<K> {
         });
     }
 
-    /// Has the keeper let go of all of them and keeps our own: for streams that
-    /// are opened anew, so that no client sees an end in between.
-    pub async fn take_back(&self) {
-        self.slots.ended_all().await;
-    }
-
     /// Delete, or runc failed. Gives a client that is slow `drain` to make
     /// room for what is still in the process's pipes, then closes everything;
     /// what a client has not read from its fifo stays there while it has it
@@ -470,12 +517,14 @@ impl<K: Keeper> Streams<K> {
         self.tasks = tasks;
         // A feed not yet given to a task keeps a logger waiting.
         let ends = std::mem::take(&mut self.ends);
-        self.slots.ended_all().await;
+        let logger_slot = self.logger_slot.take();
+        self.slots.ended_all_but(logger_slot.as_slice()).await;
         drop(ends);
         drop(self.writer.take());
         if let Some(logger) = self.logger.take() {
             logger::end(&logger, drain).await;
         }
+        self.slots.ended_all_but(&[]).await;
     }
 }
 

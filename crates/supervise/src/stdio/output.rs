@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, inotify};
 
 use super::copy::{Attempt, Mover};
@@ -190,9 +191,7 @@ impl<K: Keeper> Copy<K> {
         if let Some(mover) = &mut self.mover {
             mover.was_empty = false;
             // A terminal does not say how much; only being empty tells.
-            let terminal =
-                vigil_sys::fifo::kind_of_open(&*mover.source) != Ok(vigil_sys::fifo::Kind::Fifo);
-            enough = if terminal {
+            enough = if mover.terminal {
                 u64::MAX
             } else {
                 mover.moved + mover.waiting()
@@ -328,6 +327,7 @@ impl<K: Keeper> Copy<K> {
             .into_iter()
             .chain(self.sink_slot.take())
             .collect();
+        points::reach(Point::EndedNotReleased);
         self.slots.ended(&slots).await;
         self.drop_source();
         self.unread_in = None;

@@ -23,6 +23,8 @@ pub enum Act {
     Pause,
     /// It is paused; `ctr tasks resume`.
     Resume,
+    /// It runs; `ctr tasks kill` with SIGKILL.
+    Kill,
     /// It has ended with 7 and the pair is killed: `delete` itself dies at the gate.
     Lose,
 }
@@ -116,6 +118,7 @@ gates! {
     s02_start_alone_dies      AddressNotPrinted   Run    StartAlone nothing_told        ONE;
     s03_before_create         BeforeCreate        Run    Pair       no_task             TWO;
     s04_rootfs_mounted        RootfsMounted       Run    Pair       no_task             MANY;
+    s04_fifos_opened          FifosOpened         Run    Pair       no_task             TWO;
     s05_runc_without_state    RuncCreateCalled    Run    Pair       no_task             MANY "no-state";
     s06_runc_without_pid_file RuncCreateCalled    Run    Pair       no_task             TWO  "no-pid-file";
     s07_runc_create_done      RuncCreateDone      Run    Pair       no_task             TWO;
@@ -139,6 +142,9 @@ gates! {
     e4_exec_deleted           ExecDeletedNotTold  Exec   Pair       killed              TWO;
     p1_frozen_not_journaled   PausedNotJournaled  Pause  Pair       killed              MANY;
     p2_thaw_half_done         ThawAsked           Resume Pair       killed              TWO;
+    k1_signal_not_sent        SignalNotSent       Kill   Pair       killed              TWO;
+    k2_signal_sent            SignalSent          Kill   Pair       killed              TWO;
+    o1_ended_not_released     EndedNotReleased    Exec   Pair       killed              TWO;
     d1_delete_locked          DeleteLocked        Lose   Delete     exited_7_again      ONE;
     d2_delete_not_recorded    DeleteNotRecorded   Lose   Delete     exited_7_again      ONE;
     d3_delete_not_printed     DeleteNotPrinted    Lose   Delete     exited_7_again      ONE;

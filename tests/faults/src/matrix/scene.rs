@@ -147,7 +147,7 @@ impl Scene {
         self.prepare().context("before the gate")?;
         if matches!(
             self.gate.act,
-            Act::Exit | Act::Remove | Act::Exec | Act::Pause | Act::Resume | Act::Lose
+            Act::Exit | Act::Remove | Act::Exec | Act::Pause | Act::Resume | Act::Kill | Act::Lose
         ) {
             seen.init = self.init();
         }
@@ -256,7 +256,7 @@ impl Scene {
                 .containerd
                 .ctr(&["tasks", "pause", HIT])
                 .map(drop),
-            Act::Run | Act::Exit | Act::Exec | Act::Pause => Ok(()),
+            Act::Run | Act::Exit | Act::Exec | Act::Pause | Act::Kill => Ok(()),
         }
     }
 
@@ -298,6 +298,7 @@ impl Scene {
             Act::Exec => vec!["tasks", "exec", "--exec-id", "e", HIT, "sh", "-c", "exit 4"],
             Act::Pause => vec!["tasks", "pause", HIT],
             Act::Resume => vec!["tasks", "resume", HIT],
+            Act::Kill => vec!["tasks", "kill", "-s", "SIGKILL", HIT],
             Act::Exit | Act::Lose => return None,
         };
         let mut command = self.place.containerd.ctr_command(&args);
@@ -390,7 +391,7 @@ impl Scene {
         ensure!(seen.client_ok != Some(false), "the client was refused");
         let status = match self.gate.act {
             Act::Remove => return Ok(()),
-            Act::Exit | Act::Lose => {
+            Act::Exit | Act::Kill | Act::Lose => {
                 self.place.expect_status(HIT, "STOPPED")?;
                 return self.place.remove(HIT);
             }
