@@ -153,8 +153,8 @@ impl Reaper<'_> {
     /// One look. A stuck shim is ended, and its death does the rest.
     pub(crate) fn look_at_the_shim(&mut self) {
         let (now, unread) = (Instant::now(), self.shim_lives && self.unread());
-        // One that waits for a disk (to read runc, say) would be no faster anew.
-        if unread && process::sleeps_uninterruptibly(self.shim.pid) {
+        // One that waits for a disk (to read runc, or its own pages) would be no faster anew.
+        if self.shim_lives && process::sleeps_uninterruptibly(self.shim.pid) {
             self.line.alive(now);
         }
         if self.line.look(now, unread) {

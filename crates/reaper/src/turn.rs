@@ -344,5 +344,10 @@ impl Reaper<'_> {
             self.conns = Vec::new();
         }
         self.listen();
+        // Its descriptors are free for one that had to do without a pair; nobody else
+        // would look for it.
+        if self.serving && self.conns.iter().any(Conn::waits) {
+            self.hand_out();
+        }
     }
 }

@@ -114,7 +114,7 @@ impl Shim {
         tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
         if owner.place.takeovers > 0 {
             control.greeted().await?;
-            owner.take_over().await;
+            owner.take_over().await?;
             // Not before: what it takes over must find room.
             owner.hands.save();
             crash::tell_of_the_one_before(&owner.place, &remembered.gist);

@@ -14,6 +14,7 @@ use vigil_model::{
     Effect, ExecId, ExecPhase, Milestone, Phase, Signalling, What, Who, forgotten, outstanding,
 };
 
+use crate::Error;
 use crate::exits::Process;
 use crate::jobs::{self, Held};
 use crate::kept::{Kept, streams_of};
@@ -28,17 +29,32 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Between two looks at workers.
 const WORKERS_LOOK: Duration = Duration::from_millis(1);
 
+/// A reaper that is late, stopped or short of memory, may answer the next one; without
+/// its answer a process would run on for ever that is dead. What it refuses, or cannot
+/// do since it is dead itself, is no better later.
+fn tolerable(what: &str, error: Error) -> Result<(), Error> {
+    match error {
+        Error::ReaperSilent => Err(error),
+        error => {
+            log::error!("{what}: {}", vigil_host::chain(&error));
+            Ok(())
+        }
+    }
+}
+
 impl Owner {
-    /// Takes over; requests are served from its return on.
-    pub(crate) async fn take_over(&mut self) {
+    /// Takes over; requests are served from its return on. One that could not learn what
+    /// the reaper holds, or not have it tell of a process' end, must not serve: another
+    /// tries.
+    pub(crate) async fn take_over(&mut self) -> Result<(), Error> {
         log::warn!(
             "an earlier shim died: taking over, for the {}. time",
             self.place.takeovers
         );
         self.end_workers().await;
         self.forget_pid_files();
-        let mut held = self.adopt().await;
-        self.know_again().await;
+        let mut held = self.adopt().await?;
+        self.know_again().await?;
         let undone = outstanding(&self.task);
         for who in self.processes() {
             let held = held.remove(&self.streams_number(&who)).unwrap_or_default();
@@ -68,6 +84,7 @@ impl Owner {
         ) {
             self.arm_idle();
         }
+        Ok(())
     }
 
     /// Workers of the one that died work for nobody; what they were at is begun
@@ -104,7 +121,7 @@ impl Owner {
     }
 
     /// What was deposited, by set of streams.
-    async fn adopt(&self) -> BTreeMap<u32, Held> {
+    async fn adopt(&self) -> Result<BTreeMap<u32, Held>, Error> {
         let mut sets: BTreeMap<u32, Held> = BTreeMap::new();
         match self.hands.tools.control.adopt().await {
             Ok(slots) => {
@@ -117,15 +134,15 @@ impl Owner {
                     }
                 }
             }
-            Err(error) => log::error!("no streams: {}", vigil_host::chain(&error)),
+            Err(error) => tolerable("no streams", error)?,
         }
-        sets
+        Ok(sets)
     }
 
     /// The cgroup, its counters, and the processes that are to be told of.
-    async fn know_again(&mut self) {
+    async fn know_again(&mut self) -> Result<(), Error> {
         let Some(plan) = self.task.plan.clone() else {
-            return;
+            return Ok(());
         };
         if let Some(init) = self.task.standing.phase.init().cloned() {
             let known = self.hands.tools.hierarchies.read();
@@ -151,7 +168,7 @@ impl Owner {
                 self.hands.was_killed();
                 self.watch_it_die();
             }
-            self.pin(Who::Init, &init).await;
+            self.pin(Who::Init, &init).await?;
         }
         let running = self
             .task
@@ -167,18 +184,20 @@ impl Owner {
             });
         let running: Vec<_> = running.collect();
         for (exec, process) in running {
-            self.pin(Who::Exec(exec), &process).await;
+            self.pin(Who::Exec(exec), &process).await?;
         }
+        Ok(())
     }
 
     /// The same process pinned again has the same slot.
-    async fn pin(&mut self, who: Who, process: &vigil_model::Incarnation) {
+    async fn pin(&mut self, who: Who, process: &vigil_model::Incarnation) -> Result<(), Error> {
         let control = &self.hands.tools.control;
         match control.register(process.pid, process.start_ticks, 0).await {
             Ok(pin) => {
                 self.hands.pins.insert(who, pin);
+                Ok(())
             }
-            Err(error) => log::error!("{who} is not pinned: {}", vigil_host::chain(&error)),
+            Err(error) => tolerable(&format!("{who} is not pinned"), error),
         }
     }
 

@@ -28,7 +28,10 @@ use change::{
     a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
     another_program_takes_over_and_stays,
 };
-use scarce::{out_of_descriptors_a_successor_is_waited_for, out_of_descriptors_it_waits};
+use scarce::{
+    out_of_descriptors_a_connection_is_not_forgotten, out_of_descriptors_a_successor_is_waited_for,
+    out_of_descriptors_it_waits,
+};
 use wire::{Client, PATIENCE, REQUEST, frame};
 
 /// A reaper and what the test holds of it.
@@ -768,6 +771,7 @@ fn main() {
         a_connection_the_shim_closes_is_closed
         connections_are_bounded_and_the_others_wait
         out_of_descriptors_it_waits
+        out_of_descriptors_a_connection_is_not_forgotten
         out_of_descriptors_a_successor_is_waited_for
         a_shim_that_does_not_read_its_control_is_ended
         nothing_happens_when_idle

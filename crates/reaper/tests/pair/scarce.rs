@@ -18,6 +18,11 @@ impl Pair {
         assert!(done.unwrap().success());
     }
 
+    fn lowest_free(&self) -> usize {
+        let taken = |n: &usize| Path::new(&format!("/proc/{}/fd/{n}", self.pid)).is_symlink();
+        (0..1000).find(|n| !taken(n)).unwrap()
+    }
+
     fn ticks(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
@@ -43,9 +48,7 @@ pub fn out_of_descriptors_it_waits() {
     fifo::make(&fifo, 0o600).unwrap();
     let _reader = fifo::open_reader(&fifo).unwrap();
     let deposit = format!("deposit 5 {}", fifo.display());
-    let taken = |n: &usize| Path::new(&format!("/proc/{}/fd/{n}", pair.pid)).is_symlink();
-    let lowest_free = (0..1000).find(|n| !taken(n)).unwrap();
-    pair.allow(lowest_free);
+    pair.allow(pair.lowest_free());
     let mut late = pair.client();
     let stream = late.ask("echo late");
     assert!(
@@ -78,4 +81,21 @@ pub fn out_of_descriptors_a_successor_is_waited_for() {
     pair.allow(1024);
     assert_eq!(client.answer(stream).unwrap(), b"y");
     assert_ne!(pair.shim_pid(), shim);
+}
+
+/// One that was accepted, and for which no pair could be had, was once forgotten when
+/// another connection was closed before it was looked for again.
+pub fn out_of_descriptors_a_connection_is_not_forgotten() {
+    let pair = Pair::serving();
+    let mut first = pair.client();
+    assert_eq!(first.call("echo x"), "x");
+    pair.allow(pair.lowest_free() + 1);
+    let mut late = pair.client();
+    let stream = late.ask("echo late");
+    assert!(
+        !fd::wait_readable(&late.fd, Duration::from_millis(300)).unwrap(),
+        "a pair was had"
+    );
+    drop(first);
+    assert_eq!(late.answer(stream).unwrap(), b"late");
 }
