@@ -91,7 +91,7 @@ impl Owner {
     /// anew. A call of the runtime one of them had made is the reaper's then, and
     /// found as any other.
     async fn end_workers(&self) {
-        let until = tokio::time::Instant::now() + WORKERS_WAIT;
+        let begun = tokio::time::Instant::now();
         loop {
             let workers = match strays::errands(self.place.reaper_pid) {
                 Ok(errands) => errands.into_iter().filter(|errand| errand.worker),
@@ -102,8 +102,11 @@ impl Owner {
             };
             let workers: Vec<_> = workers.collect();
             workers.iter().for_each(strays::Errand::kill);
-            // One in uninterruptible sleep is left behind.
-            if workers.is_empty() || tokio::time::Instant::now() >= until {
+            // One in uninterruptible sleep is left behind: requests wait, and it may
+            // sleep as long as its device.
+            let asleep = workers.iter().all(|worker| worker.arguments.is_none());
+            let wait = if asleep { WORKERS_DOZE } else { WORKERS_WAIT };
+            if workers.is_empty() || begun.elapsed() >= wait {
                 return;
             }
             tokio::time::sleep(WORKERS_LOOK).await;
