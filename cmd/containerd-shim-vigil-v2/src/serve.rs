@@ -37,6 +37,8 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Held by being open: the lock is free when both of us are gone.
     let _lock = inherited(LOCK_FD, "the lock")?;
     let mut ready = std::fs::File::from(inherited(READY_FD, "the ready pipe")?);
+    // The reaper takes the control socket's end for ours; not before we have said why.
+    let _until_told = fd::duplicate(&control).context("cannot keep the control socket")?;
     let outcome = serve(flags, Inherited { control, doorbell }, &mut ready);
     if let Err(error) = &outcome {
         log::error!("{}", chain(error.as_ref()));

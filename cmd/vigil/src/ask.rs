@@ -4,16 +4,14 @@
 //! beyond the one word it has for a task's status.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
-use vigil_sys::fd;
 
 use crate::look::Look;
+use crate::program;
 
 /// For one namespace. containerd asks every shim in turn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -111,57 +109,21 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// Runs `ctr tasks ls`; its output goes to a memfd, so that it cannot block.
+/// Runs `ctr tasks ls`.
 fn ctr(ask: &Ask, namespace: &str) -> Result<BTreeMap<String, String>, String> {
-    let failed = |what: &str, why: &dyn std::fmt::Display| {
-        format!("containerd was not heard: cannot {what}: {why}")
-    };
-    let file = || {
-        fd::memfd(c"ctr")
-            .map(File::from)
-            .map_err(|e| failed("make a file for its answer", &e))
-    };
-    let (mut out, mut err) = (file()?, file()?);
-    let copy = |file: &File| {
-        file.try_clone()
-            .map_err(|e| failed("copy a descriptor", &e))
-    };
-    let mut child = Command::new("ctr")
+    let failed = |why: &dyn std::fmt::Display| format!("containerd was not heard: ctr: {why}");
+    let mut command = Command::new("ctr");
+    command
         .arg("--address")
         .arg(&ask.address)
         .args(["--connect-timeout", "2s", "--namespace", namespace])
-        .args(["tasks", "ls"])
-        .stdin(Stdio::null())
-        .stdout(copy(&out)?)
-        .stderr(copy(&err)?)
-        .spawn()
-        .map_err(|e| failed("run ctr", &e))?;
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed("wait for ctr", &format!("{} s", PATIENCE.as_secs())));
-            }
-            Err(e) => return Err(failed("wait for ctr", &e)),
-        }
-    };
-    let read = |file: &mut File| {
-        let mut text = String::new();
-        file.rewind()
-            .and_then(|()| file.read_to_string(&mut text))
-            .map(|_| text)
-            .map_err(|e| failed("read its answer", &e))
-    };
-    if !status.success() {
-        let said = read(&mut err)?;
-        let said = said.lines().last().unwrap_or_default();
-        return Err(format!("containerd was not heard: ctr: {status}: {said}"));
+        .args(["tasks", "ls"]);
+    let told = program::ask(&mut command, PATIENCE).map_err(|why| failed(&why))?;
+    if !told.status.success() {
+        let said = told.err.lines().last().unwrap_or_default();
+        return Err(failed(&format!("{}: {said}", told.status)));
     }
-    Ok(parse(&read(&mut out)?))
+    Ok(parse(&told.out))
 }
 
 /// `TASK PID STATUS`, one line each, below a line of titles.

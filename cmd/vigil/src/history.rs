@@ -1,6 +1,6 @@
 //! `vigil history`: the one line each container leaves when it is gone, oldest
-//! first. Reads `history.old` and `history`; a line that cannot be read is
-//! said and hides no other.
+//! first, and whether crashes of its shims left notes. Reads `history.old` and
+//! `history`; a line that cannot be read is said and hides no other.
 
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
@@ -10,7 +10,7 @@ use vigil_host::enact::Line;
 
 use crate::place::Kept;
 use crate::table::{Cell, Colour, render};
-use crate::{Answer, Code, Exit, json, words};
+use crate::{Answer, Code, Exit, crashes, json, words};
 
 /// Arguments of `vigil history`.
 #[derive(Debug, ClapArgs)]
@@ -45,14 +45,19 @@ pub fn run(args: &Args) -> Result<Answer> {
     if let Some(last) = args.last {
         lines.drain(..lines.len().saturating_sub(last));
     }
-    if let (Some(id), true) = (&args.id, lines.is_empty()) {
+    let crashes = crashes::read(&args.kept.run, &mut notes, |note| {
+        args.id.as_ref().is_none_or(|id| *id == note.id)
+            && (args.namespace.as_ref()).is_none_or(|name| *name == note.namespace)
+    });
+    if let (Some(id), true) = (&args.id, lines.is_empty() && crashes.is_empty()) {
         return Err(anyhow!("nothing in {} is of it", args.kept.run.display())
             .context(id.clone())
             .context(Exit(Code::Nothing)));
     }
     let text = if args.json {
-        json::text(&json!({ "lines": lines, "notes": notes }))
+        json::text(&json!({ "lines": lines, "crashes": crashes, "notes": notes }))
     } else {
+        notes.extend(crashes::hints(&crashes));
         people(&lines, &notes)
     };
     Ok(Answer {
@@ -63,7 +68,16 @@ pub fn run(args: &Args) -> Result<Answer> {
 
 /// A table of lines.
 pub fn people(lines: &[Line], notes: &[String]) -> String {
-    let titles = ["ENDED", "NAMESPACE", "ID", "EXIT", "FOUND", "DONE", "LEFT"];
+    let titles = [
+        "ENDED",
+        "NAMESPACE",
+        "ID",
+        "EXIT",
+        "FOUND",
+        "TAKEOVERS",
+        "DONE",
+        "LEFT",
+    ];
     let rows: Vec<Vec<Cell>> = lines.iter().map(row).collect();
     let mut text = render(&titles, &rows, Colour::of_stdout());
     for note in notes {
@@ -96,6 +110,7 @@ fn row(line: &Line) -> Vec<Cell> {
         Cell::of(&line.id),
         Cell::of(exit),
         Cell::of(&line.found),
+        Cell::of(line.takeovers.to_string()),
         Cell::of(list(&done, ", ")),
         Cell::of(list(&line.left, "; ")),
     ]

@@ -3,7 +3,9 @@
 //! null.
 
 use serde_json::{Value, json};
+use vigil_journal::takeovers::Takeovers;
 use vigil_model::{Exit, Task};
+use vigil_relay::cause::Cause;
 
 use crate::ask::Belief;
 use crate::look::Look;
@@ -39,6 +41,7 @@ pub fn task(look: &Look) -> Value {
             "reaper": look.pair.reaper.map(half),
             "shim": look.pair.shim.map(half),
         },
+        "takeovers": look.recorded.takeovers.as_ref().map_or(json!(words::UNKNOWN), takeovers),
         "published": look.published.as_ref().map(|telling| json!({
             "events": telling.events,
             "waiting": telling.waiting,
@@ -68,6 +71,18 @@ fn recorded(task: &Task) -> Value {
 fn under_way(task: &Task) -> Option<String> {
     let verbs: Vec<String> = task.standing.verbs().map(|verb| verb.to_string()).collect();
     (!verbs.is_empty()).then(|| verbs.join(", "))
+}
+
+fn takeovers(told: &Takeovers) -> Value {
+    let story = told.last.iter().map(|one| {
+        let cause = Cause::parse(&one.cause);
+        let why = match &cause {
+            Cause::Refused(why) => Some(why),
+            _ => None,
+        };
+        json!({ "at": words::taken(one), "cause": words::cause(&cause), "why": why })
+    });
+    json!({ "count": told.count, "story": story.collect::<Vec<_>>() })
 }
 
 /// The end the journal has.

@@ -1,21 +1,24 @@
 //! `vigil`, the operator's tool: what is recorded, observed and believed of a
 //! container, and its repair. Links neither the shim's loop nor the reaper, so
 //! that it works when no shim does; it names the source of what it says, and
-//! changes nothing but by `repair --write`.
+//! changes nothing but by `repair --write` and `upgrade`.
 
 mod ask;
+mod crashes;
 mod history;
 mod json;
 mod judge;
 mod look;
 mod pair;
 mod place;
+mod program;
 mod ps;
 mod recorded;
 mod repair;
 mod show;
 mod table;
 mod timeline;
+mod upgrade;
 mod words;
 
 use std::io::Write;
@@ -23,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Looks at Vigil's containers, and repairs what the death of a pair left.
+/// Looks at Vigil's containers, repairs what the death of a pair left, and upgrades their shims.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
@@ -39,6 +42,8 @@ enum Command {
     Show(show::Args),
     /// Plans the repair of what dead pairs left; carries it out with `--write`.
     Repair(repair::Args),
+    /// Gives containers the shim of another program, without their noticing.
+    Upgrade(upgrade::Args),
     /// Prints the lines that containers leave when they are gone.
     History(history::Args),
 }
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Repair(args) => repair::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::History(args) => history::run(&args),
     };
     let code = match outcome.and_then(|answer| print(&answer)) {

@@ -12,6 +12,8 @@ use vigil_journal::{names, pair};
 use vigil_model::{BootId, Incarnation};
 use vigil_sys::pidfd;
 
+use crate::program;
+
 /// The pair, all in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
@@ -104,6 +106,19 @@ fn life(lock: Lock, halves: [Option<Half>; 2]) -> Life {
         Lock::Unknown if halves[0].is_some() => Life::Gone,
         Lock::Unknown => Life::Unknown,
     }
+}
+
+/// The version of the program that a process of a pair runs, as that program
+/// says it; whatever its name leads to by now.
+pub fn version(recorded: &pair::Incarnation) -> Result<String, String> {
+    match proc::open_checked(&incarnation(recorded)) {
+        Ok(Checked::Same(_)) => {}
+        Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => {
+            return Err("it is gone".to_owned());
+        }
+        Err(e) => return Err(chain(&e)),
+    }
+    program::version_of(Path::new(&format!("/proc/{}/exe", recorded.pid)))
 }
 
 /// A recorded incarnation in the rules' words.

@@ -94,6 +94,7 @@ fn people(
         "INIT",
         "CGROUP",
         "PAIR",
+        "TAKEOVERS",
         "CONTAINERD",
         "VERDICT",
     ];
@@ -153,6 +154,8 @@ fn row(look: &Look) -> Vec<Cell> {
         }
         Some(_) | None => words::shown(words::group(facts.group)).to_owned(),
     };
+    let takeovers = look.recorded.takeovers.as_ref();
+    let takeovers = takeovers.map_or_else(|| "?".to_owned(), words::takeovers);
     let paint = if look.wrong().is_some() {
         Paint::Bad
     } else {
@@ -165,6 +168,7 @@ fn row(look: &Look) -> Vec<Cell> {
         Cell::of(init),
         Cell::of(group),
         Cell::of(words::shown(words::life(look.pair.life))),
+        Cell::of(takeovers),
         Cell::of(look.belief.words()),
         Cell(look.judgement.words.to_owned(), paint),
     ]

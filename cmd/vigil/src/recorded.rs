@@ -10,6 +10,7 @@ use vigil_host::observe::Subject;
 use vigil_host::{chain, proc};
 use vigil_journal::exits::Death;
 use vigil_journal::pair::Pair;
+use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Replayed, Tail, exits, names, replay};
 use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Phase, Status, Task};
 
@@ -22,6 +23,8 @@ pub struct Recorded {
     pub task: Option<Task>,
     /// The two processes.
     pub pair: Option<Pair>,
+    /// How often one shim took over from another; `None`: it cannot be read.
+    pub takeovers: Option<Takeovers>,
     /// Init, if only `init.pid` and the exit records name it.
     pub named: Option<Incarnation>,
     /// The reaper's record of init's end.
@@ -41,6 +44,7 @@ impl Recorded {
             .as_ref()
             .and_then(|replayed| believe(replayed, &mut notes));
         let pair = keep(Pair::read(&bundle.join(names::PAIR)), &mut notes);
+        let takeovers = keep(Takeovers::read(&bundle.join(names::TAKEOVERS)), &mut notes);
         let (named, seen_end) = match &task {
             Some(task) => match (task.standing.phase.init(), &task.standing.phase) {
                 (Some(init), _) => (None, seen_end(bundle, init, &mut notes)),
@@ -58,6 +62,7 @@ impl Recorded {
             replayed,
             task,
             pair,
+            takeovers,
             named,
             seen_end,
             socket,
@@ -81,6 +86,7 @@ impl Recorded {
         }
         subject.exit = subject.exit.or(self.seen_end);
         subject.socket.clone_from(&self.socket);
+        subject.takeovers = self.takeovers.as_ref().map_or(0, |told| told.count);
     }
 }
 

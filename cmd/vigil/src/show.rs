@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 use vigil_host::chain;
 use vigil_host::enact::{Line, Tombstone};
 use vigil_journal::Tail;
+use vigil_journal::pair::Incarnation;
 use vigil_model::{Task, TaskEvent, Who};
+use vigil_relay::cause::Cause;
 
 use crate::ask::{Ask, Asking};
 use crate::look::{Look, Telling, exit_waits};
 use crate::place::{Name, Node};
 use crate::table::{Cell, Colour, Paint, render};
-use crate::{Answer, Code, Exit, history, json, pair, timeline, words};
+use crate::{Answer, Code, Exit, crashes, history, json, pair, timeline, words};
 
 /// Arguments of `vigil show`.
 #[derive(Debug, ClapArgs)]
@@ -39,12 +41,23 @@ pub fn run(args: &Args) -> Result<Answer> {
     };
     let belief = Asking::new(&args.ask).belief(found.namespace.as_str(), found.id.as_str());
     let look = Look::at(&found, &args.node.runc_root, &belief);
+    let mut unread = Vec::new();
+    let crashes = crashes::read(&args.node.kept.run, &mut unread, |note| {
+        note.id == found.id.as_str() && note.namespace == found.namespace.as_str()
+    });
+    let versions = Versions::of(&look);
     let text = if args.json {
         let mut value = json::task(&look);
+        value["versions"] = json!({ "reaper": versions.reaper, "shim": versions.shim });
         value["timeline"] = story(&look);
+        value["crashes"] = json!(crashes);
         json::text(&value)
     } else {
-        people(&look, Colour::of_stdout())
+        let mut text = people(&look, &versions, Colour::of_stdout());
+        for note in unread {
+            let _ = writeln!(text, "note: {note}");
+        }
+        text + &crashes::people(&crashes)
     };
     let code = if look.wrong().is_some() {
         Code::Wrong
@@ -73,7 +86,10 @@ fn afterwards(args: &Args) -> Result<Answer> {
         .into_iter()
         .filter(|line| meant(&line.id, &line.namespace))
         .collect();
-    if stones.is_empty() && lines.is_empty() {
+    let crashes = crashes::read(&args.node.kept.run, &mut notes, |note| {
+        meant(&note.id, &note.namespace)
+    });
+    if stones.is_empty() && lines.is_empty() && crashes.is_empty() {
         let mut error = anyhow!(
             "no bundle below {} and nothing in {} is of it",
             args.node.state.display(),
@@ -90,8 +106,13 @@ fn afterwards(args: &Args) -> Result<Answer> {
         Code::Wrong
     };
     if args.json {
-        let value =
-            json!({ "bundle": null, "tombstones": stones, "history": lines, "notes": notes });
+        let value = json!({
+            "bundle": null,
+            "tombstones": stones,
+            "history": lines,
+            "crashes": crashes,
+            "notes": notes,
+        });
         let text = json::text(&value);
         return Ok(Answer { text, code });
     }
@@ -103,10 +124,11 @@ fn afterwards(args: &Args) -> Result<Answer> {
         let (namespace, left) = (&stone.namespace, stone.left.join("; "));
         let _ = writeln!(text, "tombstone in {namespace}, left of it: {left}");
     }
-    if !lines.is_empty() {
+    if !lines.is_empty() || !notes.is_empty() {
         text.push('\n');
+        text.push_str(&history::people(&lines, &notes));
     }
-    text.push_str(&history::people(&lines, &notes));
+    text.push_str(&crashes::people(&crashes));
     Ok(Answer { text, code })
 }
 
@@ -128,7 +150,39 @@ fn story(look: &Look) -> Value {
         .collect()
 }
 
-fn people(look: &Look, colour: Colour) -> String {
+/// What the two processes say that they are; `None`: it is not to be had.
+struct Versions {
+    reaper: Option<String>,
+    shim: Option<String>,
+}
+
+impl Versions {
+    /// Asked of the programs they run, whatever lies by that name now.
+    fn of(look: &Look) -> Self {
+        let recorded = look.recorded.pair.as_ref();
+        let ask = |half: Option<pair::Half>, who: Option<&Incarnation>| {
+            let alive = half.is_some_and(|half| half.alive == Some(true));
+            who.filter(|_| alive)
+                .and_then(|who| pair::version(who).ok())
+        };
+        Self {
+            reaper: ask(look.pair.reaper, recorded.map(|pair| &pair.reaper)),
+            shim: ask(look.pair.shim, recorded.and_then(|pair| pair.shim.as_ref())),
+        }
+    }
+
+    fn words(&self, look: &Look) -> String {
+        let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
+        if look.pair.any_alive() {
+            let (reaper, shim) = (shown(&self.reaper), shown(&self.shim));
+            format!("reaper {reaper}, shim {shim}")
+        } else {
+            "-".to_owned()
+        }
+    }
+}
+
+fn people(look: &Look, versions: &Versions, colour: Colour) -> String {
     let mut text = String::new();
     let (namespace, id) = (&look.found.namespace, &look.found.id);
     let paint = if look.wrong().is_some() {
@@ -158,7 +212,7 @@ fn people(look: &Look, colour: Colour) -> String {
     let _ = writeln!(text, "containerd  {}", look.belief.words());
     text.push('\n');
     let titles = ["", "RECORDED", "OBSERVED", "PUBLISHED"];
-    text.push_str(&render(&titles, &facts(look), colour));
+    text.push_str(&render(&titles, &facts(look, versions), colour));
     for note in &look.notes {
         let _ = writeln!(text, "note: {note}");
     }
@@ -166,6 +220,22 @@ fn people(look: &Look, colour: Colour) -> String {
     if let Some(entries) = entries.filter(|entries| !entries.is_empty()) {
         text.push('\n');
         text.push_str(&timeline::people(&entries));
+    }
+    let story = look.recorded.takeovers.as_ref();
+    let story = story.map(|told| &told.last).into_iter().flatten();
+    for (at, one) in story.enumerate() {
+        let cause = Cause::parse(&one.cause);
+        let (when, why) = (words::moment(words::taken(one)), words::cause(&cause));
+        let title = if at == 0 {
+            "\ntakeovers   "
+        } else {
+            "            "
+        };
+        let _ = write!(text, "{title}{when}  {why}");
+        let _ = match cause {
+            Cause::Refused(says) => writeln!(text, ": {says}"),
+            _ => writeln!(text),
+        };
     }
     text
 }
@@ -192,7 +262,7 @@ fn journal(look: &Look) -> String {
 }
 
 /// One row a fact; `-` where a source has no say in it.
-fn facts(look: &Look) -> Vec<Vec<Cell>> {
+fn facts(look: &Look, versions: &Versions) -> Vec<Vec<Cell>> {
     let facts = &look.seen.facts;
     let task = look.recorded.task.as_ref();
     let of_task = |say: &dyn Fn(&Task) -> String| task.map_or_else(|| "?".to_owned(), say);
@@ -244,6 +314,8 @@ fn facts(look: &Look) -> Vec<Vec<Cell>> {
         },
         None => "?".to_owned(),
     };
+    let takeovers = look.recorded.takeovers.as_ref();
+    let takeovers = takeovers.map_or_else(|| "?".to_owned(), |told| told.count.to_string());
     let socket = match &look.recorded.socket {
         None => "?".to_owned(),
         Some(_) if look.subject.socket.is_none() => "its pair's".to_owned(),
@@ -289,6 +361,8 @@ fn facts(look: &Look) -> Vec<Vec<Cell>> {
             events,
         ),
         row("pair", pair_recorded, words::pair(&look.pair), none()),
+        row("versions", none(), versions.words(look), none()),
+        row("takeovers", takeovers, none(), none()),
         row("boot", boot, shown(words::boot(facts.boot)), none()),
         row("cgroups", claims, group, none()),
         row(

@@ -4,8 +4,11 @@
 use std::fmt::Write as _;
 
 use vigil_host::cgroup::Freeze;
+use vigil_host::enact::status_of;
+use vigil_journal::takeovers::{Takeover, Takeovers};
 use vigil_model::{Moment, Phase, Status, Task, TaskEvent};
 use vigil_reconcile::{Action, Boot, Group, Init, Present, RuncDelete};
+use vigil_relay::cause::Cause;
 
 use crate::pair::{Life, Lock, Seen};
 
@@ -153,6 +156,45 @@ pub fn action(action: Action) -> &'static str {
         Action::Tombstone => "name in a tombstone what would not go, if anything",
         Action::WriteHistory => "write its line of history",
         Action::AnswerExit => "say how init ended, as far as anyone knows",
+    }
+}
+
+/// Why one shim took over from another, in a few words.
+pub fn cause(cause: &Cause) -> String {
+    match cause {
+        Cause::Died(raw) => match status_of(*raw) {
+            Some(status) => format!("died: {status}"),
+            None => format!("died: {raw:#x}"),
+        },
+        Cause::Stuck => "stuck".to_owned(),
+        Cause::Asked => "asked to".to_owned(),
+        Cause::Upgrade => "upgrade".to_owned(),
+        Cause::Refused(_) => "upgrade refused".to_owned(),
+        Cause::Other(word) => word.clone(),
+    }
+}
+
+/// When it was.
+pub fn moment(at: Moment) -> String {
+    format!("{} {}", date(at), clock(at))
+}
+
+/// All takeovers of a pair in one cell: how many, and of the last why and when.
+pub fn takeovers(told: &Takeovers) -> String {
+    match told.last.back() {
+        Some(last) => {
+            let (cause, at) = (cause(&Cause::parse(&last.cause)), moment(taken(last)));
+            format!("{}, {cause}, {at}", told.count)
+        }
+        None => "-".to_owned(),
+    }
+}
+
+/// When a takeover was.
+pub fn taken(one: &Takeover) -> Moment {
+    Moment {
+        secs: one.at_secs,
+        nanos: one.at_nanos,
     }
 }
 

@@ -6,12 +6,17 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
 
 use common::{Node, OTHER_BOOT, Sleeper, dead, exit, golden};
-use vigil_host::enact::{Line, Tombstone};
+use vigil_host::enact::{CrashNote, Line, Tombstone};
 use vigil_journal::exits::Death;
+use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{lock, names};
+use vigil_lab::{by, until};
 use vigil_model::{Because, BootId, Status};
 
 /// One page of several runs.
@@ -117,12 +122,13 @@ fn keepsakes(node: &Node) {
 #[test]
 fn help() {
     let node = Node::new();
-    let runs: [&[&str]; 5] = [
+    let runs: [&[&str]; 6] = [
         &["--help"],
         &["ps", "--help"],
         &["show", "--help"],
         &["repair", "--help"],
         &["history", "--help"],
+        &["upgrade", "--help"],
     ];
     golden("help", &pages(&node, &runs));
 }
@@ -218,14 +224,180 @@ fn show_as_json() {
     golden("show-json", &pages(&node, &runs));
 }
 
+/// A program of this text.
+fn program(node: &Node, name: &str, text: &str) -> String {
+    let path = node.path().join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+/// Stories told by the reaper, and what crashes have left.
+#[test]
+fn takeovers_and_crashes() {
+    let node = Node::new();
+    let init = dead(4711);
+    let life = || node.life("default").creating().created(&init).started();
+    let bundle = node.lived("default", "often", &life());
+    node.lived("default", "never", &life());
+    let broken = node.lived("default", "broken", &life());
+    fs::write(broken.join(names::TAKEOVERS), "vigil-takeovers 9\n").unwrap();
+    let causes = [
+        "died 9",
+        "died 134",
+        "stuck",
+        "asked",
+        "upgrade",
+        "refused exit status 1 no journal",
+        "eaten by moths",
+    ];
+    let mut told = Takeovers::default();
+    for (second, cause) in (0..).zip(causes) {
+        told.add(cause);
+        let last = told.last.back_mut().unwrap();
+        (last.at_secs, last.at_nanos) = (common::THEN + second, 500_000_000);
+    }
+    told.write(&bundle.join(names::TAKEOVERS)).unwrap();
+    let run = node.run_dir();
+    for (id, words) in [
+        ("often", Some("panicked at x.rs:1:\n\u{1b}[2Jno")),
+        ("often", None),
+        ("gone", None),
+    ] {
+        let note = CrashNote {
+            id: id.to_owned(),
+            namespace: "default".to_owned(),
+            at: common::at(3),
+            version: "0.1.0".to_owned(),
+            how: "killed by signal 6".to_owned(),
+            words: words.map(ToOwned::to_owned),
+            records: vec!["1: creating".to_owned(), "2: created, 1 events".to_owned()],
+        };
+        note.append(&run).unwrap();
+    }
+    let runs: [&[&str]; 6] = [
+        &["ps"],
+        &["show", "often"],
+        &["show", "often", "--json"],
+        &["show", "broken"],
+        &["show", "gone"],
+        &["history"],
+    ];
+    golden("takeovers", &pages(&node, &runs));
+}
+
+/// The other side of `vigil upgrade`, played by a shell: it does what it is told when it is
+/// asked, with its bundle as working directory.
+fn reaper(bundle: &Path, asked: &str) -> Sleeper {
+    let script = format!("trap '{asked}' USR1; : >ready; while :; do sleep 0.02; done");
+    let child = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(bundle)
+        .spawn();
+    let reaper = Sleeper(child.unwrap());
+    until("the reaper to listen", by(10.0), || {
+        bundle.join("ready").exists().then_some(())
+    })
+    .unwrap();
+    reaper
+}
+
+#[test]
+fn upgrade() {
+    let mut node = Node::new();
+    let init = dead(4711);
+    let good = program(&node, "good", "#!/bin/sh\necho \"  Version:  9.9.9\"\n");
+    let mut kept = Vec::new();
+    for (id, cause, asked) in [
+        ("done", Some("upgrade"), "cp story takeovers; rm next"),
+        (
+            "refused",
+            Some("refused exit status 3 no"),
+            "cp story takeovers; rm next",
+        ),
+        ("unwilling", None, "rm next"),
+        ("dies", None, "exit"),
+    ] {
+        let life = node.life("default").creating().created(&init).started();
+        let bundle = node.lived("default", id, &life);
+        let mut told = Takeovers::default();
+        if let Some(cause) = cause {
+            told.add(cause);
+        }
+        told.write(&bundle.join("story")).unwrap();
+        let reaper = reaper(&bundle, asked);
+        node.revive(&bundle, &reaper.incarnation(), &dead(102));
+        kept.push(reaper);
+    }
+    let life = node.life("default").creating().created(&init).started();
+    node.lived("default", "lost", &life);
+    let runs: [&[&str]; 4] = [
+        &["upgrade", "done", "--binary", &good],
+        &["upgrade", "refused", "--binary", &good, "--json"],
+        &["upgrade", "lost", "--binary", &good],
+        &["upgrade", "dies", "--binary", &good],
+    ];
+    let page = pages(&node, &runs).replace(&node.path().display().to_string(), "NODE");
+    golden("upgrade", &page);
+    for (id, bundle) in [("dies", "dies"), ("unwilling", "unwilling")] {
+        let next = node.bundle("default", bundle).join(names::NEXT);
+        assert!(fs::symlink_metadata(&next).is_err(), "{id}");
+    }
+    let ran = node.run(&["upgrade", "unwilling", "--binary", &good]);
+    assert!(ran.out.contains("its reaper would not"), "{}", ran.out);
+    // Somebody else's is left alone, unless nobody waits for it any more.
+    let next = node.bundle("default", "done").join(names::NEXT);
+    std::os::unix::fs::symlink("/elsewhere", &next).unwrap();
+    let ran = node.run(&["upgrade", "done", "--binary", &good]);
+    assert!(
+        ran.out.contains("another upgrade of it is under way"),
+        "{}",
+        ran.out
+    );
+    assert!(fs::symlink_metadata(&next).is_ok());
+    // Three in a row are enough for all the others.
+    for id in ["refused-a", "refused-b", "refused-c", "refused-d"] {
+        let life = node.life("other").creating().created(&init).started();
+        let bundle = node.lived("other", id, &life);
+        let mut told = Takeovers::default();
+        told.add("refused exit status 3");
+        told.write(&bundle.join("story")).unwrap();
+        let reaper = reaper(&bundle, "cp story takeovers; rm next");
+        node.revive(&bundle, &reaper.incarnation(), &dead(102));
+        kept.push(reaper);
+    }
+    let ran = node.run(&["upgrade", "--all", "-n", "other", "--binary", &good]);
+    assert_eq!(ran.code, 3);
+    assert_eq!(ran.out.matches("refused   ").count(), 3, "{}", ran.out);
+    assert_eq!(ran.out.matches("not tried").count(), 1, "{}", ran.out);
+}
+
 #[test]
 fn errors() {
     let node = graveyard();
     node.bundle("default", "paused");
     let missing = node.path().join("missing").display().to_string();
     let bundle = node.path().join("state/x/nope").display().to_string();
-    let runs: [&[&str]; 14] = [
+    let turn = node.path().join("turn").display().to_string();
+    std::os::unix::fs::symlink(&turn, &turn).unwrap();
+    let empty = program(&node, "empty", "");
+    let mute = program(&node, "mute", "#!/bin/sh\n");
+    let plain = node.path().join("plain").display().to_string();
+    fs::write(&plain, "x").unwrap();
+    let state = node.path().join("state").display().to_string();
+    let garbage = program(&node, "garbage", "\u{7f}ELF");
+    let runs: [&[&str]; 24] = [
         &[],
+        &["upgrade"],
+        &["upgrade", "ended", "--all"],
+        &["upgrade", "nope"],
+        &["upgrade", "ended", "--binary", &missing],
+        &["upgrade", "ended", "--binary", &state],
+        &["upgrade", "ended", "--binary", &turn],
+        &["upgrade", "ended", "--binary", &plain],
+        &["upgrade", "ended", "--binary", &empty],
+        &["upgrade", "ended", "--binary", &mute],
+        &["upgrade", "ended", "--binary", &garbage],
         &["ps", "--state", &missing],
         &["ps", "-n", "no/namespace"],
         &["show"],

@@ -163,10 +163,14 @@ impl Owner {
                 break;
             }
         }
-        (
-            self.leaving.unwrap_or(Ending::ReaperLeaves),
-            self.shutdown_replies,
-        )
+        let ending = self.leaving.unwrap_or(Ending::ReaperLeaves);
+        if ending == Ending::Retires {
+            // Dropped, whoever waits would be told that the shim leaves: the next
+            // one answers them.
+            std::mem::forget((self, inbox));
+            return (ending, Vec::new());
+        }
+        (ending, self.shutdown_replies)
     }
 
     fn receive(&mut self, message: Message) {
