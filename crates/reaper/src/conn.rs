@@ -17,7 +17,7 @@ pub(crate) struct Conn {
     pub(crate) number: u32,
     own: Watched<OwnedFd>,
     pair: Option<Watched<OwnedFd>>,
-    relay: Relay,
+    pub(crate) relay: Relay,
     /// When the shim was sent something last.
     sent_at: Option<Instant>,
     /// Something went to the shim since it was asked last.
@@ -177,11 +177,6 @@ impl Conn {
                 Err(_) => break,
             }
         }
-    }
-
-    /// Bytes of memory held for frames.
-    pub(crate) fn held(&self) -> usize {
-        self.relay.held()
     }
 
     /// Whether containerd has taken everything that is for it.

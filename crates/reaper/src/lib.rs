@@ -21,6 +21,7 @@ use vigil_journal::{BootId, names};
 use vigil_relay::Burst;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
+use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS};
 use vigil_sys::epoll::{Epoll, Interest, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
@@ -72,7 +73,9 @@ pub struct Config {
 /// Why there is no pair after all. `start` shows it, so the source is told too.
 #[derive(Debug, thiserror::Error)]
 #[error("reaper cannot {0}: {1}")]
-pub(crate) struct Error(&'static str, #[source] Box<dyn std::error::Error>);
+pub(crate) struct Error(&'static str, #[source] Fault);
+
+type Fault = Box<dyn std::error::Error>;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -99,10 +102,7 @@ pub(crate) fn fail(ready: &OwnedFd, why: &str) {
 }
 
 /// Gives an error the name of its step.
-pub(crate) fn step<T, E>(name: &'static str, result: Result<T, E>) -> Result<T>
-where
-    E: Into<Box<dyn std::error::Error>>,
-{
+pub(crate) fn step<T, E: Into<Fault>>(name: &'static str, result: Result<T, E>) -> Result<T> {
     result.map_err(|error| Error(name, error.into()))
 }
 
@@ -126,12 +126,12 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
     let bell = step("make a doorbell", Doorbell::new())?;
     let epoll = step("make an epoll set", Epoll::new())?;
     step("listen", listen::listen(config.listener.as_fd(), BACKLOG))?;
-    let listener = Watched::new(&epoll, &config.listener, turn::LISTENER, Interest::READ);
+    let listener = Watched::new(&epoll, &config.listener, LISTENER, Interest::READ);
     let listener = step("watch the listener", listener)?;
-    let signals = Watched::new(&epoll, signals, turn::SIGNALS, Interest::READ);
+    let signals = Watched::new(&epoll, signals, SIGNALS, Interest::READ);
     let signals = step("watch signals", signals)?;
     let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
-    let control = Watched::new(&epoll, control, turn::CONTROL, Interest::READ);
+    let control = Watched::new(&epoll, control, CONTROL, Interest::READ);
     let control = step("watch the control socket", control)?;
 
     let program = step("keep its program", fd::duplicate(&config.program))?;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
+use vigil_relay::tokens::CONTROL;
 use vigil_sys::epoll::{Interest, Watched};
 use vigil_sys::{fd, process, scm, wait};
 
 use crate::conn::Conn;
-use crate::turn::{self, Reaper};
+use crate::turn::Reaper;
 use crate::{Result, start_shim, step, write_pair};
 
 /// For a control socket, its end, a pipe, a pidfd and what spawning needs.
@@ -89,7 +90,7 @@ impl Reaper<'_> {
         self.spare.clear();
         let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
         let (heard, ready) = step("make a pipe", fd::pipe())?;
-        let control = Watched::new(&self.epoll, control, turn::CONTROL, Interest::READ);
+        let control = Watched::new(&self.epoll, control, CONTROL, Interest::READ);
         let control = step("watch the control socket", control)?;
         let (program, recent) = (self.line.program(), self.line.recent(Instant::now()));
         self.shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;

@@ -13,7 +13,7 @@ use vigil_relay::Burst;
 use vigil_relay::control::ToShim;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
-use vigil_relay::tokens::owner_of;
+use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS, owner_of};
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
@@ -24,10 +24,6 @@ use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 
 use crate::conn::Conn;
 use crate::{Config, fail};
-
-pub(crate) const LISTENER: u64 = 0;
-pub(crate) const SIGNALS: u64 = 1;
-pub(crate) const CONTROL: u64 = 2;
 
 /// Most connections at once; the others wait in the listener's queue.
 const CONNS_MAX: usize = 64;
@@ -333,7 +329,10 @@ impl Reaper<'_> {
         if sent {
             self.arm();
         }
-        if self.burst.is_over(self.conns.iter().map(Conn::held)) {
+        if self
+            .burst
+            .is_over(self.conns.iter().map(|conn| conn.relay.held()))
+        {
             release_heap();
         }
     }

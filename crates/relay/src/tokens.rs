@@ -1,6 +1,12 @@
 //! Which number an event carries that is of a connection: each has two, its
 //! own and its pair's, above those of everything else that is waited for.
 
+/// The listening socket.
+pub const LISTENER: u64 = 0;
+/// Signals.
+pub const SIGNALS: u64 = 1;
+/// The control socket.
+pub const CONTROL: u64 = 2;
 /// First token that belongs to a connection.
 const FIRST: u64 = 16;
 
