@@ -24,6 +24,8 @@ use crate::stdio::{SlotId, Streams};
 
 /// For workers that are killed to be gone.
 const WORKERS_WAIT: Duration = Duration::from_millis(500);
+/// For those that all sleep uninterruptibly, and so may for as long as they like.
+const WORKERS_DOZE: Duration = Duration::from_millis(50);
 /// For a logger whose process is deleted to write the last words.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Between two looks at workers.
