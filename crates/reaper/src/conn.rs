@@ -2,7 +2,7 @@
 //! and the relay between them. Every frame passes here; none is understood.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vigil_relay::Relay;
 use vigil_relay::succession::PROVEN;
@@ -28,8 +28,8 @@ pub(crate) struct Conn {
 }
 
 /// Whether what was sent last is not what kills a shim.
-fn has_lived(sent_at: Option<Instant>, now: Instant) -> bool {
-    sent_at.is_none_or(|at| now.duration_since(at) > PROVEN)
+fn has_lived(sent_at: Option<Instant>, now: Instant, proven: Duration) -> bool {
+    sent_at.is_none_or(|at| now.duration_since(at) >= proven)
 }
 
 impl Conn {
@@ -111,11 +111,11 @@ impl Conn {
     }
 
     /// The shim is dead: what it wrote is read to its end and, as far as
-    /// containerd takes it at once, passed on. What it lived with for `PROVEN`
+    /// containerd takes it at once, passed on. What it lived with for that time
     /// did not kill it, and nothing one that only made room (`asked`).
-    pub(crate) fn shim_died(&mut self, now: Instant, asked: bool) {
+    pub(crate) fn shim_died(&mut self, now: Instant, proven: Duration) {
         self.read_pair_to_end();
-        if asked || has_lived(self.sent_at, now) {
+        if has_lived(self.sent_at, now, proven) {
             self.relay.prove();
         }
         self.relay.shim_died();
@@ -167,7 +167,7 @@ impl Conn {
             match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
                 Ok(count) => {
                     let now = Instant::now();
-                    if has_lived(self.sent_at, now) {
+                    if has_lived(self.sent_at, now, PROVEN) {
                         self.relay.prove();
                     }
                     self.relay.shim_took(count);

@@ -106,10 +106,10 @@ impl Reaper<'_> {
 
     /// Before the next shim: what the dead one wrote counts to its end, half an
     /// answer does not, and what it did not answer is kept for the next.
-    pub(crate) fn keep_unanswered(&mut self) {
-        let (now, asked) = (Instant::now(), self.line.changes());
+    pub(crate) fn keep_unanswered(&mut self, status: i32) {
+        let (now, proven) = (Instant::now(), self.line.proven(status));
         for conn in &mut self.conns {
-            conn.shim_died(now, asked);
+            conn.shim_died(now, proven);
         }
     }
 

@@ -255,7 +255,7 @@ impl Reaper<'_> {
             }
         }
         self.control = None;
-        self.keep_unanswered();
+        self.keep_unanswered(status);
         if self.going {
             self.go_within(FLUSH);
             return None;

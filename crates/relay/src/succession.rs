@@ -13,6 +13,10 @@ pub const DEATHS_MAX: usize = 5;
 pub const WINDOW: Duration = Duration::from_mins(1);
 /// A request the shim has lived with for so long is not what kills it.
 pub const PROVEN: Duration = Duration::from_secs(5);
+const SIGKILL: i32 = 9;
+/// The same where the shim was killed: from outside that comes at any time, from
+/// what it is asked (for want of memory) soon.
+const PROVEN_SOON: Duration = Duration::from_millis(250);
 /// Between two looks at whether the shim takes what it is sent.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row that saw no progress, after which it is stuck.
@@ -148,6 +152,18 @@ impl<P> Succession<P> {
     pub fn change(&mut self, now: Instant, program: P) {
         self.other = Some(std::mem::replace(&mut self.program, program));
         self.trial = Some(Trial::Retiring(now + RETIRE));
+    }
+
+    /// How long a request must have been with a shim that has just died like this,
+    /// not to be what killed it.
+    pub fn proven(&self, status: i32) -> Duration {
+        if self.changes() {
+            Duration::ZERO
+        } else if status & 0x7f == SIGKILL && !self.stuck {
+            PROVEN_SOON
+        } else {
+            PROVEN
+        }
     }
 
     /// The shim is dead, or could not be started (`status` is `None`); `words`
@@ -367,6 +383,19 @@ mod tests {
         assert!(line.waits());
         line.started(now);
         assert!(!line.waits() && !line.tries(now + WINDOW));
+    }
+
+    #[test]
+    fn who_is_killed_from_outside_blames_only_what_came_last() {
+        let mut line = Succession::new("old");
+        line.serves(at(0));
+        assert_eq!(line.proven(9), PROVEN_SOON);
+        assert_eq!(line.proven(11), PROVEN);
+        line.arm(at(1));
+        while !line.look(line.next().unwrap_or_else(|| at(1)), true) {}
+        assert_eq!(line.proven(9), PROVEN, "it was stuck, and ended by us");
+        line.change(at(100), "new");
+        assert_eq!(line.proven(9), Duration::ZERO);
     }
 
     #[test]

@@ -101,10 +101,20 @@ pub fn toml_options(body: &str) -> Any {
 
 /// Builds the program that forks as many children as it is told, below `root`; its path there.
 pub fn crowd(root: &Path) -> Result<String> {
+    built(root, "crowd")
+}
+
+/// Builds the program that says which signals reach it, below `root`; its path there.
+pub fn counter(root: &Path) -> Result<String> {
+    built(root, "counter")
+}
+
+fn built(root: &Path, name: &str) -> Result<String> {
+    let source = repository().join("tests/programs").join(name);
     let built = Command::new("cc")
         .args(["-O1", "-static", "-s", "-o"])
-        .arg(root.join("bin/crowd"))
-        .arg(repository().join("tests/programs/crowd.c"))
+        .arg(root.join("bin").join(name))
+        .arg(source.with_extension("c"))
         .output()
         .context("running cc")?;
     ensure!(
@@ -112,5 +122,5 @@ pub fn crowd(root: &Path) -> Result<String> {
         "cc: {}",
         String::from_utf8_lossy(&built.stderr)
     );
-    Ok("/bin/crowd".to_owned())
+    Ok(format!("/bin/{name}"))
 }
