@@ -94,6 +94,12 @@ fn from_running_through_repair_to_nothing() {
     );
     vigil(&containerd, &["show", "c"]).expect(0, &["started", "lock held", "populated, thawed"]);
     vigil(&containerd, &["repair", "--all", "--write"]).expect(0, &["its pair is alive"]);
+    // Other shims take over; containerd's connections and what it believes stay.
+    let binary = shim.path.to_str().unwrap();
+    let ran = vigil(&containerd, &["upgrade", "--all", "--binary", binary]);
+    ran.expect(0, &["upgraded"]);
+    assert_eq!(ran.out.matches(" upgraded ").count(), 2, "{}", ran.out);
+    vigil(&containerd, &["ps", "--ask"]).expect(0, &["1, upgrade, ", "RUNNING"]);
     containerd.ctr(&["tasks", "pause", "c"]).unwrap();
     vigil(&containerd, &["ps", "--ask"]).expect(0, &["paused", "frozen", "PAUSED"]);
     containerd

@@ -81,6 +81,7 @@ fn two_hundred_cycles_leave_nothing_open() {
         }
         tokio::task::yield_now().await;
         poll_until("the runtime to drop its tasks", || open_now() <= before).await;
-        assert!(consoles() <= consoles_before);
+        // Others on this host have some too, for a moment.
+        poll_until("no console to stay", || consoles() <= consoles_before).await;
     });
 }
