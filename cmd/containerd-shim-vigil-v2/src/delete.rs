@@ -227,14 +227,14 @@ fn end_calls(subject: &Subject) {
 }
 
 /// What the journal says.
-struct Remembered {
-    task: Task,
+pub(crate) struct Remembered {
+    pub(crate) task: Task,
     boot: BootId,
     /// Its last record was not cut off.
     whole: bool,
 }
 
-fn remembered(bundle: &Path) -> Result<Remembered> {
+pub(crate) fn remembered(bundle: &Path) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
     let replayed = vigil_journal::replay(&path)?;
     if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {

@@ -150,11 +150,12 @@ fn ask(bundle: &Path) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
         Err(error) => return Ok((Vec::new(), Some(error))),
     };
     let reaper = open(&pair.reaper)?;
-    if let Some(reaper) = &reaper {
-        // Gone meanwhile is what we want.
-        let _ = pidfd::send_signal(reaper, signal::USR2);
-    }
     let shim = pair.shim.as_ref().map(open).transpose()?.flatten();
+    // The reaper ends its shim; a shim without one leaves by the same signal.
+    if let Some(asked) = reaper.as_ref().or(shim.as_ref()) {
+        // Gone meanwhile is what we want.
+        let _ = pidfd::send_signal(asked, signal::USR2);
+    }
     Ok((reaper.into_iter().chain(shim).collect(), None))
 }
 
@@ -186,6 +187,7 @@ fn wait(path: &Path, holders: &[OwnedFd], deadline: Instant) -> Result<Option<Fi
     }
 }
 
+/// A process of the pair, if it lives.
 fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
     let recorded = Incarnation {
         pid: recorded.pid,
@@ -195,16 +197,37 @@ fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
         pidfd_inode: recorded.pidfd_inode,
     };
     Ok(match proc::open_checked(&recorded)? {
-        Checked::Same(fd) => Some(fd),
+        // A zombie serves nobody and hears nothing.
+        Checked::Same(fd) => (pidfd::is_dead(&fd) != Ok(true)).then_some(fd),
         Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => None,
     })
 }
 
-/// The reaper of the pair that holds this bundle, if it is known and alive.
-pub fn reaper_of(bundle: &Path) -> Option<u32> {
-    let pair = Pair::read(&bundle.join(names::PAIR)).ok()?;
-    let alive = open(&pair.reaper).ok()?.is_some();
-    alive.then_some(pair.reaper.pid)
+/// Whether the pair that holds this bundle has processes of a container, as far as is known:
+/// below its reaper, or, below a shim that lives without one, its init, which hangs there no
+/// more.
+pub fn anyone_of(bundle: &Path) -> Result<bool> {
+    let Ok(pair) = Pair::read(&bundle.join(names::PAIR)) else {
+        return Ok(false);
+    };
+    if open(&pair.reaper)?.is_some() {
+        return anyone_below(pair.reaper.pid);
+    }
+    let Some(shim) = pair.shim.filter(|shim| matches!(open(shim), Ok(Some(_)))) else {
+        return Ok(false);
+    };
+    let init = match crate::delete::remembered(bundle) {
+        Ok(remembered) => remembered.task.standing.phase.live_init().cloned(),
+        Err(_) => None,
+    };
+    let lives = match init {
+        Some(init) => match proc::open_checked(&init)? {
+            Checked::Same(init) => !pidfd::is_dead(&init).unwrap_or(false),
+            Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => false,
+        },
+        None => false,
+    };
+    Ok(lives || anyone_below(shim.pid)?)
 }
 
 /// The process that listens at the other end of a connection.

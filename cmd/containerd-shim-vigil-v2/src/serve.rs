@@ -11,10 +11,12 @@ use anyhow::{Context, Result};
 use vigil_journal::names;
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
-use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LOCK_FD, READY_FD};
+use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LISTENER_FD, LOCK_FD, READY_FD};
 use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
-use vigil_supervise::{Delivery, Desk, Ending, Inherited, Limits, Place, Publish, Shim, chain};
+use vigil_supervise::{
+    Arrival, Delivery, Desk, Ending, Inherited, Limits, Parent, Place, Publish, Shim, chain,
+};
 use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, process, signal};
 
@@ -39,7 +41,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     let mut ready = std::fs::File::from(inherited(READY_FD, "the ready pipe")?);
     // The reaper takes the control socket's end for ours; not before we have said why.
     let _until_told = fd::duplicate(&control).context("cannot keep the control socket")?;
-    let outcome = serve(flags, Inherited { control, doorbell }, &mut ready);
+    let inherited = Inherited {
+        control,
+        doorbell,
+        listener: fork::inherited(LISTENER_FD).ok(),
+    };
+    let outcome = serve(flags, inherited, &mut ready);
     if let Err(error) = &outcome {
         log::error!("{}", chain(error.as_ref()));
         // `start` may be gone; then the log has it.
@@ -89,7 +96,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         namespace: flags.namespace.clone(),
         bundle,
         socket: PathBuf::from(&flags.socket),
-        reaper_pid: process::parent_pid(),
+        parent: Parent::reaper(process::parent_pid()),
         options,
         limits,
         takeovers,
@@ -106,20 +113,20 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let id = place.id.to_string();
-        let reaper_pid = place.reaper_pid;
+        let parent = place.parent.clone();
         let mut shim = Shim::start(place, inherited, publisher).await?;
         let server = Server::start(Arc::new(Front {
             desk: shim.desk(),
             id,
-            reaper_pid,
+            parent,
         }))
         .await?;
         points::reach(Point::PairNotReady);
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
-        while let Some((conn, connection)) = shim.next().await {
-            if let Err(error) = server.add(conn, connection).await {
+        while let Some(Arrival { conn, pair, own }) = shim.next().await {
+            if let Err(error) = server.add_relayed(conn, pair, own).await {
                 log::error!("connection not served: {}", error.story());
             }
         }
@@ -141,7 +148,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
 struct Front {
     desk: Desk,
     id: String,
-    reaper_pid: u32,
+    parent: Parent,
 }
 
 impl Ask for Front {
@@ -155,7 +162,7 @@ impl Ask for Front {
             return match request {
                 // Never fails, and knows of no task with this id.
                 Request::Connect => Ok(Answer::Connected {
-                    shim_pid: self.reaper_pid,
+                    shim_pid: self.parent.pid(),
                     task_pid: 0,
                 }),
                 // Whoever asks means this shim; there is no other container.

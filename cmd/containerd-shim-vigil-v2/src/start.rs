@@ -134,6 +134,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     drop(ready);
     drop(config);
     if let Err(error) = await_ready(heard) {
+        let error = error.context(format!("no shim for container {}", flags.id));
         // One that hangs is not left behind either; one that failed is gone. Whoever has the
         // lock by now has taken its place, and what lies here is theirs.
         return Err(match leave::end_child(&bundle, reaper) {
@@ -172,7 +173,7 @@ fn hold(flags: &Flags, bundle: &Path, socket: &Path, made: &mut Made) -> Result<
             Ok(file.into())
         }
         Err(lock::LockError::Held { .. }) => {
-            refuse_if_busy(flags, socket, leave::reaper_of(bundle))?;
+            refuse_if_busy(flags, socket, || leave::anyone_of(bundle))?;
             let file = leave::take_lock(bundle)?;
             made.0.push(path);
             Ok(file.into())
@@ -183,12 +184,14 @@ fn hold(flags: &Flags, bundle: &Path, socket: &Path, made: &mut Made) -> Result<
 
 /// Fails if whoever listens there has a task that was not deleted, or does not
 /// say and has processes.
-fn refuse_if_busy(flags: &Flags, socket: &Path, reaper: Option<u32>) -> Result<()> {
+fn refuse_if_busy(
+    flags: &Flags,
+    socket: &Path,
+    has_processes: impl FnOnce() -> Result<bool>,
+) -> Result<()> {
     let has = match probe(socket, &flags.id, PROBE_WAIT) {
         Probe::Task => "with a task that was not deleted",
-        Probe::Silent if reaper.map(leave::anyone_below).transpose()? == Some(true) => {
-            "that does not answer and has processes"
-        }
+        Probe::Silent if has_processes()? => "that does not answer and has processes",
         Probe::NoTask | Probe::Silent => return Ok(()),
     };
     bail!(
@@ -209,7 +212,9 @@ fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
     let bound = match listen::bind(path) {
         Err(Errno::EADDRINUSE) => {
             if let Ok(connection) = listen::connect(path, CONNECT_WAIT) {
-                refuse_if_busy(flags, path, leave::listener_of(&connection))?;
+                let listener = leave::listener_of(&connection);
+                let busy = || listener.map_or(Ok(false), leave::anyone_below);
+                refuse_if_busy(flags, path, busy)?;
                 leave::dismiss_listener(&connection, flags)?;
             }
             // Nobody listens there any more.

@@ -87,6 +87,13 @@ pub fn look(bundle: &Path, recorded: Option<&pair::Pair>, notes: &mut Vec<String
     if life == Life::Alive && lock == Lock::Free {
         notes.push("the lock is free although a process of the pair lives".to_owned());
     }
+    let lives = |half: Option<Half>, alive| half.is_some_and(|half| half.alive == Some(alive));
+    if lives(reaper, false) && lives(shim, true) {
+        notes.push(
+            "its reaper is dead and its shim goes on alone: nobody takes over when that dies"
+                .to_owned(),
+        );
+    }
     Seen {
         life,
         lock,

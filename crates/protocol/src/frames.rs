@@ -20,7 +20,11 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE};
 
-use crate::{service::SERVICES, transport::Traffic};
+use crate::{
+    follow::{Follow, Header},
+    service::SERVICES,
+    transport::Traffic,
+};
 
 /// Bytes read ahead at a frame's start: most requests are shorter.
 const AHEAD: usize = 512;
@@ -69,25 +73,23 @@ enum Verdict {
 /// Judges the frame at the start of `bytes`; the second value says whether it
 /// is a request, that is, whether there will be an answer.
 fn judge(bytes: &[u8]) -> (Verdict, bool) {
-    let Some((header, body)) = bytes.split_first_chunk::<MESSAGE_HEADER_LENGTH>() else {
+    let Some(header) = Header::read(bytes) else {
         return (Verdict::More, false);
     };
-    let [l0, l1, l2, l3, s0, s1, s2, s3, kind, _] = *header;
-    let announced = u32::from_be_bytes([l0, l1, l2, l3]);
-    let length = u64::from(announced) + MESSAGE_HEADER_LENGTH as u64;
-    if kind != MESSAGE_TYPE_REQUEST {
+    let length = u64::from(header.length) + MESSAGE_HEADER_LENGTH as u64;
+    if header.kind != MESSAGE_TYPE_REQUEST {
         return (Verdict::Pass(length), false);
     }
-    let whole = usize::try_from(announced).unwrap_or(usize::MAX);
+    let whole = usize::try_from(header.length).unwrap_or(usize::MAX);
     let look = whole.min(LOOK);
-    let Some(body) = body.get(..look) else {
+    let Some(body) = bytes[MESSAGE_HEADER_LENGTH..].get(..look) else {
         return (Verdict::More, false);
     };
     let verdict = match foreign(body) {
         None => Verdict::Pass(length),
         Some(name) => Verdict::Replace {
             length,
-            with: replacement([s0, s1, s2, s3], name),
+            with: replacement(header.stream.to_be_bytes(), name),
         },
     };
     (verdict, true)
@@ -151,61 +153,6 @@ enum Inbound {
     Give { frame: Vec<u8>, at: usize },
 }
 
-/// Where the outbound side stands.
-#[derive(Debug)]
-enum Outbound {
-    /// Inside a header of which so many bytes went.
-    Header {
-        seen: [u8; MESSAGE_HEADER_LENGTH],
-        at: usize,
-    },
-    /// Inside a body, so many bytes before its end.
-    Body { left: u64, answer: bool },
-}
-
-impl Outbound {
-    const START: Self = Self::Header {
-        seen: [0; MESSAGE_HEADER_LENGTH],
-        at: 0,
-    };
-
-    /// Follows `bytes` that were written; returns how many answers they end.
-    fn follow(&mut self, mut bytes: &[u8]) -> usize {
-        let mut ended = 0;
-        loop {
-            match self {
-                Self::Header { seen, at } => {
-                    let take = bytes.len().min(MESSAGE_HEADER_LENGTH - *at);
-                    let (now, rest) = bytes.split_at(take);
-                    seen[*at..*at + take].copy_from_slice(now);
-                    bytes = rest;
-                    *at += take;
-                    if *at < MESSAGE_HEADER_LENGTH {
-                        return ended;
-                    }
-                    let [l0, l1, l2, l3, .., kind, _] = *seen;
-                    *self = Self::Body {
-                        left: u64::from(u32::from_be_bytes([l0, l1, l2, l3])),
-                        answer: kind == MESSAGE_TYPE_RESPONSE,
-                    };
-                }
-                Self::Body { left, answer } => {
-                    let take = usize::try_from(*left)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len());
-                    bytes = &bytes[take..];
-                    *left -= take as u64;
-                    if *left > 0 {
-                        return ended;
-                    }
-                    ended += usize::from(*answer);
-                    *self = Self::START;
-                }
-            }
-        }
-    }
-}
-
 /// A connection, mended.
 #[derive(Debug)]
 pub(crate) struct Mended<S> {
@@ -218,7 +165,9 @@ pub(crate) struct Mended<S> {
     from: usize,
     to: usize,
     inbound: Inbound,
-    outbound: Outbound,
+    outbound: Follow,
+    /// Answers that were taken from the crate and have not left yet.
+    leaving: usize,
 }
 
 impl<S> Mended<S> {
@@ -232,7 +181,8 @@ impl<S> Mended<S> {
             from: 0,
             to: 0,
             inbound: Inbound::Start,
-            outbound: Outbound::START,
+            outbound: Follow::default(),
+            leaving: 0,
         }
     }
 }
@@ -393,19 +343,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.inner).poll_write(cx, bytes))?;
-        let ended = this
-            .outbound
-            .follow(&bytes[..written.min(bytes.len())])
-            .min(this.open);
-        if ended > 0 {
-            this.open -= ended;
-            this.traffic.answered(ended);
-        }
+        let leaving = &mut this.leaving;
+        let bytes = &bytes[..written.min(bytes.len())];
+        this.outbound.take_all(bytes, |header| {
+            *leaving += usize::from(header.kind == MESSAGE_TYPE_RESPONSE);
+        });
         Poll::Ready(Ok(written))
     }
 
+    /// The crate flushes after each message.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
+        let ended = std::mem::take(&mut this.leaving).min(this.open);
+        this.open -= ended;
+        this.traffic.answered(ended);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -26,6 +26,7 @@ use ttrpc::r#async::transport::Listener;
 use crate::{
     Error,
     frames::Mended,
+    line::Line,
     service::{Ask, services},
 };
 
@@ -80,17 +81,17 @@ impl Drop for Asking {
 
 /// The connections handed in, as the ttrpc crate wants them.
 struct Arrivals {
-    waiting: mpsc::Receiver<(u32, UnixStream)>,
+    waiting: mpsc::Receiver<(u32, Line)>,
     traffic: Arc<Traffic>,
 }
 
 impl Stream for Arrivals {
-    type Item = io::Result<Mended<UnixStream>>;
+    type Item = io::Result<Mended<Line>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         this.waiting.poll_recv(cx).map(|next| {
-            next.map(|(conn, stream)| Ok(Mended::new(stream, conn, Arc::clone(&this.traffic))))
+            next.map(|(conn, line)| Ok(Mended::new(line, conn, Arc::clone(&this.traffic))))
         })
     }
 }
@@ -101,7 +102,7 @@ impl Stream for Arrivals {
 pub struct Server {
     /// Ends its connections when it is dropped.
     _inner: ttrpc::r#async::Server,
-    waiting: mpsc::Sender<(u32, UnixStream)>,
+    waiting: mpsc::Sender<(u32, Line)>,
     traffic: Arc<Traffic>,
 }
 
@@ -130,14 +131,26 @@ impl Server {
     /// Serves one more connection until its peer ends it; `conn` is its number,
     /// by which its requests are known again.
     pub async fn add(&self, conn: u32, stream: StdUnixStream) -> Result<(), Error> {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(stream))
-            .map_err(|source| Error::ServerAdd { source })?;
-        self.waiting
-            .send((conn, stream))
-            .await
-            .map_err(|_| Error::ServerEnded)
+        let line = Line::direct(ours(stream)?);
+        self.wait_with(conn, line).await
+    }
+
+    /// Serves one more connection behind a relay, over the socketpair to it;
+    /// when the relay has died, over the client's `own`, on which nobody else
+    /// speaks from then on. Without a pair the relay is dead already.
+    pub async fn add_relayed(
+        &self,
+        conn: u32,
+        pair: Option<StdUnixStream>,
+        own: Arc<StdUnixStream>,
+    ) -> Result<(), Error> {
+        let line = Line::relayed(pair.map(ours).transpose()?, own);
+        self.wait_with(conn, line).await
+    }
+
+    async fn wait_with(&self, conn: u32, line: Line) -> Result<(), Error> {
+        let waiting = self.waiting.send((conn, line)).await;
+        waiting.map_err(|_| Error::ServerEnded)
     }
 
     /// Waits, at most for `limit`, until every answer that was given has been
@@ -157,4 +170,11 @@ impl Server {
         };
         tokio::time::timeout(limit, quiet).await.is_ok()
     }
+}
+
+fn ours(stream: StdUnixStream) -> Result<UnixStream, Error> {
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .map_err(|source| Error::ServerAdd { source })
 }

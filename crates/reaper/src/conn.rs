@@ -77,18 +77,19 @@ impl Conn {
 
     /// Something happened on containerd's side. `false`: it is over.
     pub(crate) fn own_ready(&mut self, ready: Ready) -> bool {
-        let mut chunk = [0; CHUNK];
-        // One read a turn, so that no connection starves another; after a
+        // One request a turn, so that no connection starves another; after a
         // hang-up all that is left, which the socket's buffer bounds.
         while ready.read && (ready.dead || self.relay.wants_containerd()) {
-            match scm::read_now(self.own.as_fd(), &mut chunk) {
-                Some(0) => return false,
-                Some(count) => self.relay.from_containerd(&chunk[..count]),
-                None => break,
-            }
+            // It is looked at, passed on, and only then taken, all of it at once:
+            // if we die, it is still there, or the shim has it, or both.
+            let seen = scm::look_now(self.own(), |ahead| self.relay.takes(ahead));
+            let Some(mut bytes) = seen else { break };
+            self.relay.from_containerd(&bytes);
             self.write();
-            if !ready.dead {
-                break;
+            match scm::read_now(self.own(), &mut bytes) {
+                Some(0) => return false,
+                Some(_) if ready.dead => {}
+                Some(_) | None => break,
             }
         }
         self.settle()
@@ -149,9 +150,7 @@ impl Conn {
             write: !self.relay.for_shim().is_empty(),
             ..Interest::default()
         };
-        let told = self.own.want(own);
-        let told = told.and_then(|()| self.pair.as_mut().map_or(Ok(()), |fd| fd.want(pair)));
-        told.is_ok()
+        self.own.want(own).is_ok() && self.pair.as_mut().is_none_or(|fd| fd.want(pair).is_ok())
     }
 
     /// A peer that is gone shows at the next read, so errors mean "not now".

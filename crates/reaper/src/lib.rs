@@ -39,6 +39,8 @@ pub const DOORBELL_FD: u16 = 4;
 pub const LOCK_FD: u16 = 5;
 /// The write end of the ready pipe.
 pub const READY_FD: u16 = 6;
+/// The listening socket, for the time after the reaper.
+pub const LISTENER_FD: u16 = 7;
 
 /// How many shims of this pair have died in the last minute, in the environment of each: 0 for
 /// the first, at least 1 for one that takes over.
@@ -187,6 +189,7 @@ pub(crate) fn start_shim(
         .fd(DOORBELL_FD, bell.as_fd())
         .fd(LOCK_FD, config.lock.as_fd())
         .fd(READY_FD, ready.as_fd())
+        .fd(LISTENER_FD, config.listener.as_fd())
         .spawn();
     step("start the shim", shim)
 }

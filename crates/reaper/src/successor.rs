@@ -125,11 +125,12 @@ impl Reaper<'_> {
             if !self.conns[at].waits() {
                 continue;
             }
-            let number = self.conns[at].number;
             let handed = scm::pair_stream().and_then(|(pair, theirs)| {
-                let conn = ToShim::Conn { conn: number };
-                self.tell(&conn, &[theirs.as_fd(), self.conns[at].own()]);
-                self.conns[at].give(&self.epoll, pair)
+                self.conns[at].give(&self.epoll, pair)?;
+                let conn = self.conns[at].number;
+                let fds = [theirs.as_fd(), self.conns[at].own()];
+                self.tell(&ToShim::Conn { conn }, &fds);
+                Ok(())
             });
             if handed.is_err() {
                 self.rest();

@@ -101,6 +101,21 @@ impl Cutter {
         })
     }
 
+    /// Bytes to the end of the frame that is under way, or that begins with
+    /// `ahead`; `None` if its header is not whole.
+    pub(crate) fn to_end(&self, ahead: &[u8]) -> Option<usize> {
+        if self.skip > 0 {
+            return Some(self.skip);
+        }
+        let mut head = [0; HEADER_LEN];
+        let have = self.part.len().min(HEADER_LEN);
+        let more = ahead.len().min(HEADER_LEN - have);
+        head[..have].copy_from_slice(&self.part[..have]);
+        head[have..have + more].copy_from_slice(&ahead[..more]);
+        let header = Header::read(&head[..have + more])?;
+        Some((HEADER_LEN + header.payload()).saturating_sub(self.part.len()))
+    }
+
     /// Forgets what is not whole: the rest will never come.
     pub(crate) fn reset(&mut self) {
         *self = Cutter::default();

@@ -95,6 +95,13 @@ impl Relay {
         }
     }
 
+    /// How many bytes are to be taken at once, of those that containerd has
+    /// sent next and that begin with `ahead`: up to the end of a request, so
+    /// that one is taken whole or not at all; all there are if that is not known.
+    pub fn takes(&self, ahead: &[u8]) -> usize {
+        self.requests.to_end(ahead).unwrap_or(ahead.len())
+    }
+
     fn keep(&mut self, header: Header, frame: Box<[u8]>) {
         if self.kept.len() >= KEPT_MAX || self.kept_bytes + frame.len() > KEPT_BYTES_MAX {
             let message = format!(

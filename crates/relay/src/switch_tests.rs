@@ -468,3 +468,43 @@ proptest! {
         fuzz_one(&data);
     }
 }
+
+/// After the reaper's death what is not taken is read by the shim: it must
+/// begin with a frame.
+#[test]
+fn what_is_taken_ends_with_a_frame() {
+    let bytes = [
+        frame_of(1, REQUEST, b"abc"),
+        frame_of(3, REQUEST, b""),
+        frame_of(5, RESPONSE, &[7; 300]),
+    ]
+    .concat();
+    let ends = [13, 23, bytes.len()];
+    for peeked in 1..=bytes.len() {
+        let mut relay = Relay::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let ahead = &bytes[at..bytes.len().min(at + peeked)];
+            let takes = relay.takes(ahead);
+            let next = ends.iter().find(|end| **end > at).unwrap();
+            assert!(at + takes <= *next, "{takes} bytes at {at} are too many");
+            if takes <= ahead.len() && ahead.len() >= HEADER_LEN {
+                assert_eq!(at + takes, *next, "{takes} bytes at {at} are too few");
+            }
+            let take = takes.min(ahead.len());
+            relay.from_containerd(&ahead[..take]);
+            at += take;
+        }
+        assert_eq!(relay.unanswered(), 2);
+    }
+    // One that is too long is skipped to its end and no further.
+    let mut relay = Relay::new();
+    let mut head = u32::try_from(PAYLOAD_MAX + 1)
+        .unwrap()
+        .to_be_bytes()
+        .to_vec();
+    head.extend([0, 0, 0, 9, REQUEST, 0]);
+    assert_eq!(relay.takes(&head), HEADER_LEN + PAYLOAD_MAX + 1);
+    relay.from_containerd(&head);
+    assert_eq!(relay.takes(&[0; 50]), PAYLOAD_MAX + 1);
+}

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,14 +15,19 @@ use vigil_relay::control::{
     ADOPT_MAX, Call, ControlError, MESSAGE_MAX, OLDEST, Slot, ToReaper, ToShim, VERSION,
 };
 use vigil_sys::points::pretended;
-use vigil_sys::{Errno, scm};
+use vigil_sys::{Errno, process, scm};
 
 use crate::Error;
+use crate::exits::ExitRecords;
+use crate::parent::Parent;
 use crate::watched::{Watched, watch};
 
 /// Longest wait for an Ack. The reaper answers within one turn of its loop;
 /// one that does not is stuck, and nothing may wait for it for ever.
 const ACK_WAIT: Duration = Duration::from_secs(5);
+
+/// A reaper that says nothing any more is dead within this time, or it is none to be trusted.
+const DYING: Duration = Duration::from_secs(1);
 
 /// For tests: the version this shim says that it speaks, and the oldest it can
 /// do with in a reaper.
@@ -40,12 +46,22 @@ pub enum FromReaper {
         /// containerd's own connection, for after the reaper's death.
         own: OwnedFd,
     },
-    /// The node goes down: flush and leave.
+    /// The node goes down, or the reaper is of no use: flush and leave.
     Leave,
     /// Another shim is to take over.
     Retire,
-    /// The reaper is dead.
+    /// The reaper is dead, and nothing will come any more. What it did for us
+    /// is done here from now on.
     Gone,
+}
+
+/// Who is on the other side, and what is left of it when it is dead.
+#[derive(Debug, Clone)]
+pub struct Reaper {
+    /// It, and then we.
+    pub parent: Parent,
+    /// What it records.
+    pub exits: ExitRecords,
 }
 
 type Waiting = BTreeMap<u32, oneshot::Sender<Result<u64, Error>>>;
@@ -54,6 +70,8 @@ type Waiting = BTreeMap<u32, oneshot::Sender<Result<u64, Error>>>;
 struct Calls {
     next: u32,
     waiting: Waiting,
+    /// Nobody is there to answer, and those who waited know.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +82,9 @@ struct Shared {
     hello: Mutex<Option<JoinHandle<Result<u64, Error>>>>,
     /// Slots that came and were not taken yet.
     given: Mutex<Vec<(Slot, OwnedFd)>>,
+    reaper: Reaper,
+    /// We serve, so its death is not our end.
+    serving: AtomicBool,
 }
 
 /// A handle to the control socket; clones share it.
@@ -73,7 +94,11 @@ pub struct Control(Arc<Shared>);
 impl Control {
     /// Takes the inherited socket over, says hello, and delivers what the
     /// reaper sends unasked to `unasked`.
-    pub async fn open(socket: OwnedFd, unasked: mpsc::Sender<FromReaper>) -> Result<Self, Error> {
+    pub async fn open(
+        socket: OwnedFd,
+        reaper: Reaper,
+        unasked: mpsc::Sender<FromReaper>,
+    ) -> Result<Self, Error> {
         let both = Interest::READABLE | Interest::WRITABLE;
         let socket = watch(socket, both).map_err(|source| Error::Runtime {
             op: "watch the control socket",
@@ -82,12 +107,15 @@ impl Control {
         let calls = Mutex::new(Calls {
             next: 1,
             waiting: BTreeMap::new(),
+            over: false,
         });
         let control = Self(Arc::new(Shared {
             socket,
             calls,
             hello: Mutex::default(),
             given: Mutex::default(),
+            reaper,
+            serving: AtomicBool::new(false),
         }));
         tokio::spawn(receive(control.0.clone(), unasked));
         // Sent first, waited for last: whoever is greeted has work meanwhile.
@@ -128,42 +156,61 @@ impl Control {
 
     /// Tells the reaper that the journal is open and requests are served.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.call(ToReaper::Ready, &[]).await.map(drop)
+        self.call(ToReaper::Ready, &[]).await?;
+        self.0.serving.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives the reaper a copy of each descriptor; they are in its hands when
-    /// this returns.
+    /// this returns. A dead one needs none: nobody comes after us.
     pub async fn deposit(&self, slots: Vec<Slot>, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.call(ToReaper::Deposit { slots }, fds).await.map(drop)
+        let done = self.call(ToReaper::Deposit { slots }, fds).await;
+        self.or_alone(done, |_| Ok(0)).map(drop)
     }
 
     /// Has the reaper close its copies; they are closed when this returns.
     pub async fn ended(&self, slots: Vec<u32>) -> Result<(), Error> {
-        self.call(ToReaper::Ended { slots }, &[]).await.map(drop)
+        let done = self.call(ToReaper::Ended { slots }, &[]).await;
+        self.or_alone(done, |_| Ok(0)).map(drop)
     }
 
     /// Pins the exit record of a process that may have ended since `since`;
     /// returns the index of the pinned slot.
     pub async fn register(&self, pid: u32, start_ticks: u64, since: u64) -> Result<usize, Error> {
-        let index = self
-            .call(
-                ToReaper::Register {
-                    pid,
-                    start_ticks,
-                    since,
-                },
-                &[],
-            )
-            .await?;
+        let request = ToReaper::Register {
+            pid,
+            start_ticks,
+            since,
+        };
+        let done = self.call(request, &[]).await;
+        // One that died in the middle of it may have pinned it: then it is the same slot.
+        let index = self.or_alone(done, |exits| {
+            exits.pin(pid, start_ticks, since).map(|index| index as u64)
+        })?;
         Ok(usize::try_from(index).unwrap_or(usize::MAX))
     }
 
     /// Lets go of a pinned exit record.
     pub async fn unregister(&self, index: usize) -> Result<(), Error> {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.call(ToReaper::Unregister { index }, &[])
-            .await
-            .map(drop)
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        let done = self.call(ToReaper::Unregister { index: number }, &[]).await;
+        let alone = |exits: &ExitRecords| {
+            exits.unpin(index);
+            Ok(0)
+        };
+        self.or_alone(done, alone).map(drop)
+    }
+
+    /// What a dead reaper did not do is done here.
+    fn or_alone(
+        &self,
+        done: Result<u64, Error>,
+        alone: impl FnOnce(&ExitRecords) -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
+        match done {
+            Err(Error::ReaperGone) if self.0.reaper.parent.is_us() => alone(&self.0.reaper.exits),
+            done => done,
+        }
     }
 
     /// Takes over what earlier shims deposited, by slot, in the order of their
@@ -184,13 +231,17 @@ impl Control {
 
     /// Tells the reaper that this shim leaves for good.
     pub async fn end(&self) -> Result<(), Error> {
-        self.call(ToReaper::End, &[]).await.map(drop)
+        let done = self.call(ToReaper::End, &[]).await;
+        self.or_alone(done, |_| Ok(0)).map(drop)
     }
 
     async fn call(&self, request: ToReaper, fds: &[BorrowedFd<'_>]) -> Result<u64, Error> {
         let (answer, answered) = oneshot::channel();
         let call = {
             let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            if calls.over {
+                return Err(Error::ReaperGone);
+            }
             let call = calls.next;
             // 0 is nobody's number.
             calls.next = calls.next.checked_add(1).unwrap_or(1);
@@ -220,7 +271,8 @@ impl Control {
         // Readiness is cleared before the next try, so that no edge is missed.
         while let Err(errno) = scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
             if errno != Errno::EAGAIN {
-                return Err(Error::ReaperGone);
+                // It is dead or dying; when that is sure, whoever waits is told.
+                break;
             }
             let ready = self.0.socket.writable().await;
             let mut ready = ready.map_err(|source| Error::Runtime {
@@ -310,12 +362,46 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
             Err(error) => log::error!("control socket: {error}"),
         }
     }
-    shared
-        .calls
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .waiting
-        .clear();
+    let alone = shared.serving.load(Ordering::Relaxed) && shared.reaper.is_dead().await;
+    // After what was done for us is ours to do: who waits is told of the death and does it.
+    {
+        let mut calls = shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.over = true;
+        calls.waiting.clear();
+    }
+    let last = if alone {
+        FromReaper::Gone
+    } else {
+        FromReaper::Leave
+    };
     // Nobody listening is the owner leaving; then there is nobody to tell.
-    let _ = unasked.send(FromReaper::Gone).await;
+    let _ = unasked.send(last).await;
+}
+
+impl Reaper {
+    /// Whether it is dead, now that it says nothing any more; if so, we are the
+    /// parent of what is made from now on, and the writer of the exit records.
+    async fn is_dead(&self) -> bool {
+        // At once: what the runtime makes in this moment is to be ours.
+        if let Err(errno) = process::set_subreaper(true) {
+            log::error!("orphans are not adopted: {errno}");
+        }
+        let reaper = self.parent.pid();
+        let until = tokio::time::Instant::now() + DYING;
+        // A process closes its files a moment before its children lose their parent.
+        while process::parent_pid() == reaper {
+            if tokio::time::Instant::now() >= until {
+                log::error!(
+                    "the reaper, process {reaper}, has closed its control socket and lives"
+                );
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.parent.orphaned();
+        if let Err(error) = self.exits.inherit() {
+            log::error!("ends are not recorded: {}", vigil_host::chain(&error));
+        }
+        true
+    }
 }

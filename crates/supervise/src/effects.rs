@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_model::{
-    Answer, Effect, ExecId, Exit, Kind, Phase, Plan, Refusal, Request, Verb, What, Who, show,
-    waited,
+    Answer, Effect, ExecId, ExecPhase, Incarnation, Kind, Phase, Plan, Refusal, Request, Verb,
+    What, Who, show, waited,
 };
 use vigil_sys::points::{self, Point};
 
@@ -472,7 +472,7 @@ impl Owner {
     fn possess(&mut self, begun: Begun) {
         self.hands.streams.insert(Who::Init, begun.streams);
         self.hands.pins.insert(Who::Init, begun.pin);
-        self.hands.know(&begun.init);
+        self.know(&Who::Init, &begun.init);
         self.hands.cgroup = Some(begun.cgroup);
         if let Some(watch) = &begun.oom {
             ooms::listen(watch, self.desk.clone());
@@ -550,6 +550,7 @@ impl Owner {
                 let pid = started.process.pid;
                 self.hands.streams.insert(who.clone(), started.streams);
                 self.hands.pins.insert(who.clone(), started.pin);
+                self.know(&who, &started.process);
                 self.replies.exec_outcome(&exec, Ok(Answer::Pid(pid)));
                 self.happen(What::ExecStartDone {
                     exec,
@@ -601,22 +602,22 @@ impl Owner {
     /// Takes the deaths the reaper recorded: execs first, init last, and the
     /// OOM counter before init, whose cgroup may vanish with it.
     pub(crate) fn look_at_exits(&mut self) {
-        let dead: Vec<(Who, Exit)> = self
-            .hands
-            .pins
-            .iter()
-            .rev()
-            .filter_map(|(who, pin)| {
-                let exit = match self.hands.tools.exits.pinned(*pin) {
-                    Some(death) => exit_of(&death),
-                    None if *who == Who::Init => self.hands.unrecorded_end()?,
-                    None => return None,
-                };
-                Some((who.clone(), exit))
-            })
-            .collect();
+        let mut dead = if self.place.parent.is_us() {
+            self.ends_alone()
+        } else {
+            Vec::new()
+        };
+        dead.extend(self.hands.pins.iter().filter_map(|(who, pin)| {
+            let exit = match self.hands.tools.exits.pinned(*pin) {
+                Some(death) => exit_of(&death),
+                None if *who == Who::Init => self.hands.unrecorded_end()?,
+                None => return None,
+            };
+            Some((who.clone(), exit))
+        }));
+        dead.sort_by(|(a, _), (b, _)| b.cmp(a));
         for (who, exit) in dead {
-            if !self.awaits(&who) {
+            if self.awaited(&who).is_none() {
                 continue;
             }
             if who == Who::Init {
@@ -658,15 +659,17 @@ impl Owner {
         }
     }
 
-    /// Whether the end of this process is still news.
-    fn awaits(&self, who: &Who) -> bool {
+    /// The process, if its end is still news.
+    pub(crate) fn awaited(&self, who: &Who) -> Option<Incarnation> {
         match who {
-            Who::Init => self.task.standing.phase.live_init().is_some(),
-            Who::Exec(exec) => {
-                self.task.standing.execs.get(exec).is_some_and(|exec| {
-                    matches!(exec.phase, vigil_model::ExecPhase::Running { .. })
-                })
-            }
+            Who::Init => self.task.standing.phase.live_init().cloned(),
+            Who::Exec(exec) => match &self.task.standing.execs.get(exec)?.phase {
+                ExecPhase::Running { process } => Some(process.clone()),
+                ExecPhase::Added
+                | ExecPhase::Starting
+                | ExecPhase::Failed
+                | ExecPhase::Stopped { .. } => None,
+            },
         }
     }
 

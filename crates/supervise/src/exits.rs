@@ -1,12 +1,15 @@
-//! The exit records as the shim reads them: mapped read-only, written by the
-//! reaper alone. What stands here is what the kernel said.
+//! The exit records as the shim sees them: mapped read-only, written by the
+//! reaper alone as long as it lives, and from its death on by the shim. What
+//! stands here is what the kernel said.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vigil_journal::exits::{Death, Exits, Slot};
+use vigil_journal::exits::{Death, Exits, PinError, Recorder, Slot};
 use vigil_model::{Because, Exit, Moment, Status};
+use vigil_relay::control::Denied;
 use vigil_sys::{map::SharedMap, wait};
 
 use crate::Error;
@@ -16,18 +19,36 @@ pub(crate) type Process = (u32, u64);
 
 /// See the module; clones share the mapping.
 #[derive(Debug, Clone)]
-pub struct ExitRecords(Arc<SharedMap>);
+pub struct ExitRecords(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    map: SharedMap,
+    /// For the time after the reaper; what it is mapped from must not be looked
+    /// for again then.
+    file: File,
+    heir: Mutex<Option<Heir>>,
+}
+
+/// The writer after the reaper.
+#[derive(Debug)]
+struct Heir(Recorder<'static>);
 
 impl ExitRecords {
     /// Maps the file.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = std::fs::File::open(path).map_err(|source| {
-            Error::Host(vigil_host::Error::File {
-                op: "open",
-                path: path.to_owned(),
-                source,
-            })
-        })?;
+        let mut options = std::fs::OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| {
+                Error::Host(vigil_host::Error::File {
+                    op: "open",
+                    path: path.to_owned(),
+                    source,
+                })
+            })?;
         let map = SharedMap::read_only(file.as_fd()).map_err(|source| {
             let what = path.display().to_string();
             Error::Host(vigil_host::Error::Kernel {
@@ -36,13 +57,14 @@ impl ExitRecords {
                 source,
             })
         })?;
-        let records = Self(Arc::new(map));
+        let heir = Mutex::default();
+        let records = Self(Arc::new(Shared { map, file, heir }));
         records.exits().map(drop)?;
         Ok(records)
     }
 
     fn exits(&self) -> Result<Exits<'_>, Error> {
-        Exits::new(self.0.words()).map_err(|source| Error::Exits { source })
+        Exits::new(self.0.map.words()).map_err(|source| Error::Exits { source })
     }
 
     /// The death of the process pinned at `index`, if it died.
@@ -71,6 +93,55 @@ impl ExitRecords {
         found
             .all(|death| death.start_ticks == one.start_ticks)
             .then_some(one)
+    }
+
+    /// The reaper is dead and will store nothing any more: from now on this
+    /// process does.
+    pub(crate) fn inherit(&self) -> Result<(), Error> {
+        let map = SharedMap::read_write(self.0.file.as_fd());
+        let map = map.map_err(|source| {
+            Error::Host(vigil_host::Error::Kernel {
+                op: "map",
+                what: "the exit records for writing".to_owned(),
+                source,
+            })
+        })?;
+        // Leaked: needed until the process ends.
+        let words = Box::leak(Box::new(map)).words();
+        let recorder = Recorder::new(words).map_err(|source| Error::Exits { source })?;
+        *self.heir() = Some(Heir(recorder));
+        Ok(())
+    }
+
+    fn heir(&self) -> MutexGuard<'_, Option<Heir>> {
+        self.0.heir.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins as the reaper would have; only after its death.
+    pub(crate) fn pin(&self, pid: u32, start_ticks: u64, since: u64) -> Result<usize, Error> {
+        let mut heir = self.heir();
+        let Heir(recorder) = heir.as_mut().ok_or(Error::ReaperGone)?;
+        let pinned = recorder.pin(pid, start_ticks, since);
+        pinned.map_err(|error| Error::Denied {
+            source: match error {
+                PinError::Full => Denied::PinsFull,
+                PinError::Ambiguous { .. } => Denied::Ambiguous,
+            },
+        })
+    }
+
+    /// Lets go of a pin; only after the reaper's death.
+    pub(crate) fn unpin(&self, index: usize) {
+        if let Some(Heir(recorder)) = self.heir().as_mut() {
+            recorder.unpin(index);
+        }
+    }
+
+    /// Records a death; only after the reaper's.
+    pub(crate) fn record(&self, death: Death) {
+        if let Some(Heir(recorder)) = self.heir().as_mut() {
+            recorder.record(death);
+        }
     }
 
     /// Slots in use, by index.

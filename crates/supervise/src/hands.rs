@@ -42,8 +42,11 @@ pub(crate) struct Hands {
     /// The update under way, or the last one.
     update: Option<Updating>,
     last_stats: Option<Metrics>,
-    /// Init, held so that its death shows even if nobody records it.
-    init: Option<(Incarnation, OwnedFd)>,
+    /// Those that are told of, held so that their deaths show even if nobody
+    /// records them.
+    held: BTreeMap<Who, (Incarnation, OwnedFd)>,
+    /// When a death was seen of which nobody can say how it was, yet.
+    pub(crate) seen_dead: BTreeMap<Who, Instant>,
     /// When init was sent SIGKILL first: nothing may keep it from dying.
     killed: Option<Instant>,
     /// Descriptors held for nothing but to be let go of when there are no
@@ -62,7 +65,8 @@ impl Hands {
             wish: None,
             update: None,
             last_stats: None,
-            init: None,
+            held: BTreeMap::new(),
+            seen_dead: BTreeMap::new(),
             killed: None,
             spare: Vec::new(),
         }
@@ -187,24 +191,28 @@ impl Hands {
         self.killed.get_or_insert_with(Instant::now);
     }
 
-    /// Holds init from now on.
-    pub(crate) fn know(&mut self, init: &Incarnation) {
-        self.init = match proc::open_checked(init) {
-            Ok(Checked::Same(fd)) => Some((init.clone(), fd)),
-            // Dead already: its end is recorded.
-            Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => None,
-            Err(error) => {
-                log::warn!("init is not held: {}", vigil_host::chain(&error));
-                None
+    /// Holds a process from now on.
+    pub(crate) fn know(&mut self, who: &Who, process: &Incarnation) {
+        match proc::open_checked(process) {
+            Ok(Checked::Same(fd)) => {
+                self.held.insert(who.clone(), (process.clone(), fd));
             }
-        };
+            // Dead already: its end is recorded.
+            Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => {}
+            Err(error) => log::warn!("{who} is not held: {}", vigil_host::chain(&error)),
+        }
+    }
+
+    /// A process by its descriptor.
+    pub(crate) fn held(&self, who: &Who) -> Option<&(Incarnation, OwnedFd)> {
+        self.held.get(who)
     }
 
     /// The end of an init that is dead and whose death is not recorded: the
-    /// reaper is behind, or gone. `None` while it lives, or while its reaper is
-    /// about to say.
+    /// reaper is behind. `None` while it lives, or while its reaper is about to
+    /// say.
     pub(crate) fn unrecorded_end(&self) -> Option<Exit> {
-        let (init, fd) = self.init.as_ref()?;
+        let (init, fd) = self.held(&Who::Init)?;
         if pidfd::is_dead(fd) != Ok(true) {
             return None;
         }
@@ -224,7 +232,7 @@ impl Hands {
     /// Why init does not die of a SIGKILL it was sent, if it does not.
     pub(crate) fn undying(&self) -> Option<String> {
         let since = self.killed?.elapsed().as_secs();
-        let (init, fd) = self.init.as_ref()?;
+        let (init, fd) = self.held(&Who::Init)?;
         if pidfd::is_dead(fd) != Ok(false) {
             return None;
         }
@@ -318,8 +326,9 @@ impl Hands {
         if *who == Who::Init {
             self.cgroup = None;
             self.oom = None;
-            self.init = None;
         }
+        self.held.remove(who);
+        self.seen_dead.remove(who);
         let control = self.tools.control.clone();
         tokio::spawn(async move {
             if let Some(streams) = streams {

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
@@ -20,6 +22,7 @@ use crate::effects::{CreateOver, ExecOver, VerbOver};
 use crate::hands::Hands;
 use crate::ledger::JournalLedger;
 use crate::limits::Limits;
+use crate::parent::Parent;
 use crate::replies::{Outcome, Replies, answer};
 use crate::stdio::{SlotId, Streams};
 use crate::{clock, outbox};
@@ -37,8 +40,8 @@ pub struct Place {
     pub bundle: PathBuf,
     /// The socket the pair is reached at; unlinked at the end.
     pub socket: PathBuf,
-    /// The reaper, which `Connect` names.
-    pub reaper_pid: u32,
+    /// The parent of the container's processes, which `Connect` names.
+    pub parent: Parent,
     /// Options given at `start`; those of Create come on top.
     pub options: Options,
     /// How long it waits.
@@ -78,7 +81,7 @@ pub(crate) enum Message {
     /// The sender wants the oldest event.
     NextEvent(oneshot::Sender<Option<Published>>),
     /// A connection came: containerd's own end of it.
-    Connected(OwnedFd),
+    Connected(Arc<UnixStream>),
     /// The reaper sent something unasked.
     FromReaper(FromReaper),
     /// Init was killed a while ago.
@@ -107,7 +110,7 @@ enum Way {
 pub enum Ending {
     /// Shutdown was asked, or nobody needs us: the pair leaves for good.
     Shutdown,
-    /// The reaper asked us to leave, or is dead.
+    /// The reaper asked us to leave.
     ReaperLeaves,
     /// Another shim takes over: everything stays as it is.
     Retires,
@@ -122,8 +125,8 @@ pub(crate) struct Owner {
     pub(crate) replies: Replies,
     pub(crate) desk: mpsc::Sender<Message>,
     pub(crate) news: outbox::Bell,
-    /// containerd's ends, kept for the time after the reaper.
-    pub(crate) connections: Vec<OwnedFd>,
+    /// containerd's ends, to see who is there.
+    pub(crate) connections: Vec<Arc<UnixStream>>,
     pub(crate) leaving: Option<Ending>,
     pub(crate) shutdown_replies: Vec<Reply>,
     pub(crate) signal_outcome: Option<Outcome>,
@@ -215,9 +218,8 @@ impl Owner {
                 self.drop_ended_connections();
                 self.connections.push(own);
             }
-            Message::FromReaper(FromReaper::Leave | FromReaper::Gone) => {
-                self.leave(Ending::ReaperLeaves);
-            }
+            Message::FromReaper(FromReaper::Leave) => self.leave(Ending::ReaperLeaves),
+            Message::FromReaper(FromReaper::Gone) => self.orphaned(),
             Message::FromReaper(FromReaper::Retire) => {
                 // One that leaves for good needs no successor.
                 self.leaving.get_or_insert(Ending::Retires);
@@ -268,7 +270,7 @@ impl Owner {
     /// Ends whose peer hung up are of no use to anyone.
     fn drop_ended_connections(&mut self) {
         self.connections.retain(|own| {
-            let mut watch = [vigil_sys::fd::Watch::reading(own)];
+            let mut watch = [vigil_sys::fd::Watch::reading(&**own)];
             match vigil_sys::fd::poll(&mut watch, std::time::Duration::ZERO) {
                 Ok(_) => !watch[0].hung_up() && !watch[0].failed(),
                 Err(_) => true,
@@ -418,7 +420,7 @@ impl Owner {
                     | Phase::Paused { .. }
                     | Phase::Stopped { .. }) => phase.init().map_or(0, |init| init.pid),
                 };
-                let shim_pid = self.place.reaper_pid;
+                let shim_pid = self.place.parent.pid();
                 answer(Some(reply), Ok(Answer::Connected { shim_pid, task_pid }));
             }
             Request::Shutdown => self.ask_shutdown(reply),

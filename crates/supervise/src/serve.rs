@@ -14,7 +14,7 @@ use vigil_host::proc;
 use vigil_journal::{BootId, Tail, names};
 use vigil_sys::points::{self, Point};
 
-use crate::control::{Control, FromReaper};
+use crate::control::{Control, FromReaper, Reaper};
 use crate::crash;
 use crate::desk::{Desk, INBOX_MAX, Reply};
 use crate::error::Error;
@@ -23,6 +23,7 @@ use crate::hands::Hands;
 use crate::jobs::{HostCgroups, Tools};
 use crate::ledger::JournalLedger;
 use crate::loggers::Loggers;
+use crate::orphan;
 use crate::outbox::{self, Publish};
 use crate::owner::{Ending, Message, Owner, Place};
 use crate::replies::{Replies, answer};
@@ -38,6 +39,20 @@ pub struct Inherited {
     pub control: OwnedFd,
     /// Rung after each recorded death.
     pub doorbell: OwnedFd,
+    /// Where containerd connects. Touched only when the reaper is dead; one of
+    /// an earlier version does not hand it down.
+    pub listener: Option<OwnedFd>,
+}
+
+/// A connection to be served.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Its number.
+    pub conn: u32,
+    /// The socketpair that carries its frames, if it comes through the reaper.
+    pub pair: Option<UnixStream>,
+    /// containerd's own connection; only for when the pair has ended.
+    pub own: Arc<UnixStream>,
 }
 
 /// A shim at work.
@@ -45,7 +60,7 @@ pub struct Inherited {
 pub struct Shim {
     desk: Desk,
     control: Control,
-    connections: mpsc::Receiver<(u32, UnixStream)>,
+    connections: mpsc::Receiver<Arrival>,
     owner: tokio::task::JoinHandle<(Ending, Vec<Reply>)>,
     ended: Option<(Ending, Vec<Reply>)>,
     place: Arc<Place>,
@@ -59,7 +74,12 @@ impl Shim {
         publisher: impl Publish,
     ) -> Result<Self, Error> {
         let (unasked, from_reaper) = mpsc::channel(CONNECTIONS_MAX);
-        let control = Control::open(inherited.control, unasked).await?;
+        let exits = ExitRecords::open(&place.bundle.join(names::EXITS))?;
+        let reaper = Reaper {
+            parent: place.parent.clone(),
+            exits: exits.clone(),
+        };
+        let control = Control::open(inherited.control, reaper, unasked).await?;
         let boot = proc::boot_id()?;
         let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
         let (ledger, remembered) = JournalLedger::open(&place.bundle.join(names::JOURNAL), boot)?;
@@ -67,7 +87,6 @@ impl Shim {
             Tail::Clean => {}
             tail => log::warn!("the journal was not whole: {tail:?}"),
         }
-        let exits = ExitRecords::open(&place.bundle.join(names::EXITS))?;
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let news = outbox::Bell::default();
         let place = Arc::new(place);
@@ -111,7 +130,8 @@ impl Shim {
         tokio::spawn(answer_doorbell(doorbell, sender.clone()));
         tokio::spawn(outbox::send(news, sender.clone(), publisher));
         let (arrivals, connections) = mpsc::channel(CONNECTIONS_MAX);
-        tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
+        let listener = inherited.listener;
+        tokio::spawn(sort(from_reaper, sender.clone(), arrivals, listener));
         if owner.place.takeovers > 0 {
             control.greeted().await?;
             owner.take_over().await?;
@@ -142,11 +162,9 @@ impl Shim {
     }
 
     /// The next connection to serve; `None` when it is time to leave.
-    pub async fn next(&mut self) -> Option<(u32, UnixStream)> {
+    pub async fn next(&mut self) -> Option<Arrival> {
         let ended = tokio::select! {
             Some(connection) = self.connections.recv() => return Some(connection),
-            // No more connections is the reaper's death: the owner still has
-            // its events to flush.
             ended = &mut self.owner => ended,
         };
         self.ended = Some(ended.unwrap_or((Ending::ReaperLeaves, Vec::new())));
@@ -156,7 +174,6 @@ impl Shim {
     /// Why it is over. At the end of everything the reaper is told before
     /// anyone else, then Shutdown is answered.
     pub async fn end(self) -> Ending {
-        // None: no connection will ever come again, the reaper is gone.
         let (ending, replies) = self.ended.unwrap_or((Ending::ReaperLeaves, Vec::new()));
         if ending != Ending::Shutdown {
             return ending;
@@ -202,16 +219,29 @@ async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
 async fn sort(
     mut from_reaper: mpsc::Receiver<FromReaper>,
     owner: mpsc::Sender<Message>,
-    arrivals: mpsc::Sender<(u32, UnixStream)>,
+    arrivals: mpsc::Sender<Arrival>,
+    listener: Option<OwnedFd>,
 ) {
     while let Some(message) = from_reaper.recv().await {
         let sent = match message {
             FromReaper::Connection { conn, pair, own } => {
-                owner.send(Message::Connected(own)).await.is_ok()
-                    && arrivals.send((conn, UnixStream::from(pair))).await.is_ok()
+                let arrival = Arrival {
+                    conn,
+                    pair: Some(UnixStream::from(pair)),
+                    own: Arc::new(UnixStream::from(own)),
+                };
+                orphan::arrive(arrival, &owner, &arrivals).await
             }
-            message @ (FromReaper::Leave | FromReaper::Retire | FromReaper::Gone) => {
+            message @ (FromReaper::Leave | FromReaper::Retire) => {
                 owner.send(Message::FromReaper(message)).await.is_ok()
+            }
+            message @ FromReaper::Gone => {
+                if owner.send(Message::FromReaper(message)).await.is_ok()
+                    && let Some(listener) = listener
+                {
+                    orphan::accept(listener, owner, arrivals).await;
+                }
+                return;
             }
         };
         if !sent {

@@ -95,7 +95,7 @@ impl Owner {
     async fn end_workers(&self) {
         let begun = tokio::time::Instant::now();
         loop {
-            let workers = match strays::errands(self.place.reaper_pid) {
+            let workers = match strays::errands(self.place.parent.pid()) {
                 Ok(errands) => errands.into_iter().filter(|errand| errand.worker),
                 Err(error) => {
                     log::warn!("left behind: {}", vigil_host::chain(&error));
@@ -166,7 +166,6 @@ impl Owner {
                 }
                 Err(error) => log::error!("no cgroup: {}", vigil_host::chain(&error)),
             }
-            self.hands.know(&init);
             let killed = |(_, what): &(_, Milestone)| *what == Milestone::Signalled(9);
             if self.task.standing.phase.live_init().is_some() && self.task.story.iter().any(killed)
             {
@@ -199,6 +198,7 @@ impl Owner {
         let control = &self.hands.tools.control;
         match control.register(process.pid, process.start_ticks, 0).await {
             Ok(pin) => {
+                self.hands.know(&who, process);
                 self.hands.pins.insert(who, pin);
                 Ok(())
             }

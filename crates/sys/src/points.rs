@@ -125,13 +125,25 @@ pub fn pretended(name: &str) -> Option<u16> {
 
 /// Says that this process is at `point`. Returns unless a test asked otherwise.
 pub fn reach(point: Point) {
-    if cfg!(debug_assertions) {
-        static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
-        let directory = DIRECTORY.get_or_init(|| std::env::var_os(SWITCH).map(PathBuf::from));
-        if let Some(directory) = directory {
-            reach_in(directory, point);
-        }
+    if let Some(directory) = directory() {
+        reach_in(directory, point);
     }
+}
+
+/// Whether a test plays a kernel that keeps nothing of a process that has ended:
+/// by a file `no-exit-status` in the directory.
+pub fn kernel_forgets() -> bool {
+    directory().is_some_and(|directory| directory.join("no-exit-status").exists())
+}
+
+/// `None` outside a test.
+fn directory() -> Option<&'static Path> {
+    static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    let named = DIRECTORY.get_or_init(|| std::env::var_os(SWITCH).map(PathBuf::from));
+    named.as_deref()
 }
 
 fn reach_in(directory: &Path, point: Point) {

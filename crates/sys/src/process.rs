@@ -47,16 +47,19 @@ pub fn new_session() -> Result<()> {
 /// what made no session of its own. Not reaped yet, so the numbers are theirs.
 fn children_in_session() -> Result<Vec<u32>> {
     let own = nix::unistd::getsid(None)?;
-    let children = told(std::fs::read_to_string("/proc/thread-self/children"))?;
+    let children = children()?;
     let is_in = |pid: &u32| {
         let pid = i32::try_from(*pid).map(nix::unistd::Pid::from_raw);
         pid.is_ok_and(|pid| nix::unistd::getsid(Some(pid)) == Ok(own))
     };
+    Ok(children.into_iter().filter(is_in).collect())
+}
+
+/// Our children, started or adopted, dead or alive: those that were not reaped.
+pub fn children() -> Result<Vec<u32>> {
+    let children = told(std::fs::read_to_string("/proc/thread-self/children"))?;
     let pids = children.split_ascii_whitespace();
-    Ok(pids
-        .filter_map(|pid| pid.parse().ok())
-        .filter(is_in)
-        .collect())
+    Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// SIGKILL to what we, or a child, started in our session, and to the groups

@@ -7,10 +7,12 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 
 use crate::{Errno, Result, fd};
 
+/// Bytes looked at first. On the stack, so no more than a page.
+const CHUNK: usize = 4096;
 /// Most descriptors one message may carry here (the kernel allows 253).
 pub const FDS_MAX: usize = 16;
 
@@ -148,6 +150,39 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) ->
     Ok(count)
 }
 
+/// What a stream has next, left where it is; `None`: nothing there now, empty:
+/// the end, however it came. `takes` says of how it begins how much is wanted:
+/// if all of that has come, it is that and no more, however long; else some of it.
+pub fn look_now(socket: BorrowedFd<'_>, takes: impl Fn(&[u8]) -> usize) -> Option<Vec<u8>> {
+    match look(socket, takes) {
+        Err(Errno::EAGAIN) => None,
+        answer => Some(answer.unwrap_or_default()),
+    }
+}
+
+fn look(socket: BorrowedFd<'_>, takes: impl Fn(&[u8]) -> usize) -> Result<Vec<u8>> {
+    let mut chunk = [0; CHUNK];
+    let count = peek(socket, &mut chunk)?;
+    let mut seen = chunk[..count].to_vec();
+    let takes = takes(&seen);
+    if takes > seen.len() && fd::readable_bytes(socket)? >= takes {
+        seen.resize(takes, 0);
+        let count = peek(socket, &mut seen)?;
+        seen.truncate(count);
+    }
+    seen.truncate(takes);
+    Ok(seen)
+}
+
+fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
+    loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK) {
+            Err(Errno::EINTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
 /// Reads what a stream has; 0 is the end. Descriptors sent along are dropped
 /// by the kernel.
 pub fn read(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
@@ -250,6 +285,30 @@ mod tests {
         assert_eq!(recv(b.as_fd(), &mut [0; 4], &mut fds), Err(Errno::ENOBUFS));
         assert!(fds.is_empty());
         assert_eq!(nix::unistd::read(&reader, &mut [0; 4]), Ok(0), "closed");
+    }
+
+    #[test]
+    fn what_is_looked_at_stays_and_is_no_more_than_is_wanted() {
+        let (a, b) = pair_stream().unwrap();
+        assert_eq!(look_now(b.as_fd(), |_| 1), None);
+        send(a.as_fd(), &[7; 3000], &[]).unwrap();
+        send(a.as_fd(), &[8; 3000], &[]).unwrap();
+        for wanted in [1, 4000, 4096, 5000, 6000] {
+            let seen = look_now(b.as_fd(), |ahead| {
+                assert_eq!(ahead.len(), CHUNK);
+                wanted
+            });
+            let seen = seen.unwrap();
+            assert_eq!(seen.len(), wanted);
+            assert!(seen.iter().take(3000).all(|byte| *byte == 7));
+            assert!(seen.iter().skip(3000).all(|byte| *byte == 8));
+        }
+        let some = look_now(b.as_fd(), |_| 6001).unwrap();
+        assert_eq!(some.len(), CHUNK, "not all has come");
+        let mut all = [0; 6000];
+        assert_eq!(read(b.as_fd(), &mut all), Ok(6000));
+        drop(a);
+        assert_eq!(look_now(b.as_fd(), |_| 1), Some(Vec::new()));
     }
 
     #[test]

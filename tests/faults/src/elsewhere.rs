@@ -67,6 +67,21 @@ pub const COVERED: &[Covered] = &[
         "what_was_under_way_is_finished_once",
     ),
     covered("F02", "hostile/tests/pair", "sigkill_of_the_reaper_first"),
+    covered(
+        "F02",
+        "hostile/tests/orphan",
+        "a_container_runs_on_and_takes_every_request",
+    ),
+    covered(
+        "F02",
+        "hostile/tests/orphan",
+        "an_exit_is_told_within_a_second_with_its_status",
+    ),
+    covered(
+        "F02",
+        "hostile/tests/orphan",
+        "what_nobody_saw_is_unknown_within_a_second",
+    ),
     covered("F02", "conformance/src/ends", "delete_after_kill_cleans"),
     covered("F02", "conformance/src/ends", "delete_of_paused"),
     covered("F02", "conformance/src/ends", "delete_with_execs"),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use vigil_hostile::{FaultyRunc, Pair, Trace, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::Process;
+use vigil_lab::process::{Process, alive};
 use vigil_lab::{CallError, Kit, Spec, by, until};
 
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,13 @@ const DEATHS: [Death; 4] = [
 fn dies(container: &Container, pair: &Pair, death: Death) -> Result<()> {
     match death {
         Death::TermReaper => pair.signal(pair.reaper, 15)?,
-        Death::KillReaper => pair.signal(pair.reaper, 9)?,
+        Death::KillReaper => {
+            // Its shim goes on, and its call of the runtime too.
+            pair.signal(pair.reaper, 9)?;
+            return until("the reaper to die", by(4.0), || {
+                (!alive(pair.reaper)).then_some(())
+            });
+        }
         Death::KillBoth => container.shim.kill_all()?,
         Death::None => return Ok(()),
     }

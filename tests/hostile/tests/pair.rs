@@ -205,13 +205,13 @@ fn sigkill_of_the_reaper_first() {
     trial(60, |kit| {
         let (container, pair) = running(kit)?;
         pair.signal(pair.reaper, KILL)?;
-        // This version's shim leaves with its reaper; `delete` finds everything all the same.
-        pair.gone(3.0)?;
+        // Its shim goes on; `delete` ends it, and finds everything all the same.
         deleted(&container, 137)?;
+        pair.gone(1.0)?;
         let (container, pair) = stopped(kit)?;
         pair.signal(pair.reaper, KILL)?;
-        pair.gone(3.0)?;
-        deleted(&container, 7)
+        deleted(&container, 7)?;
+        pair.gone(1.0)
     });
 }
 

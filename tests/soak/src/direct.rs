@@ -249,6 +249,14 @@ impl Stage<'_> {
                     self.delete(&mut outcome);
                     outcome
                 }
+                None if plan.blow.victims == Victims::Reaper && self.pair.get().is_some() => {
+                    let mut outcome = self.strike_the_reaper(came);
+                    // Its shim goes on as if nothing had been.
+                    let _ = driver.take().map(ScopedJoinHandle::join);
+                    self.end(stop);
+                    self.delete(&mut outcome);
+                    outcome
+                }
                 None => self.strike_and_delete(came),
             };
             stop.store(true, Ordering::SeqCst);
@@ -256,6 +264,19 @@ impl Stage<'_> {
             self.judge(&mut outcome);
             outcome
         })
+    }
+
+    fn strike_the_reaper(&self, came: Option<usize>) -> Outcome {
+        let (life, blow) = (self.life, &self.life.plan.blow);
+        let mut outcome = Outcome {
+            step: came.map(|at| life.plan.steps[at]),
+            ..Outcome::default()
+        };
+        if let Some(pair) = self.pair.get() {
+            outcome.kills = u64::from(pair.lives(blow.victims));
+            pair.strike(blow, &life.story);
+        }
+        outcome
     }
 
     fn strike_and_delete(&self, came: Option<usize>) -> Outcome {

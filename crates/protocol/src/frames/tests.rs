@@ -227,6 +227,8 @@ fn answers_are_counted_when_they_are_whole() {
             Poll::Ready(Ok(some)) => written += some,
             other => panic!("{other:?}"),
         }
+        // It has left when it is flushed: until then it may be kept together.
+        assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_ready());
         open.push((written, stream.open));
     }
     for (written, open) in open {

@@ -245,10 +245,10 @@ fn both_processes_are_as_they_should_be() {
         pair.pid,
         "who listens"
     );
-    // 0–2, control, doorbell, lock; the pair and the copy of our connection.
+    // 0–2, control, doorbell, lock, the pair, the listener, the copy of our connection.
     assert_eq!(
         client.call("self"),
-        "[0, 1, 2, 3, 4, 5, 6, 7] 0000000000000000 0000000000000000"
+        "[0, 1, 2, 3, 4, 5, 6, 7, 8] 0000000000000000 0000000000000000"
             .replace("0000000000000000 0000000000000000", &expected_signals())
     );
     let of_reaper = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", pair.pid)).unwrap();

@@ -140,7 +140,7 @@ pub(crate) async fn begin(
     points::reach(Point::RuncCreateDone);
     let identified = match outcome {
         Ok(()) => match identify::pid_in(&pid_file) {
-            Ok(pid) => identify::identify(tools, pid, since).await,
+            Ok(pid) => identify::identify(tools, claims, pid, since).await,
             Err(refusal) => Err(refusal),
         },
         Err(failure) => Err(runc::refusal(&failure)),

@@ -73,7 +73,7 @@ pub(crate) async fn start(
     let outcome = match outcome {
         Ok(()) => match pid {
             Ok(pid) => {
-                let identified = identify::identify(&tools, pid, since).await;
+                let identified = identify::identify(&tools, &plan.claims, pid, since).await;
                 if identified.is_err() {
                     // It runs, and nobody could ever be told of its end.
                     kill_below_reaper(&tools, pid);
@@ -85,7 +85,7 @@ pub(crate) async fn start(
         Err(failure) => {
             // It may have been killed after it had started the process.
             if let Ok(pid) = pid
-                && let Ok(found) = identify::identify(&tools, pid, since).await
+                && let Ok(found) = identify::identify(&tools, &plan.claims, pid, since).await
             {
                 discard(&tools, &found.process, Some(found.pin)).await;
             }
@@ -126,7 +126,7 @@ fn kill_below_reaper(tools: &Tools, pid: u32) {
         return;
     };
     let parent = proc::stat(pid).ok().flatten().map(|stat| stat.parent);
-    if parent == Some(tools.place.reaper_pid)
+    if parent == Some(tools.place.parent.pid())
         && let Err(errno) = pidfd::send_signal(&pidfd, 9)
     {
         log::warn!("process {pid} not killed: {errno}");

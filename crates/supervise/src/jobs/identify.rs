@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use vigil_host::cgroup::Cgroup;
 use vigil_host::proc;
-use vigil_model::{Incarnation, Kind, Refusal};
+use vigil_model::{Claim, Incarnation, Kind, Refusal};
 
 use super::Tools;
 
@@ -37,18 +38,25 @@ pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
 }
 
 /// Finds out which process this pid means: one that was started after `since`
-/// (a place in the ring of deaths) and is, or was, a child of our reaper.
+/// (a place in the ring of deaths) and is, or was, a child of our reaper. When
+/// that is dead it may be a child of whoever inherited it: then it is known by
+/// being in what is ours of the cgroups of these `claims`.
 ///
 /// The order makes it free of races: the pin comes first; if it holds no death
 /// after /proc was read, no process of that number was reaped before, so what
 /// /proc described is the one.
-pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Identified, Refusal> {
+pub(crate) async fn identify(
+    tools: &Tools,
+    claims: &[Claim],
+    pid: u32,
+    since: u64,
+) -> Result<Identified, Refusal> {
     let pin = tools
         .control
         .register(pid, 0, since)
         .await
         .map_err(|error| super::refusal(&error))?;
-    let outcome = describe(tools, pid, pin);
+    let outcome = describe(tools, claims, pid, pin);
     if outcome.is_err() {
         // Nothing will ever be asked of this pin.
         if let Err(error) = tools.control.unregister(pin).await {
@@ -58,12 +66,13 @@ pub(crate) async fn identify(tools: &Tools, pid: u32, since: u64) -> Result<Iden
     outcome
 }
 
-fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> {
+fn describe(tools: &Tools, claims: &[Claim], pid: u32, pin: usize) -> Result<Identified, Refusal> {
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
     // What lives and is not below our reaper was never started by our runc:
     // a stranger, and the first Kill would hit it.
-    let below = proc::descends(pid, tools.place.reaper_pid);
-    let below = below.map_err(|error| super::refusal(&error))?;
+    let below = proc::descends(pid, tools.place.parent.pid());
+    let below = below.map_err(|error| super::refusal(&error))?
+        || tools.place.parent.is_us() && is_in(tools, claims, pid);
     if let Some(death) = tools.exits.pinned(pin) {
         if below
             && let Some(now) = &seen
@@ -101,4 +110,23 @@ fn describe(tools: &Tools, pid: u32, pin: usize) -> Result<Identified, Refusal> 
         ));
     }
     Ok(Identified { process, pin })
+}
+
+fn is_in(tools: &Tools, claims: &[Claim], pid: u32) -> bool {
+    let known = tools.hierarchies.read();
+    let pids = known.and_then(|known| {
+        let cgroup = Cgroup::open(known, claims)?;
+        if cgroup.is_ours() && !cgroup.is_shared() {
+            cgroup.pids()
+        } else {
+            Ok(Vec::new())
+        }
+    });
+    match pids {
+        Ok(pids) => pids.contains(&pid),
+        Err(error) => {
+            log::warn!("no cgroup to look into: {}", vigil_host::chain(&error));
+            false
+        }
+    }
 }

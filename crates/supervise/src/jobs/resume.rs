@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use vigil_host::observe::RuncState;
 use vigil_host::proc;
 use vigil_host::strays::{self, Errand};
-use vigil_model::{ExecId, ExecPlan, Incarnation, Kind, Plan, Refusal};
+use vigil_model::{Claim, ExecId, ExecPlan, Incarnation, Kind, Plan, Refusal};
 
 use super::create::{Begun, Made, NotMade};
 use super::exec::{Started, pid_file};
@@ -47,7 +47,7 @@ pub(crate) async fn calls_over(
     if tools.place.takeovers == 0 {
         return well;
     }
-    let calls = match settled(tools.place.reaper_pid, deadline).await {
+    let calls = match settled(tools.place.parent.pid(), deadline).await {
         Ok(errands) => errands,
         Err(error) => {
             log::warn!("calls left behind: {}", vigil_host::chain(&error));
@@ -180,7 +180,7 @@ async fn finish(
     tools: &Tools,
     plan: &Plan,
     _held: &mut Streams<Kept>,
-) -> Option<Result<(Identified, Vec<vigil_model::Claim>), Refusal>> {
+) -> Option<Result<(Identified, Vec<Claim>), Refusal>> {
     if !plan.create.checkpoint.is_empty() {
         return None;
     }
@@ -299,7 +299,7 @@ pub(crate) async fn exec(
 /// it, and it may have ended since. `others` are on record for something else:
 /// what had its number before is not it.
 async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
-    let below = proc::descends(pid, tools.place.reaper_pid);
+    let below = proc::descends(pid, tools.place.parent.pid());
     let below = below.map_err(|error| super::refusal(&error))?;
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
     // Dead, it was recorded before it could not be seen any more.

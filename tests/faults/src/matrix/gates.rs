@@ -4,7 +4,8 @@ use anyhow::Result;
 use vigil_sys::points::Point;
 
 use super::Variant::{
-    self, ContainerdLater, ContainerdToo, OneAlone, OneOfThree, Plain, StateFull, TornRecord,
+    self, ContainerdLater, ContainerdToo, OneAlone, OneOfThree, Plain, ReaperAlone, StateFull,
+    TornRecord,
 };
 use super::ends::{self, Seen};
 
@@ -68,14 +69,28 @@ impl Gate {
     pub fn tells_an_end(&self) -> bool {
         self.act != Act::Run || self.point == Point::StartedNotJournaled
     }
+
+    /// Whether it is the reaper that stops there.
+    #[must_use]
+    pub fn reaper_is_there(&self) -> bool {
+        matches!(self.point, Point::DeathNotRecorded | Point::DeathNotReaped)
+    }
 }
 
 const ONE: &[Variant] = &[Plain, ContainerdToo];
-const TWO: &[Variant] = &[Plain, OneAlone, ContainerdToo];
-const SOLO: &[Variant] = &[Plain, OneAlone, ContainerdToo, TornRecord, StateFull];
+const TWO: &[Variant] = &[Plain, OneAlone, ReaperAlone, ContainerdToo];
+const SOLO: &[Variant] = &[
+    Plain,
+    OneAlone,
+    ReaperAlone,
+    ContainerdToo,
+    TornRecord,
+    StateFull,
+];
 const MANY: &[Variant] = &[
     Plain,
     OneAlone,
+    ReaperAlone,
     ContainerdToo,
     OneOfThree,
     TornRecord,
@@ -84,6 +99,7 @@ const MANY: &[Variant] = &[
 const EVERY: &[Variant] = &[
     Plain,
     OneAlone,
+    ReaperAlone,
     ContainerdToo,
     ContainerdLater,
     OneOfThree,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use vigil_lab::kit::repository;
 use vigil_lab::place::kill_at_once;
-use vigil_lab::process::{Process, alive};
+use vigil_lab::process::{Process, alive, signal_if};
 use vigil_lab::shim::Ran;
 use vigil_lab::{Place, Scratch, ShimBinary, Version, by, held, until};
 use vigil_sys::points::Point;
@@ -349,7 +349,7 @@ impl Scene {
         point.with_extension("reached")
     }
 
-    /// Whether a shim died alone, and so another took over.
+    /// Whether one of the two died alone, and so the other goes on, or its successor.
     fn deaths(&mut self) -> Result<bool> {
         // Before anyone dies: nothing that is stopped may lose its parent and be let run.
         if self.variant.ends_containerd() {
@@ -361,15 +361,31 @@ impl Scene {
             Dies::StartAlone => doomed.retain(is_start),
             Dies::Pair | Dies::Delete => doomed.retain(|p| !is_start(p)),
         }
-        if self.variant == Variant::OneAlone {
-            doomed.retain(|p| p.state == 'T');
+        let mut stopped = doomed.clone();
+        stopped.retain(|p| p.state == 'T');
+        match self.variant {
+            Variant::OneAlone => doomed.retain(|p| p.state == 'T'),
+            Variant::ReaperAlone => doomed.retain(|p| !p.cmdline.ends_with(" serve")),
+            _ => {}
         }
         ensure!(!doomed.is_empty(), "nobody to kill");
+        let alone = matches!(self.variant, Variant::OneAlone | Variant::ReaperAlone);
         // One that is not ready yet fails its `start`.
-        let succeeded = self.variant == Variant::OneAlone
-            && self.gate.point != Point::PairNotReady
-            && doomed.iter().all(|p| p.cmdline.ends_with(" serve"));
+        let succeeded = alone && self.gate.point != Point::PairNotReady;
         kill_at_once(&doomed)?;
+        if self.variant == Variant::ReaperAlone {
+            ensure!(
+                doomed.len() == 1 && stopped.len() == 1,
+                "{doomed:?}, {stopped:?}"
+            );
+            // The kernel may have let it go on: nobody of its session is left above it.
+            let shim = &stopped[0];
+            signal_if(shim.pid, 18, |p| p.cmdline == shim.cmdline);
+            // On a slow machine the reaper may have found it stuck, and ended it, before.
+            let others = self.place.shims(HIT);
+            let another = |p: &Process| p.pid != shim.pid && p.cmdline.ends_with(" serve");
+            ensure!(!others.iter().any(another), TooQuick);
+        }
         if self.variant.ends_containerd() {
             self.place.containerd.stop(9)?;
             if self.variant == Variant::ContainerdLater {
