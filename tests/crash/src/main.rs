@@ -2,6 +2,7 @@
 //! and fails if any client, stream, event or host shows it. Prints its seed, and each life
 //! that failed as a script that `--only` lives again.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -40,8 +41,17 @@ struct Args {
     times: usize,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match crash(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crash: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn crash(args: &Args) -> Result<()> {
     scratch::sweep();
     let shim = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;

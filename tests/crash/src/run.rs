@@ -42,6 +42,7 @@ const BASES: &[(&str, &str)] = &[
     ("exec", "@E1"),
     ("exec", "@E2"),
     ("exec", "@E3"),
+    ("terminal", "@E1"),
     ("changes", "@P1"),
     ("exec", "echo.1b"),
 ];

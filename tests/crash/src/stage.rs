@@ -537,8 +537,8 @@ impl Stage {
         })
     }
 
-    /// What must hold of the events once all is over: each came, in order, and no more than
-    /// `deaths` came a second time, the same.
+    /// What must hold of the events once all is over: each came, in order, and each
+    /// death had at most one come again, the same: the one that was on its way.
     pub fn events(&self, deaths: u32) -> Result<()> {
         let all = self.kit.sink.all();
         let ours: Vec<&Event> = all.iter().filter(|event| self.is_ours(event)).collect();
@@ -580,7 +580,6 @@ fn judge(due: &[String], heard: &[&Event], deaths: u32) -> Result<()> {
                     && first.timestamp == event.timestamp
                     && first.namespace == event.namespace;
                 ensure!(same, "{short} came again as another: {first:?}, {event:?}");
-                ensure!(!again.contains(&short), "{short} came three times");
                 again.push(short);
             }
         }
@@ -589,7 +588,7 @@ fn judge(due: &[String], heard: &[&Event], deaths: u32) -> Result<()> {
     ensure!(order == due, "events {order:?} instead of {due:?}");
     ensure!(
         again.len() <= usize::try_from(deaths)?,
-        "{again:?} came twice, with {deaths} deaths"
+        "{again:?} came again, with {deaths} deaths"
     );
     Ok(())
 }
@@ -627,7 +626,7 @@ mod tests {
             (vec![&paused], 1),
             (vec![&resumed, &paused], 1),
             (vec![&paused, &paused, &resumed], 0),
-            (vec![&paused, &paused, &paused, &resumed], 2),
+            (vec![&paused, &paused, &paused, &resumed], 1),
             (vec![&paused, &later, &resumed], 1),
         ] {
             assert!(judge(&due, &wrong, deaths).is_err(), "{wrong:?}");

@@ -49,6 +49,8 @@ pub struct Seen {
     pub hits: u32,
     /// The kernel's number of the call at which the last one fell.
     pub at: i64,
+    /// How the last one died: its exit code, or 256 and the signal.
+    pub died: i32,
 }
 
 #[derive(Debug, Default)]
@@ -201,7 +203,8 @@ impl Watch {
                 Err(Errno::EINTR) => {}
                 Err(Errno::ECHILD) => return Ok(()),
                 Err(errno) => return Err(errno).context("waiting for those traced"),
-                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => self.gone(pid),
+                Ok(WaitStatus::Exited(pid, code)) => self.gone(pid, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.gone(pid, 256 + signal as i32),
                 Ok(WaitStatus::PtraceSyscall(pid)) => self.call(pid)?,
                 Ok(WaitStatus::PtraceEvent(pid, ..)) => self.event(pid)?,
                 Ok(WaitStatus::Stopped(pid, signal)) => self.go_on(pid, Some(signal))?,
@@ -218,13 +221,14 @@ impl Watch {
         })
     }
 
-    fn gone(&self, pid: Pid) {
+    fn gone(&self, pid: Pid, died: i32) {
         let mut state = held(&self.state);
         if state.shim == Some(pid) {
             state.shim = None;
             state.waits = None;
             state.at_return = false;
             state.seen.deaths += 1;
+            state.seen.died = died;
         }
     }
 
