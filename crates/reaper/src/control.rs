@@ -8,7 +8,7 @@ use vigil_journal::exits::PinError;
 use vigil_relay::control::{
     ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, ToReaper, ToShim, VERSION, number_of,
 };
-use vigil_sys::{Errno, fifo, scm};
+use vigil_sys::{Errno, fifo, listen, scm};
 
 use crate::turn::{END, Reaper};
 
@@ -97,6 +97,13 @@ impl Reaper<'_> {
                     self.tell(&ToShim::Slot(*slot), &[held.as_fd()]);
                 }
                 Ok(slots.len() as u64)
+            }
+            ToReaper::Accept { listener, slot } => {
+                let called = self.slots.get(listener);
+                let called = called.and_then(|held| listen::accept(held.as_fd()).ok()?);
+                let Some(called) = called else { return Ok(0) };
+                self.tell(&ToShim::Slot(slot), &[called.as_fd()]);
+                self.slots.deposit(&[slot], vec![called]).map(|()| 1)
             }
             ToReaper::End => {
                 self.go_within(END);

@@ -135,12 +135,8 @@ impl Reaper<'_> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let cuts = cuts.filter(|_| self.control.is_some());
         let times = cuts.chain(self.until).chain(self.listen_at);
-        Some(
-            times
-                .chain(self.line.next())
-                .min()?
-                .saturating_duration_since(Instant::now()),
-        )
+        let first = times.chain(self.line.next()).min()?;
+        Some(first.saturating_duration_since(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self) {
@@ -249,11 +245,7 @@ impl Reaper<'_> {
     /// at once, so that containerd runs `delete`. An exit code means "go".
     fn on_shim_death(&mut self, status: i32) -> Option<i32> {
         self.shim_lives = false;
-        for _ in 0..64 {
-            if !self.serve_control() {
-                break;
-            }
-        }
+        let _ = (0..64).all(|_| self.serve_control());
         self.control = None;
         self.keep_unanswered(status);
         if self.going {

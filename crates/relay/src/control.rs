@@ -16,8 +16,8 @@
 
 /// What this build speaks; the shim says its own in [`ToReaper::Hello`], the
 /// reaper its own in the answer. Each speaks what both know; `fixtures` beside
-/// this crate's sources keeps every message of every version as bytes. 2: Retire.
-pub const VERSION: u16 = 2;
+/// this crate's sources keeps every message of every version as bytes. 2: Retire. 3: Accept.
+pub const VERSION: u16 = 3;
 /// The oldest version this build can be spoken to in; a peer that is older is
 /// refused by its name before anything is done.
 pub const OLDEST: u16 = 1;
@@ -40,6 +40,7 @@ const REGISTER: u8 = 0x05;
 const UNREGISTER: u8 = 0x06;
 const END: u8 = 0x07;
 const ADOPT: u8 = 0x08;
+const ACCEPT: u8 = 0x09;
 const ACK: u8 = 0x81;
 const CONN: u8 = 0x82;
 const SLOT: u8 = 0x83;
@@ -111,6 +112,15 @@ pub enum ToReaper {
     Adopt {
         /// Only slots with higher numbers; 0 for all.
         after: u32,
+    },
+    /// Accept who calls on a listener that is held, and hold that connection; it
+    /// comes as a [`ToShim::Slot`] before the Ack. Body: listener u32, slot u32,
+    /// kind u8. Ack value: 1, or 0 if nobody calls now or no such listener is held. Since version 3.
+    Accept {
+        /// The listener's slot.
+        listener: u32,
+        /// The connection's, which is not held yet.
+        slot: Slot,
     },
 }
 
@@ -408,6 +418,13 @@ impl Call {
                 out.extend(after.to_le_bytes());
                 out
             }
+            ToReaper::Accept { listener, slot } => {
+                let mut out = begin(ACCEPT, 0, call);
+                out.extend(listener.to_le_bytes());
+                out.extend(slot.slot.to_le_bytes());
+                out.push(slot.kind);
+                out
+            }
         })
     }
 
@@ -455,6 +472,16 @@ impl Call {
             ADOPT => ToReaper::Adopt {
                 after: u32_at(head.body(bytes, 4)?, 0),
             },
+            ACCEPT => {
+                let body = head.body(bytes, 9)?;
+                ToReaper::Accept {
+                    listener: u32_at(body, 0),
+                    slot: Slot {
+                        slot: u32_at(body, 4),
+                        kind: u8_at(body, 8),
+                    },
+                }
+            }
             kind => {
                 return Err(ControlError::UnknownType {
                     kind,

@@ -69,6 +69,17 @@ fn requests_have_these_bytes() {
         ToReaper::Adopt { after: 258 },
         &[0x08, 0, 0, 0, 7, 0, 0, 0, 2, 1, 0, 0],
     );
+    to_reaper(
+        8,
+        ToReaper::Accept {
+            listener: 7,
+            slot: Slot {
+                slot: 0x0102_0304,
+                kind: 18,
+            },
+        },
+        &[0x09, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 4, 3, 2, 1, 18],
+    );
 }
 
 #[test]
@@ -118,6 +129,7 @@ fn messages_of_every_version_keep_their_bytes() {
     for (version, text) in [
         (1, include_str!("../fixtures/control-1")),
         (2, include_str!("../fixtures/control-2")),
+        (3, include_str!("../fixtures/control-3")),
     ] {
         let fixtures = fixtures(text);
         assert!(fixtures.len() >= 12, "version {version}");
@@ -133,7 +145,7 @@ fn messages_of_every_version_keep_their_bytes() {
             assert_eq!(again, bytes, "version {version}: {meaning}");
         }
     }
-    assert_eq!(VERSION, 2, "add fixtures/control-{VERSION}, and it here");
+    assert_eq!(VERSION, 3, "add fixtures/control-{VERSION}, and it here");
 }
 
 #[test]

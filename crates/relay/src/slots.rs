@@ -43,6 +43,12 @@ impl<T> Slots<T> {
         }
     }
 
+    /// What is held under this number.
+    pub fn get(&self, slot: u32) -> Option<&T> {
+        let mut all = self.0.iter();
+        all.find_map(|(held, thing)| (held.slot == slot).then_some(thing))
+    }
+
     /// Those with higher numbers than `after`, by number, `count` at most.
     pub fn after(&self, after: u32, count: usize) -> Vec<(Slot, &T)> {
         let mut found: Vec<_> = self.iter().filter(|(held, _)| held.slot > after).collect();

@@ -229,6 +229,15 @@ impl Control {
         }
     }
 
+    /// Has the reaper accept who calls on the listener it holds there, and hold the
+    /// connection as `slot`; ours is a copy. `None`: nobody calls.
+    pub async fn accept(&self, listener: u32, slot: Slot) -> Result<Option<OwnedFd>, Error> {
+        self.call(ToReaper::Accept { listener, slot }, &[]).await?;
+        let mut given = self.0.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = given.iter().position(|(came, _)| *came == slot);
+        Ok(at.map(|at| given.swap_remove(at).1))
+    }
+
     /// Tells the reaper that this shim leaves for good.
     pub async fn end(&self) -> Result<(), Error> {
         let done = self.call(ToReaper::End, &[]).await;

@@ -2,7 +2,7 @@
 //! it is: the number of the set of streams, which the journal knows, and the
 //! kind. So a later shim knows what belongs where, without a record of its own.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use vigil_host::stdio::SlotKind;
 use vigil_relay::control::{DEPOSIT_MAX, Slot};
@@ -37,6 +37,13 @@ impl Kept {
             streams,
         }
     }
+
+    fn slot(&self, kind: SlotKind) -> Slot {
+        Slot {
+            slot: self.streams * KINDS + u32::from(kind.code()),
+            kind: kind.code(),
+        }
+    }
 }
 
 impl Keeper for Kept {
@@ -45,13 +52,7 @@ impl Keeper for Kept {
     async fn deposit(&self, ends: &[(SlotKind, BorrowedFd<'_>)]) -> Result<Vec<SlotId>, Error> {
         let mut given = Vec::with_capacity(ends.len());
         for ends in ends.chunks(DEPOSIT_MAX) {
-            let slots: Vec<Slot> = ends
-                .iter()
-                .map(|(kind, _)| Slot {
-                    slot: self.streams * KINDS + u32::from(kind.code()),
-                    kind: kind.code(),
-                })
-                .collect();
+            let slots: Vec<Slot> = ends.iter().map(|(kind, _)| self.slot(*kind)).collect();
             let fds: Vec<BorrowedFd<'_>> = ends.iter().map(|(_, fd)| *fd).collect();
             for ((kind, fd), slot) in ends.iter().zip(&slots) {
                 if *kind == SlotKind::Logger {
@@ -62,6 +63,17 @@ impl Keeper for Kept {
             self.control.deposit(slots, &fds).await?;
         }
         Ok(given)
+    }
+
+    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+        let slot = self.slot(kind);
+        match self.control.accept(listener.0, slot).await {
+            Ok(accepted) => accepted.map(|fd| (SlotId(slot.slot), fd)),
+            Err(error) => {
+                log::warn!("stdio: {}", vigil_host::chain(&error));
+                None
+            }
+        }
     }
 
     async fn ended(&self, slots: &[SlotId]) -> Result<(), Error> {

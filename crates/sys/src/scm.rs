@@ -93,6 +93,21 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 /// sent, or this process may open no more. Then nothing is appended and what
 /// came is closed.
 pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
+    receive(socket, bytes, fds, 0)
+}
+
+/// The same, and leaves the message where it is: who reads next gets it too,
+/// with descriptors of its own.
+pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
+    receive(socket, bytes, fds, libc::MSG_PEEK)
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    how: libc::c_int,
+) -> Result<usize> {
     let mut iov = [IoSliceMut::new(bytes)];
     let mut control = [0u64; CONTROL_WORDS];
     // SAFETY: as in `send`.
@@ -108,8 +123,10 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) ->
         message.msg_controllen = room;
         // SAFETY: every pointer in `message` is to a local buffer that lives
         // until the end of this function, with the lengths set beside them.
-        let got =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        let got = unsafe {
+            let how = how | libc::MSG_CMSG_CLOEXEC;
+            libc::recvmsg(socket.as_raw_fd(), &raw mut message, how)
+        };
         match Errno::result(got) {
             Ok(got) => break got.unsigned_abs(),
             Err(Errno::EINTR) => {}
@@ -249,6 +266,24 @@ mod tests {
             Ok(0),
             "all ends closed"
         );
+    }
+
+    #[test]
+    fn what_is_peeked_at_is_still_there() {
+        let (a, b) = pair_stream().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        send(a.as_fd(), b"hi", &[writer.as_fd()]).unwrap();
+        drop((a, writer));
+        let mut fds = Vec::new();
+        for _ in 0..2 {
+            assert_eq!(peek(b.as_fd(), &mut [0; 4], &mut fds), Ok(2));
+        }
+        assert_eq!(recv(b.as_fd(), &mut [0; 4], &mut fds), Ok(2));
+        assert_eq!(fds.len(), 3);
+        for fd in fds {
+            nix::unistd::write(fd, b"x").unwrap();
+        }
+        assert_eq!(nix::unistd::read(&reader, &mut [0; 4]), Ok(3));
     }
 
     #[test]

@@ -64,11 +64,13 @@ pub enum SlotKind {
     StdoutGuard = 16,
     /// The same of stderr.
     StderrGuard = 17,
+    /// Who called on the console listener, with the master still in the queue.
+    ConsoleCaller = 18,
 }
 
 impl SlotKind {
     /// Every kind.
-    pub const ALL: [SlotKind; 17] = [
+    pub const ALL: [SlotKind; 18] = [
         SlotKind::StdinReader,
         SlotKind::StdinWriter,
         SlotKind::StdinPipe,
@@ -86,6 +88,7 @@ impl SlotKind {
         SlotKind::StdinGuard,
         SlotKind::StdoutGuard,
         SlotKind::StderrGuard,
+        SlotKind::ConsoleCaller,
     ];
 
     /// Whether it only guards a fifo.

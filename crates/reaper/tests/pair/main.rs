@@ -418,6 +418,30 @@ fn a_name_that_is_deposited_guards_its_fifo() {
     until("the end is the end", hung_up);
 }
 
+/// A shim that dies between accepting and receiving loses nothing that was sent to it.
+fn who_calls_on_a_listener_is_held() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    let path = pair.path("pty.sock");
+    let listen = format!("listen 5 {}", path.display());
+    assert_eq!(client.call(&listen), "Ok(0)");
+    assert_eq!(client.call("accept 5 6"), "Ok(0), 0 given", "nobody called");
+    assert_eq!(client.call("accept 4 6"), "Ok(0), 0 given", "no listener");
+    let caller = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    assert_eq!(client.call("accept 5 6"), "Ok(1), 1 given");
+    let stream = client.ask("die after word");
+    assert_eq!(client.answer(stream).as_deref(), Some(&b"word"[..]));
+    assert_eq!(client.call("echo x"), "x", "another serves");
+    let hung_up = || {
+        let mut watch = [fd::Watch::reading(&caller)];
+        fd::poll(&mut watch, Duration::ZERO).unwrap();
+        watch[0].hung_up()
+    };
+    assert!(!hung_up(), "the connection died with the shim");
+    assert_eq!(client.call("ended 6"), "Ok(0)");
+    until("the connection to end", hung_up);
+}
+
 fn garbage_is_answered() {
     let pair = Pair::serving();
     let mut client = pair.client();
@@ -751,6 +775,7 @@ fn main() {
         register_looks_back
         an_ended_slot_is_closed
         a_name_that_is_deposited_guards_its_fifo
+        who_calls_on_a_listener_is_held
         garbage_is_answered
         the_end_is_an_end
         a_killed_shim_is_succeeded

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -122,7 +123,7 @@ impl Shim {
                 self.conns.insert(conn, (pair, own, Frames::default()));
             }
             ToShim::Leave | ToShim::Retire => self.leave = true,
-            ToShim::Slot(_) => panic!("nobody died before us"),
+            ToShim::Slot(_) => self.kept.append(&mut fds),
         }
         None
     }
@@ -200,6 +201,27 @@ impl Shim {
                 }];
                 let answer = self.call(ToReaper::Deposit { slots }, &[writer.as_fd()]);
                 format!("{answer:?}")
+            }
+            ["listen", slot, path] => {
+                let listener = UnixListener::bind(path).unwrap();
+                listener.set_nonblocking(true).unwrap();
+                let slots = vec![Slot {
+                    slot: slot.parse().unwrap(),
+                    kind: 8,
+                }];
+                let answer = self.call(ToReaper::Deposit { slots }, &[listener.as_fd()]);
+                format!("{answer:?}")
+            }
+            ["accept", listener, slot] => {
+                let request = ToReaper::Accept {
+                    listener: listener.parse().unwrap(),
+                    slot: Slot {
+                        slot: slot.parse().unwrap(),
+                        kind: 18,
+                    },
+                };
+                let answer = self.call(request, &[]);
+                format!("{answer:?}, {} given", std::mem::take(&mut self.kept).len())
             }
             ["ended", slot] => {
                 let slots = vec![slot.parse().unwrap()];

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,14 @@ pub trait Keeper: Send + Sync + 'static {
     /// The copies through these have ended. When this returns, its own are
     /// closed and the slots free.
     fn ended(&self, slots: &[SlotId]) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Accepts who calls on the listener it keeps there and keeps the connection, so
+    /// that nobody's death loses what was sent on it. `None`: it does not.
+    fn accept(
+        &self,
+        listener: SlotId,
+        kind: SlotKind,
+    ) -> impl Future<Output = Option<(SlotId, OwnedFd)>> + Send;
 }
 
 /// Keeps nothing: for tests, and for a shim whose reaper is dead.
@@ -53,6 +61,10 @@ impl Keeper for NoKeeper {
 
     async fn ended(&self, _slots: &[SlotId]) -> Result<(), Self::Error> {
         Ok(())
+    }
+
+    async fn accept(&self, _listener: SlotId, _kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+        None
     }
 }
 
@@ -105,6 +117,16 @@ impl<K: Keeper> Slots<K> {
         for slot in slots {
             live.remove(slot);
         }
+    }
+
+    pub(super) async fn accept(
+        &self,
+        listener: SlotId,
+        kind: SlotKind,
+    ) -> Option<(SlotId, OwnedFd)> {
+        let accepted = self.keeper.accept(listener, kind).await?;
+        self.adopt([accepted.0]);
+        Some(accepted)
     }
 
     /// Has the keeper let go of all that is left, apart from these.

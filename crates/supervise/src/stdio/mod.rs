@@ -299,11 +299,22 @@ impl<K: Keeper> Streams<K> {
             if self.console_path.is_none() {
                 self.console_path = ConsolePath::of(&socket);
             }
+            let mut done = vec![listener.slot];
+            let caller = self.ends.remove(&SlotKind::ConsoleCaller);
+            done.extend(caller.as_ref().map(|caller| caller.slot));
             if !self.ends.contains_key(&SlotKind::Console) {
-                let master = console::accept(socket, CONSOLE_WAIT).await?;
+                let caller = if let Some(caller) = caller {
+                    caller.fd
+                } else {
+                    let called = console::caller(socket, listener.slot, &self.slots, CONSOLE_WAIT);
+                    let (caller, slot) = called.await?;
+                    done.extend(slot);
+                    caller
+                };
+                let master = console::master(&caller, CONSOLE_WAIT).await?;
                 self.deposit(vec![(SlotKind::Console, master)]).await?;
             }
-            self.slots.ended(&[listener.slot]).await;
+            self.slots.ended(&done).await;
         }
         self.watched(SlotKind::Console, Interest::READABLE | Interest::WRITABLE)
     }

@@ -89,6 +89,17 @@ impl Keeper for Copies {
         }
         Ok(())
     }
+
+    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+        let mut held = self.0.lock().unwrap();
+        let (_, listener) = held.slots.get(&listener)?;
+        let called = vigil_sys::listen::accept(listener.as_fd()).ok()??;
+        let copy = called.try_clone().ok()?;
+        held.next += 1;
+        let slot = SlotId(held.next);
+        held.slots.insert(slot, (kind, called));
+        Some((slot, copy))
+    }
 }
 
 /// A private directory with fifos, and what becomes of it.

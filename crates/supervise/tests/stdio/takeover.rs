@@ -4,8 +4,9 @@
 use std::io::Write;
 use std::time::Duration;
 
+use vigil_host::stdio::SlotKind;
 use vigil_model::Stdio;
-use vigil_supervise::stdio::Streams;
+use vigil_supervise::stdio::{Keeper, Streams};
 
 use crate::support::*;
 
@@ -49,6 +50,15 @@ fn the_death_of_a_shim_loses_no_byte_of_a_pipe() {
 
 #[test]
 fn a_console_sent_before_the_death_is_taken_after_it() {
+    a_console_is_taken_after_a_death(false);
+}
+
+#[test]
+fn a_console_is_not_lost_between_accepting_and_receiving_it() {
+    a_console_is_taken_after_a_death(true);
+}
+
+fn a_console_is_taken_after_a_death(accepted: bool) {
     run(async {
         let place = Place::new();
         let stdio = Stdio {
@@ -63,6 +73,13 @@ fn a_console_sent_before_the_death_is_taken_after_it() {
         let lent = std::os::fd::AsFd::as_fd(&master);
         vigil_sys::scm::send(std::os::fd::AsFd::as_fd(&caller), b"x", &[lent]).unwrap();
         drop((master, caller));
+        if accepted {
+            let held = place.keeper.hand_over();
+            let is_listener = |(_, kind, _): &&(_, SlotKind, _)| *kind == SlotKind::ConsoleListener;
+            let listener = held.iter().find(is_listener).unwrap().0;
+            let accepted = place.keeper.accept(listener, SlotKind::ConsoleCaller);
+            drop(accepted.await.unwrap());
+        }
         // As SIGKILL does: nothing is released, no directory removed.
         drop(streams);
         std::fs::create_dir_all(&dir).unwrap();
@@ -77,6 +94,7 @@ fn a_console_sent_before_the_death_is_taken_after_it() {
         let mut process = Process::spawn(sh("echo hi"), fds);
         streams.started().await.unwrap();
         assert!(!dir.exists());
+        assert_eq!(place.keeper.kinds().len(), 2, "console and sink");
         process.ended().await;
         streams.process_gone().await;
         assert_eq!(client.read().await.bytes, b"hi\r\n");
