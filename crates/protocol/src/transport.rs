@@ -158,6 +158,8 @@ impl Server {
     /// do not count. Returns whether it is so. To be called before leaving.
     pub async fn flushed(&self, limit: Duration) -> bool {
         let quiet = async {
+            // Who was answered in this very turn has not heard of it yet.
+            tokio::task::yield_now().await;
             loop {
                 let changed = self.traffic.changed.notified();
                 let mut changed = pin!(changed);

@@ -103,6 +103,11 @@ fn play(
     lived.reached = armed.filter(reached).collect();
     lived.unknown = stage.unknown;
     let deaths: u32 = lived.seen.iter().map(|seen| seen.deaths).sum();
+    let killed = lived.seen.last().is_some_and(|seen| seen.died > 256);
+    ensure!(
+        !stage.cut_off || killed,
+        "a shim that left by itself did not answer Shutdown"
+    );
     stage.events(deaths)?;
     // The last shim leaves, too, unless it was killed while it left.
     let leavers = deaths - lived.blows().min(deaths);

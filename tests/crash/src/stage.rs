@@ -61,6 +61,8 @@ pub struct Stage {
     due: Vec<String>,
     /// A signal whose delivery the answer left open.
     pub unknown: u32,
+    /// The connection ended before Shutdown was answered.
+    pub cut_off: bool,
     exit: u32,
 }
 
@@ -150,6 +152,7 @@ impl Stage {
             speakers: BTreeMap::from([(String::new(), init)]),
             due: Vec::new(),
             unknown: 0,
+            cut_off: false,
             exit: 0,
         })
     }
@@ -521,9 +524,14 @@ impl Stage {
         }
     }
 
-    /// Shutdown: an answer, or the end of the connection.
+    /// Shutdown. A shim that has told the reaper of the end has no successor, so where it
+    /// is killed after that the end of the connection is the answer.
     pub fn shutdown(&mut self) -> Result<()> {
-        self.task().shutdown(&self.id).context("Shutdown")?;
+        match self.task().shutdown_answered(&self.id) {
+            Ok(()) => {}
+            Err(CallError::Closed) => self.cut_off = true,
+            Err(error) => return Err(error).context("Shutdown"),
+        }
         let closed = until("the connection to close", by(PATIENCE), || {
             self.task().client().closed().then_some(())
         });

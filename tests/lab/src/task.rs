@@ -318,14 +318,19 @@ impl Task {
 
     /// Shutdown. A connection that closes instead of an answer counts as done, as in containerd.
     pub fn shutdown(&self, id: &str) -> Answer<()> {
+        match self.shutdown_answered(id) {
+            Ok(()) | Err(CallError::Closed) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Shutdown, with its answer.
+    pub fn shutdown_answered(&self, id: &str) -> Answer<()> {
         let request = api::ShutdownRequest {
             id: id.into(),
             ..Default::default()
         };
-        match self.call::<_, api::Empty>("Shutdown", &request) {
-            Ok(_) | Err(CallError::Closed) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.call::<_, api::Empty>("Shutdown", &request).map(drop)
     }
 }
 
