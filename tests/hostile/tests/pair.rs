@@ -126,6 +126,18 @@ fn sigterm_after_the_exit_keeps_its_status() {
     });
 }
 
+/// Before the connection ends.
+#[test]
+fn shutdown_is_answered() {
+    trial(60, |kit| {
+        let (container, pair) = stopped(kit)?;
+        let (task, id) = (container.task(), &container.id);
+        task.delete(id, "").context("Delete")?;
+        task.shutdown_answered(id).context("Shutdown")?;
+        pair.gone(10.0)
+    });
+}
+
 #[test]
 fn signals_that_mean_nothing() {
     trial(40, |kit| {
