@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod change;
+mod held;
 mod scarce;
 mod shim;
 mod wire;
@@ -28,6 +29,7 @@ use change::{
     a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
     another_program_takes_over_and_stays,
 };
+use held::{a_name_that_is_deposited_guards_its_fifo, who_calls_on_a_listener_is_held};
 use scarce::{
     out_of_descriptors_a_connection_is_not_forgotten, out_of_descriptors_a_successor_is_waited_for,
     out_of_descriptors_it_waits,
@@ -391,55 +393,6 @@ fn an_ended_slot_is_closed() {
         "released already is no error"
     );
     assert_eq!(call(&mut client, "deposit 5"), "Ok(0)");
-}
-
-/// A shim that dies before it has opened, or deposited, a client's fifo shows the client
-/// no end: the reaper holds both ends of what it was told the name of.
-fn a_name_that_is_deposited_guards_its_fifo() {
-    let pair = Pair::serving();
-    let mut client = pair.client();
-    let path = pair.path("fifo");
-    fifo::make(&path, 0o600).unwrap();
-    let reader = fifo::open_reader(&path).unwrap();
-    let guard = format!("guard 5 {}", path.display());
-    assert_eq!(client.call(&guard), "Ok(0)");
-    // What the shim does next, and does not live to deposit.
-    drop(fifo::open_both_ends(&path).unwrap());
-    let stream = client.ask("die after word");
-    assert_eq!(client.answer(stream).as_deref(), Some(&b"word"[..]));
-    assert_eq!(client.call("echo x"), "x", "another serves");
-    let hung_up = || {
-        let mut watch = [fd::Watch::reading(&reader)];
-        fd::poll(&mut watch, Duration::ZERO).unwrap();
-        watch[0].hung_up()
-    };
-    assert!(!hung_up(), "the client has seen an end");
-    assert_eq!(client.call("ended 5"), "Ok(0)");
-    until("the end is the end", hung_up);
-}
-
-/// A shim that dies between accepting and receiving loses nothing that was sent to it.
-fn who_calls_on_a_listener_is_held() {
-    let pair = Pair::serving();
-    let mut client = pair.client();
-    let path = pair.path("pty.sock");
-    let listen = format!("listen 5 {}", path.display());
-    assert_eq!(client.call(&listen), "Ok(0)");
-    assert_eq!(client.call("accept 5 6"), "Ok(0), 0 given", "nobody called");
-    assert_eq!(client.call("accept 4 6"), "Ok(0), 0 given", "no listener");
-    let caller = std::os::unix::net::UnixStream::connect(&path).unwrap();
-    assert_eq!(client.call("accept 5 6"), "Ok(1), 1 given");
-    let stream = client.ask("die after word");
-    assert_eq!(client.answer(stream).as_deref(), Some(&b"word"[..]));
-    assert_eq!(client.call("echo x"), "x", "another serves");
-    let hung_up = || {
-        let mut watch = [fd::Watch::reading(&caller)];
-        fd::poll(&mut watch, Duration::ZERO).unwrap();
-        watch[0].hung_up()
-    };
-    assert!(!hung_up(), "the connection died with the shim");
-    assert_eq!(client.call("ended 6"), "Ok(0)");
-    until("the connection to end", hung_up);
 }
 
 fn garbage_is_answered() {
