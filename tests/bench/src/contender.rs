@@ -247,6 +247,16 @@ impl Contender {
         self.delete(&bundle)
     }
 
+    /// What containerd does when a shim's connection has ended by itself: `delete`.
+    pub fn end_orphaned(&self, pair: Pair) -> Result<()> {
+        let Pair { bundle, socket, .. } = pair;
+        let deleted = self.delete(&bundle)?;
+        ensure!(deleted.ok, "`delete` failed");
+        // Some leave it for the next `start` of the id.
+        let _ = std::fs::remove_file(socket);
+        Ok(())
+    }
+
     fn delete(&self, bundle: &Bundle) -> Result<Deleted> {
         let mut command = self.caller.command(&bundle.id, &bundle.dir);
         let ran = clock::run(command.arg("-bundle").arg(&bundle.dir).arg("delete"), false)?;

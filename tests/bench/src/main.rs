@@ -5,6 +5,7 @@
 
 mod clock;
 mod contender;
+mod kills;
 mod line;
 mod memory;
 mod race;
@@ -27,7 +28,7 @@ usage: vigil-bench [--quick] [--markdown] [--containers N] [--only PART]… | --
   --markdown      the table as Markdown
   --containers N  how many at once for memory (50; a multiple of 5)
   --stalls        only this: what is answered while something stands still
-  --only PART     starts, memory, calls, idle or ctr; may be given more than once
+  --only PART     starts, memory, calls, idle, kills or ctr; may be given more than once
 VIGIL_SHIM names our binary.";
 
 /// A load above which others are at work too.
@@ -47,6 +48,7 @@ fn wanted() -> Result<Wanted> {
             containers: 50,
             calls: 1000,
             ctrs: 15,
+            kills: 100,
             idle: Duration::from_secs(10),
         },
         markdown: false,
@@ -62,6 +64,7 @@ fn wanted() -> Result<Wanted> {
                     containers: 2 * BATCH,
                     calls: 100,
                     ctrs: 3,
+                    kills: 5,
                     idle: Duration::from_secs(2),
                 }
             }
@@ -133,6 +136,10 @@ fn main() -> Result<()> {
     if does("starts") {
         say("start and delete");
         rows.extend(race::starts(&mut racers, effort)?);
+    }
+    if does("kills") {
+        say("killing shims");
+        rows.extend(kills::kills(&mut racers, effort)?);
     }
     rows.extend(race::sizes(&racers)?);
     for racer in racers {

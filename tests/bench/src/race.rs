@@ -24,6 +24,8 @@ pub struct Effort {
     pub calls: usize,
     /// Runs of `ctr run`.
     pub ctrs: usize,
+    /// Shims killed, each of another container.
+    pub kills: usize,
     /// Length of the idle time.
     pub idle: Duration,
 }
@@ -34,7 +36,7 @@ pub const BATCH: usize = 5;
 const SETTLE: Duration = Duration::from_millis(400);
 
 /// The contenders' places in the order of round `round`.
-fn turns(round: usize) -> impl Iterator<Item = usize> {
+pub fn turns(round: usize) -> impl Iterator<Item = usize> {
     (0..COLUMNS).map(move |turn| (turn + round) % COLUMNS)
 }
 
@@ -42,8 +44,9 @@ fn each(series: &[Series; COLUMNS], percent: usize) -> [Option<f64>; COLUMNS] {
     std::array::from_fn(|at| series[at].percentile(percent))
 }
 
+/// A count as a figure.
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-fn number(count: u64) -> f64 {
+pub fn number(count: u64) -> f64 {
     count as f64
 }
 

@@ -34,6 +34,8 @@ pub struct Row {
     pub now: Option<f64>,
     /// What it must reach in the end.
     pub last: Option<f64>,
+    /// What is written where there is no figure.
+    pub none: &'static str,
 }
 
 impl Row {
@@ -45,6 +47,7 @@ impl Row {
             cells,
             now: None,
             last: None,
+            none: "-",
         }
     }
 
@@ -64,6 +67,11 @@ impl Row {
         }
     }
 
+    /// With these words where there is no figure.
+    pub fn without(self, none: &'static str) -> Self {
+        Self { none, ..self }
+    }
+
     /// With a part of the best other contender as the final target.
     pub fn last_of_best(self, part: f64) -> Self {
         let others = self.cells[..OURS].iter().flatten().copied();
@@ -77,7 +85,7 @@ impl Row {
 
     fn write(&self, value: Option<f64>) -> String {
         match (value, self.unit) {
-            (None, _) => "-".to_owned(),
+            (None, _) => self.none.to_owned(),
             (Some(value), Unit::Mebi) => format!("{value:.2} MiB"),
             (Some(value), Unit::Mega) => format!("{value:.2} MB"),
             (Some(value), Unit::Millis) => format!("{value:.2} ms"),
