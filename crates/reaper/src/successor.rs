@@ -159,7 +159,7 @@ impl Reaper<'_> {
         if self.shim_lives && process::sleeps_uninterruptibly(self.shim.pid) {
             self.line.alive(now);
         }
-        if self.line.look(now, unread) {
+        if self.line.look(now, unread, wait::is_stopped(self.shim.pid)) {
             self.kill_shim();
         }
     }

@@ -119,10 +119,9 @@ impl Reaper<'_> {
                 _ => self.conn_ready(ready),
             }
         }
-        if let Some(status) = self.bury()
-            && let Some(code) = self.on_shim_death(status)
-        {
-            return Ok(Some(code));
+        let code = self.bury().and_then(|status| self.on_shim_death(status));
+        if code.is_some() {
+            return Ok(code);
         }
         self.look_at_the_clock();
         let done = self.going && !self.shim_lives && self.conns.iter().all(Conn::flushed);
@@ -165,7 +164,12 @@ impl Reaper<'_> {
     fn take_signals(&mut self) -> Result<Option<i32>> {
         while let Some(number) = self.signals.get().next()? {
             match number {
-                signal::CHLD => self.deaths_due = true,
+                signal::CHLD => {
+                    self.deaths_due = true;
+                    // Told of by the same signal.
+                    let stopped = wait::is_stopped(self.shim.pid);
+                    self.line.stopped(Instant::now(), stopped);
+                }
                 signal::TERM | signal::INT if !self.told_to_go => {
                     self.told_to_go = true;
                     self.go_within(FLUSH);

@@ -21,6 +21,9 @@ const PROVEN_SOON: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row that saw no progress, after which it is stuck.
 const LOOKS: u32 = 2;
+/// From a signal that has stopped the shim to the look whether it goes on: it does nothing
+/// until then, and a containerd that starts asks one shim after the other.
+const LOOK_STOPPED: Duration = Duration::from_millis(50);
 
 /// A shim that was asked to make room for another program has this long to
 /// finish its turn.
@@ -266,6 +269,18 @@ impl<P> Succession<P> {
         self.watchdog.arm(now, self.progress);
     }
 
+    /// A signal may have stopped the shim.
+    pub fn stopped(&mut self, now: Instant, stopped: bool) {
+        if stopped && !self.watchdog.stopped {
+            self.watchdog = Watchdog {
+                at: Some(now + LOOK_STOPPED),
+                progress: self.progress,
+                idle_looks: 0,
+                stopped,
+            };
+        }
+    }
+
     /// When to look; `None`, which is the rule, if at nothing.
     pub fn next(&self) -> Option<Instant> {
         let retired = match self.trial {
@@ -278,7 +293,7 @@ impl<P> Succession<P> {
 
     /// The time has come; `unread`: something is still not taken. `true`: the
     /// shim has had its time, or does nothing, and is to be ended.
-    pub fn look(&mut self, now: Instant, unread: bool) -> bool {
+    pub fn look(&mut self, now: Instant, unread: bool, stopped: bool) -> bool {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some(Trial::Retiring(by)) = &mut self.trial
             && *by <= now
@@ -291,7 +306,8 @@ impl<P> Succession<P> {
         if silent {
             self.ready_by = Some(now + READY);
         }
-        let stuck = due(self.watchdog.at) && self.watchdog.look(now, self.progress, unread);
+        let dog = &mut self.watchdog;
+        let stuck = due(dog.at) && dog.look(now, self.progress, unread, stopped);
         self.stuck |= silent || stuck;
         silent || stuck
     }
@@ -304,6 +320,8 @@ struct Watchdog {
     /// What had been done by the last look.
     progress: u64,
     idle_looks: u32,
+    /// It was stopped at the last look.
+    stopped: bool,
 }
 
 impl Watchdog {
@@ -315,14 +333,19 @@ impl Watchdog {
                 at: Some(now + LOOK),
                 progress,
                 idle_looks: 0,
+                stopped: false,
             };
         }
     }
 
     /// One look; `unread`: something is still not taken. `true`: the shim has
-    /// done nothing at all in several of them; it is stopped, in an endless
-    /// loop or deadlocked. A slow one does something.
-    fn look(&mut self, now: Instant, progress: u64, unread: bool) -> bool {
+    /// done nothing at all in several of them, since it is in an endless loop or
+    /// deadlocked; or in one, since it is stopped. A slow one does something.
+    fn look(&mut self, now: Instant, progress: u64, unread: bool, stopped: bool) -> bool {
+        if self.stopped && stopped {
+            *self = Watchdog::default();
+            return true;
+        }
         if !unread {
             *self = Watchdog::default();
             return false;
@@ -333,6 +356,7 @@ impl Watchdog {
             self.progress = progress;
             self.idle_looks = 0;
         }
+        self.stopped = false;
         let stuck = self.idle_looks >= LOOKS;
         self.at = (!stuck).then_some(now + LOOK);
         stuck
@@ -392,10 +416,30 @@ mod tests {
         assert_eq!(line.proven(9), PROVEN_SOON);
         assert_eq!(line.proven(11), PROVEN);
         line.arm(at(1));
-        while !line.look(line.next().unwrap_or_else(|| at(1)), true) {}
+        while !line.look(line.next().unwrap_or_else(|| at(1)), true, false) {}
         assert_eq!(line.proven(9), PROVEN, "it was stuck, and ended by us");
         line.change(at(100), "new");
         assert_eq!(line.proven(9), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_that_is_stopped_is_stuck_unless_it_goes_on_at_once() {
+        let now = Instant::now();
+        let at = now + LOOK_STOPPED;
+        let mut line = Succession::new("only");
+        line.serves(now);
+        // Nothing is asked of it; and then something is.
+        line.stopped(now, true);
+        assert_eq!(line.next(), Some(at));
+        assert!(line.look(at, false, true));
+        assert_eq!(line.next(), None);
+        line.arm(now);
+        line.stopped(now, true);
+        assert!(!line.look(at, true, false), "goes on");
+        assert_eq!(line.next(), Some(at + LOOK));
+        line.stopped(now, true);
+        assert!(!line.look(at, false, false), "goes on");
+        assert_eq!(line.next(), None);
     }
 
     #[test]
@@ -407,15 +451,15 @@ mod tests {
         dog.arm(now + LOOK / 2, 8);
         assert_eq!(dog.at, Some(now + LOOK));
         // Slow, but alive.
-        assert!(!dog.look(now + LOOK, 8, true));
-        assert!(!dog.look(now + LOOK * 2, 8, true));
-        assert!(!dog.look(now + LOOK * 3, 9, true));
-        assert!(!dog.look(now + LOOK * 4, 9, true));
-        assert!(dog.look(now + LOOK * 5, 9, true));
+        assert!(!dog.look(now + LOOK, 8, true, false));
+        assert!(!dog.look(now + LOOK * 2, 8, true, false));
+        assert!(!dog.look(now + LOOK * 3, 9, true, false));
+        assert!(!dog.look(now + LOOK * 4, 9, true, false));
+        assert!(dog.look(now + LOOK * 5, 9, true, false));
         assert_eq!(dog.at, None);
         // Taken: nothing more to look at.
         dog.arm(now, 9);
-        assert!(!dog.look(now + LOOK, 9, false));
+        assert!(!dog.look(now + LOOK, 9, false, false));
         assert_eq!(dog.at, None);
     }
 
@@ -441,7 +485,7 @@ mod tests {
     fn a_new_program_takes_over_and_is_used_from_then_on() {
         let mut line = changing();
         assert_eq!(line.next(), Some(at(100) + RETIRE));
-        assert!(!line.look(at(100), false));
+        assert!(!line.look(at(100), false, false));
         assert_eq!(line.died(at(100), Some(0), ""), Some(Cause::Upgrade));
         assert_eq!(*line.program(), "new");
         line.started(at(100));
@@ -503,8 +547,8 @@ mod tests {
     #[test]
     fn a_stuck_shim_makes_room_in_time_and_a_silent_new_one_too() {
         let mut line = changing();
-        assert!(line.look(at(101), true), "killed");
-        assert!(!line.look(at(101), true), "once");
+        assert!(line.look(at(101), true, false), "killed");
+        assert!(!line.look(at(101), true, false), "once");
         assert_eq!(line.died(at(101), KILLED, ""), Some(Cause::Upgrade));
         line.started(at(101));
         assert_eq!(line.next(), Some(at(101) + TRIAL));
@@ -513,7 +557,7 @@ mod tests {
             line.alive(at(101) + Duration::from_millis(100 * tenth));
         }
         assert_eq!(line.next(), Some(at(101) + TRIAL_MAX));
-        assert!(line.look(at(106), false));
+        assert!(line.look(at(106), false, false));
         let refused = line.died(at(106), KILLED, "killed by signal 9");
         let words = "it did not serve in time".to_owned();
         assert_eq!(refused, Some(Cause::Refused(words)));
@@ -527,7 +571,7 @@ mod tests {
             let begun = 10 * (round + 1);
             line.started(at(begun));
             assert_eq!(line.next(), Some(at(begun) + READY));
-            assert!(line.look(at(begun) + READY, false));
+            assert!(line.look(at(begun) + READY, false, false));
             let cause = line.died(at(begun) + READY, KILLED, "");
             assert_eq!(cause, (round < 4).then_some(Cause::Stuck), "{round}");
         }

@@ -179,19 +179,19 @@ pub fn look_now(socket: BorrowedFd<'_>, takes: impl Fn(&[u8]) -> usize) -> Optio
 
 fn look(socket: BorrowedFd<'_>, takes: impl Fn(&[u8]) -> usize) -> Result<Vec<u8>> {
     let mut chunk = [0; CHUNK];
-    let count = peek(socket, &mut chunk)?;
+    let count = peek_bytes(socket, &mut chunk)?;
     let mut seen = chunk[..count].to_vec();
     let takes = takes(&seen);
     if takes > seen.len() && fd::readable_bytes(socket)? >= takes {
         seen.resize(takes, 0);
-        let count = peek(socket, &mut seen)?;
+        let count = peek_bytes(socket, &mut seen)?;
         seen.truncate(count);
     }
     seen.truncate(takes);
     Ok(seen)
 }
 
-fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
+fn peek_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
     loop {
         match nix::sys::socket::recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK) {
             Err(Errno::EINTR) => {}

@@ -62,6 +62,12 @@ pub fn peek(pid: u32) -> Result<Option<Peeked>> {
     )
 }
 
+/// Whether the child `pid` was stopped by a signal and not continued since.
+pub fn is_stopped(pid: u32) -> bool {
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    waitid(libc::P_PID, pid, flags).is_ok_and(|found| found.is_some())
+}
+
 /// Buries a child that has ended; `None` if it has not, or is none of ours.
 pub fn reap(pid: u32) -> Result<Option<Peeked>> {
     waitid(libc::P_PID, pid, libc::WEXITED | libc::WNOHANG)

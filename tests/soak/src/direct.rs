@@ -361,11 +361,13 @@ impl Stage<'_> {
                     Err(error) if !error.is(Code::NotFound) => return Err(error),
                     Ok(()) | Err(_) => {}
                 }
-                // Create was given up by the reaper, and had made nothing.
-                let waited = match shim.task.wait(id, "") {
-                    Err(error) if !asked.created && error.is(Code::NotFound) => return Ok(()),
-                    waited => waited?,
-                };
+                // Create was given up by the reaper, and may be under way still.
+                if !asked.created
+                    && let Err(error) = shim.task.delete(id, "")
+                {
+                    return error.is(Code::NotFound).then_some(()).ok_or(error);
+                }
+                let waited = shim.task.wait(id, "")?;
                 life.tell("Wait, in the end,", waited.exit_status);
                 life.note(|a| a.delete = true);
                 let deleted = shim.task.delete(id, "")?;
@@ -577,7 +579,8 @@ impl Stage<'_> {
                 Step::Shutdown => true,
                 // Their container may just have ended, or be frozen.
                 Step::Exec { .. } if asked.may_end || asked.pause => true,
-                Step::Create | Step::Exec { .. } => life.excuses_what_is_given_up(&error),
+                Step::Create if life.excuses_what_is_given_up(&error) => return Ok(()),
+                Step::Exec { .. } => life.excuses_what_is_given_up(&error),
                 Step::Pause | Step::Resume | Step::Update => asked.may_end || asked.pause,
                 // Whether a signal went out is not known of a shim that died over it.
                 Step::Kill(_) if life.plan.blow.victims == Victims::Shim => true,

@@ -70,6 +70,9 @@ impl Daemon {
         }
         life.judge_told(&known);
         self.expect_nothing(life);
+        if !life.faults().is_empty() {
+            life.story.add(self.log_of(&life.id));
+        }
         let took = blows.get().map_or_else(Vec::new, Blows::took);
         Ok(Outcome {
             kills: life.kills.load(Ordering::SeqCst),
@@ -92,6 +95,14 @@ impl Daemon {
         })?;
         let pair = Pair::of(&task, &life.id)?;
         Ok((pair, task))
+    }
+
+    /// What containerd, and the shims through it, have logged of a container.
+    fn log_of(&self, id: &str) -> String {
+        let log = self.containerd.scratch.path("containerd.log");
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let lines = log.lines().filter(|line| line.contains(id));
+        lines.fold(String::from("log:"), |all, line| all + "\n    " + line)
     }
 
     /// `ctr` with these arguments, which must succeed, or give this status.
