@@ -98,7 +98,11 @@ pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) ->
 
 /// The same, and leaves the message where it is: who reads next gets it too,
 /// with descriptors of its own.
-pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
+pub fn recv_copy(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<usize> {
     receive(socket, bytes, fds, libc::MSG_PEEK)
 }
 
@@ -269,14 +273,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_peeked_at_is_still_there() {
+    fn what_is_copied_is_still_there() {
         let (a, b) = pair_stream().unwrap();
         let (reader, writer) = nix::unistd::pipe().unwrap();
         send(a.as_fd(), b"hi", &[writer.as_fd()]).unwrap();
         drop((a, writer));
         let mut fds = Vec::new();
         for _ in 0..2 {
-            assert_eq!(peek(b.as_fd(), &mut [0; 4], &mut fds), Ok(2));
+            assert_eq!(recv_copy(b.as_fd(), &mut [0; 4], &mut fds), Ok(2));
         }
         assert_eq!(recv(b.as_fd(), &mut [0; 4], &mut fds), Ok(2));
         assert_eq!(fds.len(), 3);

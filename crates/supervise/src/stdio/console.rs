@@ -82,7 +82,7 @@ fn failed(op: &'static str) -> impl FnOnce(io::Error) -> Error {
 fn take(caller: &Watched) -> io::Result<OwnedFd> {
     let mut name = [0; NAME_MAX];
     let mut fds = Vec::new();
-    scm::peek(caller.as_fd(), &mut name, &mut fds)?;
+    scm::recv_copy(caller.as_fd(), &mut name, &mut fds)?;
     // More than one is not what runc does; the first is the console.
     fds.into_iter()
         .next()
