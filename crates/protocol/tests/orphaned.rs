@@ -58,7 +58,11 @@ async fn answer(stream: &UnixStream) -> Option<(u32, Vec<u8>)> {
     let mut stream = stream.try_clone().unwrap();
     let read = tokio::task::spawn_blocking(move || {
         let mut header = [0; 10];
-        stream.read_exact(&mut header).ok()?;
+        if let Err(error) = stream.read_exact(&mut header) {
+            let silent = error.kind() == std::io::ErrorKind::WouldBlock;
+            assert!(!silent, "neither an answer nor an end");
+            return None;
+        }
         assert_eq!(header[8], 2, "no answer: {header:?}");
         let mut body = vec![0; u32::from_be_bytes(header[..4].try_into().unwrap()) as usize];
         stream.read_exact(&mut body).expect("half an answer");
