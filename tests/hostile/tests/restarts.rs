@@ -199,9 +199,8 @@ fn apart(kit: &Kit, reaper_first: bool) -> Result<()> {
     };
     pair.signal(first, KILL)?;
     std::thread::sleep(Duration::from_millis(1));
-    // The shim leaves by itself, sooner or later, when its reaper is dead.
-    let sent = pair.signal(second, KILL);
-    ensure!(sent.is_ok() || !alive(second), "{sent:?}");
+    // It may be leaving by itself.
+    let _ = pair.signal(second, KILL);
     // Who took over in that millisecond goes too, or is left alone with it all.
     until("the pair to be gone", by(10.0), || {
         let living = container.shim.processes();
