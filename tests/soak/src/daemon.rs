@@ -16,7 +16,7 @@ use vigil_lab::{Containerd, Residue, ShimBinary, Task, Version, by, until};
 
 use crate::judge::{Harm, UNKNOWN};
 use crate::life::Life;
-use crate::plan::Step;
+use crate::plan::{Step, Victims};
 use crate::strike::{self, Pair};
 use crate::tally::Outcome;
 
@@ -204,6 +204,10 @@ impl Daemon {
             Some(pair) => {
                 outcome.kills = u64::from(pair.lives(blow.victims));
                 pair.strike(blow, &life.story);
+                if blow.victims == Victims::Both {
+                    // Who took over between the two blows goes on alone.
+                    strike::all_of(id, true, &life.story);
+                }
                 if let Err(error) = pair.gone() {
                     life.fault(format!("{error:#}"));
                 }

@@ -305,6 +305,10 @@ impl Stage<'_> {
             strike::runc_of(&life.id, &life.story);
         }
         pair.strike(blow, &life.story);
+        if blow.victims == Victims::Both {
+            // Who took over between the two blows goes on alone.
+            strike::all_of(&life.id, false, &life.story);
+        }
         if let Err(error) = pair.gone() {
             life.fault(format!("{error:#}"));
             strike::all_of(&life.id, false, &life.story);

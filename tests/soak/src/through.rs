@@ -138,7 +138,9 @@ impl Daemon {
         life.story.add(format!("ctr run: {}", ran.status));
         if !ran.status.success() {
             let words = String::from_utf8_lossy(&ran.stderr).into_owned();
-            // Create, or Start, was with three shims when they died.
+            // Create, or Start, was with three shims when they died; what a Start that was
+            // given up has started nobody else will end.
+            let _ = self.containerd.try_ctr(&["tasks", "rm", "-f", id])?;
             if !life.excuses_many_deaths() {
                 life.wrong(Harm::Lost, format!("ctr run: {}: {words}", ran.status));
             }
