@@ -61,7 +61,7 @@ pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
     });
     subject.claims = claims.collect();
     let failed = |error: &vigil_host::Error| Refusal::new(Kind::Unknown, vigil_host::chain(error));
-    let worker = Worker::start_noting("clear", move |notes| {
+    let worker = Worker::start_bound("clear", move |notes| {
         work(subject, Instant::now() + WAIT, notes)
     })
     .map_err(|error| failed(&error))?;

@@ -224,7 +224,7 @@ async fn mount(tools: &Tools, plan: &Plan) -> Result<(), Refusal> {
     }
     let rootfs = tools.place.bundle.join("rootfs");
     let mounts = plan.create.rootfs.clone();
-    let worker = Worker::start_noting("mount", move |notes| {
+    let worker = Worker::start_bound("mount", move |notes| {
         rootfs::mount_all(&mounts, &rootfs, notes).map_err(|error| vigil_host::chain(&error))
     })
     .map_err(|error| super::refusal(&error))?;

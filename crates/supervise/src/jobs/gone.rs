@@ -238,7 +238,7 @@ async fn clean(tools: &Tools, plan: &Plan) -> Result<(), (String, Vec<Left>)> {
         return Ok(());
     }
     let rootfs = tools.place.bundle.join("rootfs");
-    let worker = Worker::start_noting("clean", move |notes| {
+    let worker = Worker::start_bound("clean", move |notes| {
         if left {
             notes.doing("remove the container's cgroups");
             remove_cgroups(&claims)?;

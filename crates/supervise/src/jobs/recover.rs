@@ -13,7 +13,6 @@ use vigil_host::proc;
 use vigil_host::worker::{Notes, Outcome, Worker};
 use vigil_model::{Incarnation, Plan};
 use vigil_reconcile::{Goal, Said};
-use vigil_sys::process;
 
 use super::{Tools, gone, resume, runtime};
 
@@ -64,14 +63,9 @@ pub(crate) async fn recover(
     let pair = (tools.place.parent.pid(), std::process::id());
     let loggers = tools.loggers.running();
     let stone = Tombstone::of(&subject, Vec::new());
-    let worker = Worker::start_noting("recover", move |notes| {
-        // It kills what descends from the reaper and not from its own shim: the next
-        // shim would be among that.
-        match process::die_with(pair.1) {
-            Ok(true) => {}
-            Ok(false) => return Err("its shim has died".to_owned()),
-            Err(errno) => return Err(format!("cannot be bound to its shim: {errno}")),
-        }
+    // It kills what descends from the reaper and not from its own shim: the next shim
+    // would be among that.
+    let worker = Worker::start_bound("recover", move |notes| {
         let mut subject = subject;
         subject.below = below(pair, loggers);
         work(&subject, goal, Instant::now() + wait, notes)
