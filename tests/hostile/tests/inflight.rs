@@ -232,13 +232,44 @@ fn a_create_that_hangs_is_ended_at_its_deadline() {
         let next = succeeded(&container.shim, &pair)?;
         let answer = creating.join().unwrap();
         ensure!(
-            matches!(&answer, Err(CallError::Status { code: 2 | 4, .. })),
+            matches!(&answer, Err(CallError::Status { code: 4, .. })),
             "{answer:?}"
         );
+        let calls = runc.calls("create")?;
+        ensure!(calls == 1, "runc create was called {calls} times");
         // The processes of the pair are others now.
         let shim = format!("process {} [", next.shim);
         before.expect_back_but(|line| line.starts_with(&shim) || line.contains("in the bundle"))?;
         as_ever(kit, &mut container, 6, "hello")
+    });
+}
+
+/// A runc exec that never ends, found by the next shim: it is ended at its deadline, and no
+/// other is made, since what it was to run may run already.
+#[test]
+fn an_exec_that_hangs_is_ended_at_its_deadline_and_made_once() {
+    trial(60, |kit| {
+        let deadline = ("VIGIL_DEADLINE_EXEC_MS".into(), "1500".into());
+        kit.caller.env.push(deadline);
+        let (container, runc) = standing(kit, "exec", "hangs-deaf")?;
+        let pair = Pair::of(&container.shim)?;
+        let _exec = kit.exec(&container, "e1", &Spec::sh("exit 4"))?;
+        let starting = {
+            let (task, id) = (container.task().patient(40.0), container.id.clone());
+            std::thread::spawn(move || task.start(&id, "e1"))
+        };
+        until("runc exec", by(10.0), || {
+            (runc.calls("exec").ok()? == 1).then_some(())
+        })?;
+        succeeded(&container.shim, &pair)?;
+        let answer = starting.join().unwrap();
+        ensure!(
+            matches!(&answer, Err(CallError::Status { code: 4, .. })),
+            "{answer:?}"
+        );
+        let calls = runc.calls("exec")?;
+        ensure!(calls == 1, "runc exec was called {calls} times");
+        Ok(())
     });
 }
 

@@ -33,25 +33,34 @@ const LOOK_MAX: Duration = Duration::from_millis(10);
 /// it may be what kills them, and one death more is the last.
 const ANEW_MAX: u32 = 3;
 
+/// How the calls that a dead shim had left came to their end.
+#[derive(Debug, Default)]
+pub(crate) struct Over {
+    /// One ended well.
+    pub(crate) well: bool,
+    /// One had to be ended. How far it came nobody knows, and it is not made again: what
+    /// it was to run may run already.
+    pub(crate) killed: bool,
+}
+
 /// Waits for those calls a dead shim, or a worker of its, has left that have all of
 /// these `words` among their arguments. At the deadline they are ended, but for one
-/// that has deleted the container and is at the hooks: they run once. Gives back
-/// whether there was one that ended well.
+/// that has deleted the container and is at the hooks: they run once.
 pub(crate) async fn calls_over(
     tools: &Tools,
     plan: &Plan,
     words: &[&str],
     deadline: Duration,
-) -> bool {
-    let mut well = false;
+) -> Over {
+    let mut over = Over::default();
     if tools.place.takeovers == 0 {
-        return well;
+        return over;
     }
     let calls = match settled(tools.place.parent.pid(), deadline).await {
         Ok(errands) => errands,
         Err(error) => {
             log::warn!("calls left behind: {}", vigil_host::chain(&error));
-            return well;
+            return over;
         }
     };
     let state = runtime(plan).root.join(tools.place.id.as_str());
@@ -75,7 +84,7 @@ pub(crate) async fn calls_over(
         };
         tokio::pin!(ended);
         if tokio::time::timeout_at(until, &mut ended).await.is_ok() {
-            well |= status(tools, &call).await == Some(0);
+            over.well |= status(tools, &call).await == Some(0);
             continue;
         }
         let pid = call.process.pid;
@@ -85,9 +94,10 @@ pub(crate) async fn calls_over(
         }
         log::warn!("process {pid} left by an earlier shim is overdue");
         call.kill();
+        over.killed = true;
         let _ = tokio::time::timeout(DYING, ended).await;
     }
-    well
+    over
 }
 
 /// The raw status of a call that has ended; the reaper is about to record it.
@@ -113,13 +123,8 @@ pub(crate) async fn create(
     plan: Box<Plan>,
     mut held: Streams<Kept>,
 ) -> Result<Made, NotMade> {
-    calls_over(
-        &tools,
-        &plan,
-        &[tools.place.id.as_str()],
-        tools.deadlines.create,
-    )
-    .await;
+    let words = [tools.place.id.as_str()];
+    let over = calls_over(&tools, &plan, &words, tools.deadlines.create).await;
     match finish(&tools, &plan, &mut held).await {
         Some(Ok((identified, claims))) => {
             let mut claims = claims;
@@ -136,6 +141,10 @@ pub(crate) async fn create(
         Some(Err(why)) => {
             held.close_all(Duration::ZERO).await;
             Err(undone(&tools, &plan, why).await)
+        }
+        None if over.killed => {
+            held.close_all(Duration::ZERO).await;
+            Err(undone(&tools, &plan, overdue("create")).await)
         }
         None => {
             let why = Refusal::new(
@@ -210,19 +219,25 @@ pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
 /// which comes again: limits are what they were set to last.
 pub(crate) async fn update(tools: &Tools, plan: &Plan, stop: Stop) -> Result<(), Refusal> {
     let words = ["update", tools.place.id.as_str()];
-    let well = tokio::select! {
-        well = calls_over(tools, plan, &words, tools.deadlines.update) => well,
+    let over = tokio::select! {
+        over = calls_over(tools, plan, &words, tools.deadlines.update) => over,
         () = stop => calls_over(tools, plan, &words, Duration::ZERO).await,
     };
-    if well { Ok(()) } else { Err(died_at_it()) }
+    if over.well { Ok(()) } else { Err(died_at_it()) }
 }
 
 /// A checkpoint: done if its call has ended well. If not it is not done again:
 /// the first may have ended the container.
 pub(crate) async fn checkpoint(tools: &Tools, plan: &Plan) -> Result<(), Refusal> {
     let words = ["checkpoint", tools.place.id.as_str()];
-    let well = calls_over(tools, plan, &words, tools.deadlines.checkpoint).await;
-    if well { Ok(()) } else { Err(died_at_it()) }
+    let over = calls_over(tools, plan, &words, tools.deadlines.checkpoint).await;
+    if over.well { Ok(()) } else { Err(died_at_it()) }
+}
+
+/// As the shim that made the call would have said.
+fn overdue(verb: &str) -> Refusal {
+    let says = format!("runc {verb}, begun by a shim that died, did not end in its time");
+    Refusal::new(Kind::DeadlineExceeded, says)
 }
 
 /// Nobody can say how it went.
@@ -259,14 +274,13 @@ pub(crate) async fn exec(
     others: Vec<Process>,
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
-    calls_over(
-        &tools,
-        &plan,
-        &[&file.to_string_lossy()],
-        tools.deadlines.exec,
-    )
-    .await;
+    let words = [&*file.to_string_lossy()];
+    let over = calls_over(&tools, &plan, &words, tools.deadlines.exec).await;
     let Ok(pid) = identify::pid_in(&file) else {
+        if over.killed {
+            held.close_all(Duration::ZERO).await;
+            return Err(overdue("exec"));
+        }
         if tools.place.takeovers > ANEW_MAX {
             held.close_all(Duration::ZERO).await;
             return Err(Refusal::new(
