@@ -57,6 +57,9 @@ pub fn run(flags: &Flags) -> Result<()> {
 
 fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Result<()> {
     map::thrifty_heap();
+    // The standard library's own of SIGSEGV and SIGBUS let one that somebody sent pass, and
+    // tell of a full stack to nobody.
+    signal::reset_for_exec().context("cannot reset signals")?;
     for number in [signal::HUP, signal::PIPE, signal::USR1] {
         signal::ignore(number).context("cannot ignore a signal")?;
     }
