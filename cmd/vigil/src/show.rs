@@ -91,9 +91,11 @@ fn afterwards(args: &Args) -> Result<Answer> {
     });
     if stones.is_empty() && lines.is_empty() && crashes.is_empty() {
         let mut error = anyhow!(
-            "no bundle below {} and nothing in {} is of it",
+            "no bundle below {} and nothing in {} is of it{}",
             args.node.state.display(),
-            args.node.kept.run.display()
+            args.node.kept.run.display(),
+            // It may come from the environment, and be nobody's intent.
+            namespace.map_or(String::new(), |name| format!(", in namespace {name}"))
         );
         for note in notes {
             error = error.context(note);
