@@ -94,6 +94,21 @@ pub fn look(bundle: &Path, recorded: Option<&pair::Pair>, notes: &mut Vec<String
                 .to_owned(),
         );
     }
+    // For a moment that is how every takeover looks.
+    if lives(reaper, true) && lives(shim, false) {
+        notes.push("its shim is dead and its reaper has started no other yet".to_owned());
+    }
+    for (half, name) in [(reaper, "reaper"), (shim, "shim")] {
+        if let Some(half) = half.filter(|half| half.alive == Some(true))
+            && let Ok(Some(stat)) = proc::stat(half.pid)
+            && stat.state == 'T'
+        {
+            let pid = half.pid;
+            notes.push(format!(
+                "its {name}, process {pid}, is stopped: nobody answers for it until SIGCONT"
+            ));
+        }
+    }
     Seen {
         life,
         lock,

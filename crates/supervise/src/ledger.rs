@@ -39,14 +39,16 @@ pub struct Remembered {
 }
 
 impl JournalLedger {
-    /// Opens the journal at `path`, or makes it; gives back what it knows.
-    pub fn open(path: &Path, boot: BootId) -> Result<(Self, Remembered), Error> {
+    /// Opens the journal at `path`; gives back what it knows. The `first` shim of a pair makes
+    /// it. One that takes over must not: with an empty one it would say that there is no
+    /// task, and leave to nobody what is there.
+    pub fn open(path: &Path, boot: BootId, first: bool) -> Result<(Self, Remembered), Error> {
         let settings = Settings::default();
         // First what is there: to make one takes room, and a shim that takes over on a
         // full file system needs none.
         let opened = match Journal::open(path, settings) {
             Err(vigil_journal::Error::Open { source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
+                if first && source.kind() == io::ErrorKind::NotFound =>
             {
                 let made = Journal::create(path, boot, settings);
                 let made = made.map_err(|source| Error::Journal { source })?;

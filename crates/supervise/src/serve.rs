@@ -82,7 +82,11 @@ impl Shim {
         let control = Control::open(inherited.control, reaper, unasked).await?;
         let boot = proc::boot_id()?;
         let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
-        let (ledger, remembered) = JournalLedger::open(&place.bundle.join(names::JOURNAL), boot)?;
+        let (ledger, remembered) = JournalLedger::open(
+            &place.bundle.join(names::JOURNAL),
+            boot,
+            place.takeovers == 0,
+        )?;
         match &remembered.tail {
             Tail::Clean => {}
             tail => log::warn!("the journal was not whole: {tail:?}"),

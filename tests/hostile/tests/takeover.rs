@@ -258,3 +258,21 @@ fn an_earlier_execs_end_is_not_taken_for_a_later_ones() {
         Ok(())
     });
 }
+
+/// A journal that is gone: whoever takes over once made an empty one, said that there is no
+/// task, and nobody knew any more of what ran on. Now the pair leaves, and `delete` ends it.
+#[test]
+fn without_its_journal_a_container_is_ended_and_not_forgotten() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        std::fs::remove_file(container.bundle.dir.join("journal"))?;
+        pair.signal(pair.shim, KILL)?;
+        until("the pair to leave", by(30.0), || {
+            container.shim.processes().is_empty().then_some(())
+        })?;
+        container.shim.delete()?;
+        let pid = i32::try_from(container.pid)?;
+        until("init to be dead", by(10.0), || (!alive(pid)).then_some(()))
+    });
+}

@@ -38,8 +38,7 @@ const ANEW_MAX: u32 = 3;
 pub(crate) struct Over {
     /// One ended well.
     pub(crate) well: bool,
-    /// One had to be ended. How far it came nobody knows, and it is not made again: what
-    /// it was to run may run already.
+    /// One had to be ended. How far it came nobody knows: what it was to run may run already.
     pub(crate) killed: bool,
 }
 
@@ -124,7 +123,8 @@ pub(crate) async fn create(
     mut held: Streams<Kept>,
 ) -> Result<Made, NotMade> {
     let words = [tools.place.id.as_str()];
-    let over = calls_over(&tools, &plan, &words, tools.deadlines.create).await;
+    // One that had to be ended is begun anew all the same: it is undone wholly before.
+    calls_over(&tools, &plan, &words, tools.deadlines.create).await;
     match finish(&tools, &plan, &mut held).await {
         Some(Ok((identified, claims))) => {
             let mut claims = claims;
@@ -141,10 +141,6 @@ pub(crate) async fn create(
         Some(Err(why)) => {
             held.close_all(Duration::ZERO).await;
             Err(undone(&tools, &plan, why).await)
-        }
-        None if over.killed => {
-            held.close_all(Duration::ZERO).await;
-            Err(undone(&tools, &plan, overdue("create")).await)
         }
         None => {
             let why = Refusal::new(
