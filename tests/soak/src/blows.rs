@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use vigil_lab::Task;
+use vigil_lab::{CallError, Task};
 
 use crate::judge::Harm;
 use crate::life::Life;
@@ -21,6 +21,7 @@ const PATIENCE: f64 = 20.0;
 #[derive(Debug)]
 pub struct Blows<'a> {
     life: &'a Life,
+    through_containerd: bool,
     pair: &'a Pair,
     task: Task,
     took: Mutex<Vec<Duration>>,
@@ -30,9 +31,10 @@ pub struct Blows<'a> {
 impl<'a> Blows<'a> {
     /// Against the shims of `pair`, asking on a connection of its own.
     #[must_use]
-    pub fn new(life: &'a Life, pair: &'a Pair, task: &Task) -> Self {
+    pub fn new(life: &'a Life, pair: &'a Pair, task: &Task, through_containerd: bool) -> Self {
         Self {
             life,
+            through_containerd,
             pair,
             task: task.patient(PATIENCE),
             took: Mutex::default(),
@@ -69,6 +71,11 @@ impl<'a> Blows<'a> {
             }
             Err(_) if self.life.asked().shutdown => {}
             Err(error) if self.life.excuses(&error) => {}
+            // containerd ends a container whose Create it was told has failed.
+            Err(CallError::Closed)
+                if self.through_containerd
+                    && !self.life.asked().created
+                    && self.life.excuses_many_deaths() => {}
             Err(error) => self
                 .life
                 .wrong(Harm::Lost, format!("Connect, after blow {number}: {error}")),

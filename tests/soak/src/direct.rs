@@ -235,7 +235,7 @@ impl Stage<'_> {
             let of_shim = self.pair.get().zip(self.shim.get());
             let mut outcome = match of_shim.filter(|_| plan.blow.victims == Victims::Shim) {
                 Some((pair, shim)) => {
-                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
+                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task, false));
                     self.strike_all(blows, scope, &reports, came);
                     // It goes on as if nothing had been.
                     let _ = driver.take().map(ScopedJoinHandle::join);
@@ -389,6 +389,10 @@ impl Stage<'_> {
             && let Err(error) = shim.task.shutdown(id)
         {
             life.fault(format!("Shutdown, in the end: {error}"));
+        }
+        // One that three shims died over was given up, and the pair would be idle for a minute.
+        if asked.shutdown && life.excused() > 0 {
+            let _ = shim.task.shutdown(id);
         }
         if let Err(error) = pair.gone() {
             life.fault(format!("{error:#}"));

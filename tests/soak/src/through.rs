@@ -39,7 +39,7 @@ impl Daemon {
                 .map(|(found, task)| (pair.get_or_init(|| found), task));
             match found {
                 Ok((pair, task)) => {
-                    let blows = blows.get_or_init(|| Blows::new(life, pair, &task));
+                    let blows = blows.get_or_init(|| Blows::new(life, pair, &task, true));
                     scope.spawn(move || life.ask_state(&task, stop, || false));
                     strike_all(life, blows, scope);
                 }
