@@ -355,27 +355,50 @@ mod tests {
     #[test]
     fn workers_of_the_shim_end_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
+        // An id of its own: the other tests here look in the same session. A script: its
+        // name is the process', whatever /bin/sh is.
         let worker = |name: &str, id: &str| {
             let path = dir.path().join(name);
-            let _ = std::os::unix::fs::symlink("/bin/sh", &path);
-            Command::new(path)
-                .args(["-c", "read never; exit 1", "-id", id])
-                .stdin(Stdio::piped())
-                .spawn()
-                .unwrap()
+            if !path.exists() {
+                std::fs::write(&path, "#!/bin/sh\nread never\n").unwrap();
+                let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+                std::fs::set_permissions(&path, runs).unwrap();
+            }
+            let end = Instant::now() + Duration::from_secs(20);
+            let child = loop {
+                let spawned = Command::new(&path)
+                    .args(["-id", id])
+                    .stdin(Stdio::piped())
+                    .spawn();
+                match spawned {
+                    // Another test has just forked, and holds it open for writing.
+                    Err(error)
+                        if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                            && Instant::now() < end => {}
+                    spawned => break spawned.unwrap(),
+                }
+            };
+            let named = || {
+                let stat = proc::stat(child.id()).unwrap().unwrap();
+                name.starts_with(&stat.comm)
+            };
+            while !named() && Instant::now() < end {
+                std::thread::yield_now();
+            }
+            child
         };
         let mut ours = [
-            worker("vigil-mount", "c1"),
-            worker("containerd-shim-vigil-v2", "c1"),
+            worker("vigil-mount", "w1"),
+            worker("containerd-shim-vigil-v2", "w1"),
         ];
-        let mut others = [worker("vigil-mount", "c11"), worker("sleeper", "c1")];
+        let mut others = [worker("vigil-mount", "w11"), worker("sleeper", "w1")];
         let own = proc::stat(std::process::id()).unwrap().unwrap().session;
         let alive = |child: &mut Child| child.try_wait().unwrap().is_none();
-        end(dir.path(), "c1", Some(own + 1), Instant::now()).unwrap();
+        end(dir.path(), "w1", Some(own + 1), Instant::now()).unwrap();
         assert!(ours.iter_mut().all(alive), "killed outside the session");
         let left = end(
             dir.path(),
-            "c1",
+            "w1",
             Some(own),
             Instant::now() + Duration::from_secs(20),
         );
