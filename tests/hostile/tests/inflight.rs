@@ -293,6 +293,10 @@ fn a_request_that_kills_every_shim_is_given_up() {
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
+            // The answer may have come before we looked.
+            if deaths == 2 && armed.reached("S3") {
+                deaths += 1;
+            }
             Ok(deaths)
         });
         let task = container.task().patient(30.0);
