@@ -239,31 +239,25 @@ fn has_line(pid: u32, wanted: &[u8]) -> bool {
         .is_ok_and(|text| text.split(|byte| *byte == 0).any(|line| line == wanted))
 }
 
-/// Whether this process is of the session and has the line in its
-/// environment. One that sleeps uninterruptibly is not asked: the answer may
-/// never come.
+/// What is told of this process, if it is of the session and can be asked for more. One
+/// that sleeps uninterruptibly is not: the answer may never come.
+fn awake(pid: u32, session: Option<u32>) -> Option<proc::Stat> {
+    let stat = proc::stat(pid).ok().flatten()?;
+    let here = session.is_none_or(|session| stat.session == session);
+    (here && stat.state != 'D' && !stat.ended()).then_some(stat)
+}
+
+/// Whether this process is of the session and has the line in its environment.
 fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
-    match proc::stat(pid) {
-        Ok(Some(stat))
-            if stat.state != 'D'
-                && !stat.ended()
-                && session.is_none_or(|session| stat.session == session) => {}
-        Ok(_) | Err(_) => return false,
-    }
-    has_line(pid, wanted)
+    awake(pid, session).is_some() && has_line(pid, wanted)
 }
 
 /// Whether this is a worker of the shim of this container, or what its shim had forked
 /// a moment ago: of the pair's session, called as ours are, with the shim's arguments.
 fn is_worker(pid: u32, session: u32, id: &str) -> bool {
-    let ours = |comm: &str| comm.starts_with(WORKER) || comm.starts_with(SHIM);
-    match proc::stat(pid) {
-        Ok(Some(stat))
-            if stat.session == session
-                && stat.state != 'D'
-                && !stat.ended()
-                && ours(&stat.comm) => {}
-        Ok(_) | Err(_) => return false,
+    let ours = |stat: proc::Stat| stat.comm.starts_with(WORKER) || stat.comm.starts_with(SHIM);
+    if !awake(pid, Some(session)).is_some_and(ours) {
+        return false;
     }
     let Ok(arguments) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;

@@ -12,6 +12,8 @@ mod trial;
 
 pub use pair::{Pair, fds, private_kib};
 pub use programs::{FaultyRunc, counter, crowd, runc_options, toml_options};
-pub use taken::{Armed, Feeder, a_while, counts, logger, running_into, succeeded, successor};
+pub use taken::{
+    Armed, Feeder, a_while, counts, finished_though, logger, running_into, succeeded, successor,
+};
 pub use trace::Trace;
 pub use trial::{as_ever, exit_in_time, refused, shim, trial, trial_under};

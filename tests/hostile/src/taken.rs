@@ -12,10 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::{Kit, Shim, by, until};
+use vigil_lab::{Kit, Shim, Spec, by, until};
 
-use crate::Pair;
+use crate::{FaultyRunc, Pair};
 
 const KILL: i32 = 9;
 /// Enough to keep a stream busy for seconds, and little enough to be kept.
@@ -143,8 +144,8 @@ pub fn logger(kit: &Kit, script: &str) -> Result<String> {
 }
 
 /// A started container whose outputs go where `uri` says, and its pair.
-pub fn running_into(kit: &Kit, spec: &vigil_lab::Spec, uri: &str) -> Result<(Container, Pair)> {
-    let container = kit.prepared(spec, vigil_lab::bundle::Stdio::Empty)?;
+pub fn running_into(kit: &Kit, spec: &Spec, uri: &str) -> Result<(Container, Pair)> {
+    let container = kit.prepared(spec, Stdio::Empty)?;
     let mut request = container.bundle.create_request();
     uri.clone_into(&mut request.stdout);
     uri.clone_into(&mut request.stderr);
@@ -152,4 +153,55 @@ pub fn running_into(kit: &Kit, spec: &vigil_lab::Spec, uri: &str) -> Result<(Con
     container.start()?;
     let pair = Pair::of(&container.shim)?;
     Ok((container, pair))
+}
+
+/// A life in which the runtime stands still at `verb` until `strike` has hit the pair: what
+/// was under way is finished as if nothing had been.
+pub fn finished_though(
+    kit: &Kit,
+    verb: &str,
+    strike: impl FnOnce(&Pair) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let go = kit.scratch.path("go");
+    let runc = FaultyRunc::new(kit.scratch.dir(), verb, "waits-then-done")?;
+    let container = kit.prepared(
+        &Spec::sh("trap 'exit 3' TERM; while :; do sleep 0.05; done"),
+        Stdio::Output,
+    )?;
+    let mut request = container.bundle.create_request();
+    request.options = Some(runc.options()).into();
+    let pair = Pair::of(&container.shim)?;
+    let task = container.task().patient(30.0);
+    let id = container.id.clone();
+    // Whatever comes at `verb` meets the death there.
+    let killer = {
+        let went = runc.path().with_extension("waits");
+        std::thread::spawn(move || -> Result<()> {
+            until("runc to wait", by(20.0), || went.exists().then_some(()))?;
+            strike(&pair)?;
+            Ok(fs::write(&go, "")?)
+        })
+    };
+    let log = || container.bundle.log_text();
+    let made = task.create(&request);
+    let made = made.with_context(|| format!("create; {}", log()))?;
+    let started = task.start(&id, "");
+    let started = started.with_context(|| format!("start; {}", log()))?;
+    ensure!(made.pid == started);
+    let exec = kit.exec(&container, "x", &Spec::sh("exit 4"))?;
+    task.start(&id, "x")
+        .with_context(|| format!("exec; {}", log()))?;
+    ensure!(task.wait(&id, "x")?.exit_status == 4, "exec");
+    drop(exec);
+    task.delete(&id, "x")?;
+    std::thread::sleep(Duration::from_millis(200));
+    task.kill(&id, "", 15, false)?;
+    ensure!(task.wait(&id, "")?.exit_status == 3, "init");
+    let deleted = task.delete(&id, "");
+    let deleted = deleted.with_context(|| format!("delete; {}", log()))?;
+    ensure!(
+        deleted.exit_status == 3 && deleted.pid == started,
+        "{deleted:?}"
+    );
+    killer.join().map_err(|_| anyhow::anyhow!("it panicked"))?
 }

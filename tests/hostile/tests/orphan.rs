@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use vigil_hostile::{FaultyRunc, Pair, exit_in_time, trial};
+use vigil_hostile::{Armed, Pair, exit_in_time, finished_though, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -137,11 +137,7 @@ fn an_exit_is_told_within_a_second_with_its_status() {
 #[test]
 fn what_nobody_saw_is_unknown_within_a_second() {
     trial(60, |kit| {
-        let points = kit.scratch.path("points");
-        fs::create_dir(&points)?;
-        fs::write(points.join("no-exit-status"), "")?;
-        let points = points.to_string_lossy().into_owned();
-        kit.caller.env.push(("VIGIL_POINTS".into(), points));
+        Armed::of(kit)?.arm("no-exit-status", "")?;
         let container = kit.running(&Spec::sh(
             "while ! test -e /go; do sleep 0.02; done; exit 7",
         ))?;
@@ -231,46 +227,11 @@ fn start_leaves_a_task_alone_whose_reaper_is_dead() {
 fn what_was_under_way_is_finished() {
     for verb in ["create", "start", "exec", "delete"] {
         trial(60, move |kit| {
-            let go = kit.scratch.path("go");
-            let runc = FaultyRunc::new(kit.scratch.dir(), verb, "waits-then-done")?;
-            let container = kit.prepared(
-                &Spec::sh("trap 'exit 3' TERM; while :; do sleep 0.05; done"),
-                Stdio::Output,
-            )?;
-            let mut request = container.bundle.create_request();
-            request.options = Some(runc.options()).into();
-            let pair = Pair::of(&container.shim)?;
-            let task = container.task().patient(30.0);
-            let id = container.id.clone();
-            let killer = {
-                let (pair, went) = (pair.clone(), runc.path().with_extension("waits"));
-                std::thread::spawn(move || -> Result<()> {
-                    until("runc to wait", by(20.0), || went.exists().then_some(()))?;
-                    orphan(&pair)?;
-                    std::thread::sleep(Duration::from_millis(100));
-                    fs::write(&go, "")?;
-                    Ok(())
-                })
-            };
-            let log = || container.bundle.log_text();
-            let made = task.create(&request);
-            let made = made.with_context(|| format!("create; {}", log()))?;
-            let started = task.start(&id, "");
-            let started = started.with_context(|| format!("start; {}", log()))?;
-            ensure!(made.pid == started);
-            let exec = kit.exec(&container, "x", &Spec::sh("exit 4"))?;
-            task.start(&id, "x")
-                .with_context(|| format!("exec; {}", log()))?;
-            ensure!(task.wait(&id, "x")?.exit_status == 4, "exec");
-            drop(exec);
-            task.delete(&id, "x")?;
-            std::thread::sleep(Duration::from_millis(200));
-            task.kill(&id, "", 15, false)?;
-            ensure!(task.wait(&id, "")?.exit_status == 3, "init");
-            let deleted = task.delete(&id, "");
-            let deleted = deleted.with_context(|| format!("delete; {}", log()))?;
-            ensure!(deleted.exit_status == 3, "{deleted:?}");
-            killer.join().unwrap()
+            finished_though(kit, verb, |pair| {
+                orphan(pair)?;
+                std::thread::sleep(Duration::from_millis(100));
+                Ok(())
+            })
         });
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vigil_hostile::{Armed, FaultyRunc, Pair, counts, succeeded, trial};
+use vigil_hostile::{Armed, FaultyRunc, Pair, counts, finished_though, succeeded, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
@@ -171,57 +171,14 @@ fn who_kills_the_rest_of_a_container_does_not_kill_its_next_shim() {
 fn what_was_under_way_is_finished_once() {
     for verb in ["create", "start", "exec", "delete"] {
         trial(60, move |kit| {
-            let go = kit.scratch.path("go");
-            let runc = FaultyRunc::new(kit.scratch.dir(), verb, "waits-then-done")?;
-            let container = kit.prepared(
-                &Spec::sh("trap 'exit 3' TERM; while :; do sleep 0.05; done"),
-                Stdio::Output,
-            )?;
-            let mut request = container.bundle.create_request();
-            request.options = Some(runc.options()).into();
-            let pair = Pair::of(&container.shim)?;
-            let task = container.task().patient(30.0);
-            let id = container.id.clone();
-            // Whatever comes at `verb` meets the death of the shim there.
-            let killer = {
-                let (pair, went) = (pair.clone(), runc.path().with_extension("waits"));
-                let go = go.clone();
-                std::thread::spawn(move || -> Result<()> {
-                    until("runc to wait", by(20.0), || went.exists().then_some(()))?;
-                    pair.signal(pair.shim, KILL)?;
-                    until("the shim to die", by(5.0), || {
-                        (!alive(pair.shim)).then_some(())
-                    })?;
-                    std::thread::sleep(Duration::from_millis(200));
-                    std::fs::write(&go, "")?;
-                    Ok(())
-                })
-            };
-            let made = task
-                .create(&request)
-                .with_context(|| format!("create; {}", container.bundle.log_text()))?;
-            let started = task
-                .start(&id, "")
-                .with_context(|| format!("start; {}", container.bundle.log_text()))?;
-            ensure!(made.pid == started);
-            let exec = kit.exec(&container, "x", &Spec::sh("exit 4"))?;
-            task.start(&id, "x")
-                .with_context(|| format!("exec; {}", container.bundle.log_text()))?;
-            ensure!(task.wait(&id, "x")?.exit_status == 4, "exec");
-            drop(exec);
-            task.delete(&id, "x")?;
-            std::thread::sleep(Duration::from_millis(200));
-            task.kill(&id, "", 15, false)?;
-            ensure!(task.wait(&id, "")?.exit_status == 3, "init");
-            let deleted = task
-                .delete(&id, "")
-                .with_context(|| format!("delete; {}", container.bundle.log_text()))?;
-            ensure!(
-                deleted.exit_status == 3 && deleted.pid == started,
-                "{deleted:?}"
-            );
-            killer.join().unwrap()?;
-            Ok(())
+            finished_though(kit, verb, |pair| {
+                pair.signal(pair.shim, KILL)?;
+                until("the shim to die", by(5.0), || {
+                    (!alive(pair.shim)).then_some(())
+                })?;
+                std::thread::sleep(Duration::from_millis(200));
+                Ok(())
+            })
         });
     }
 }

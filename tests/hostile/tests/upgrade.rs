@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vigil_hostile::{Pair, shim, trial};
+use vigil_hostile::{Armed, Pair, shim, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -374,16 +374,10 @@ fn all_but_one_of_ten_are_upgraded() {
 #[test]
 fn a_panic_leaves_a_note() {
     trial(60, |kit| {
-        let points = kit.scratch.path("points");
-        fs::create_dir(&points)?;
-        let named = points.to_string_lossy().into_owned();
-        kit.caller.env.push(("VIGIL_POINTS".to_owned(), named));
-        fs::write(points.join("S8"), "panic")?;
+        let armed = Armed::of(kit)?;
+        armed.arm("S8", "panic")?;
         let container = kit.running(&Spec::sh("sleep 1000"))?;
-        ensure!(
-            points.join("S8.reached").exists(),
-            "is this a release build?"
-        );
+        ensure!(armed.reached("S8"), "is this a release build?");
         let (_, shown) = vigil(kit, &["show", &container.id])?;
         for words in [
             "  died: signal 6\n",

@@ -125,7 +125,7 @@ pub(crate) async fn create(
     let words = [tools.place.id.as_str()];
     // One that had to be ended is begun anew all the same: it is undone wholly before.
     calls_over(&tools, &plan, &words, tools.deadlines.create).await;
-    match finish(&tools, &plan, &mut held).await {
+    match finish(&tools, &plan).await {
         Some(Ok((identified, claims))) => {
             let mut claims = claims;
             let copying = held.started().await.map_err(|error| super::refusal(&error));
@@ -181,11 +181,7 @@ async fn undone(tools: &Tools, plan: &Plan, why: Refusal) -> NotMade {
 
 /// Init, if runc has made the container wholly: its state is written and names
 /// the process that its pid file names. `None`: it has not.
-async fn finish(
-    tools: &Tools,
-    plan: &Plan,
-    _held: &mut Streams<Kept>,
-) -> Option<Result<(Identified, Vec<Claim>), Refusal>> {
+async fn finish(tools: &Tools, plan: &Plan) -> Option<Result<(Identified, Vec<Claim>), Refusal>> {
     if !plan.create.checkpoint.is_empty() {
         return None;
     }
