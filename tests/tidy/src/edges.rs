@@ -3,6 +3,7 @@
 //! Taken from cargo's resolved graph, so that a dependency by detour counts too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -47,19 +48,52 @@ pub const ASYNC: [&str; 3] = [
     "containerd-shim-vigil-v2",
 ];
 
-/// Reads cargo's graph of this workspace.
-pub fn graph() -> Result<Graph> {
+/// Cargo, by the name it gives itself to what it runs.
+fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::root());
     cargo
-        .args(["metadata", "--format-version", "1", "--offline"])
-        .current_dir(crate::root());
-    let out = cargo.output().context("cargo metadata")?;
+}
+
+fn output(mut command: Command) -> Result<String> {
+    let out = command
+        .output()
+        .with_context(|| format!("{command:?} cannot be run"))?;
     ensure!(
         out.status.success(),
-        "cargo metadata: {}",
+        "{command:?}: {}",
         String::from_utf8_lossy(&out.stderr)
     );
-    parse(&serde_json::from_slice(&out.stdout).context("cargo metadata is no JSON")?)
+    String::from_utf8(out.stdout).with_context(|| format!("{command:?} wrote no UTF-8"))
+}
+
+/// The triple of the platform that cargo builds for here.
+pub fn platform() -> Result<String> {
+    let mut version = cargo();
+    version.arg("-vV");
+    let text = output(version)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`cargo -vV` names no host")?.to_owned())
+}
+
+/// What cargo says of this workspace. For this platform alone, unless `everywhere`: a build
+/// fetches no other platform's crates, and a machine that has only built has none of them.
+/// `home` is another `CARGO_HOME`, which is asked without the network.
+pub fn metadata(home: Option<&Path>, everywhere: bool) -> Result<Value> {
+    let mut ask = cargo();
+    ask.args(["metadata", "--format-version", "1", "--locked"]);
+    if !everywhere {
+        ask.args(["--filter-platform", &platform()?]);
+    }
+    if let Some(home) = home {
+        ask.env("CARGO_HOME", home).arg("--offline");
+    }
+    serde_json::from_str(&output(ask)?).context("cargo metadata is no JSON")
+}
+
+/// Reads cargo's graph of this workspace.
+pub fn graph() -> Result<Graph> {
+    parse(&metadata(None, false)?)
 }
 
 /// Takes the normal edges out of `cargo metadata`.

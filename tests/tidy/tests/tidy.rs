@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use vigil_tidy::{edges, is_rust, text, tree};
 
@@ -47,6 +49,44 @@ fn a_wrong_edge_is_seen() {
     ] {
         assert!(found.contains(expected), "{expected} not in:\n{found}");
     }
+}
+
+/// `make test` failed on a fresh machine, since cargo's graph was asked for every platform's
+/// crates and a build had fetched this platform's alone. The graph is asked here of a
+/// `CARGO_HOME` that holds just those, without a network.
+#[test]
+fn the_graph_needs_no_other_platforms_crates() {
+    let here = edges::metadata(None, false).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let registry = home.path().join("registry");
+    for package in here["packages"].as_array().unwrap() {
+        // …/registry/src/INDEX/NAME-VERSION/Cargo.toml; what is ours is not there.
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let from = manifest.parent().unwrap();
+        let index = from.parent().unwrap();
+        let source = index.parent().unwrap();
+        if package["source"].is_null() || !source.ends_with("registry/src") {
+            continue;
+        }
+        let (index, source) = (index.file_name().unwrap(), source.parent().unwrap());
+        let mut archive = from.file_name().unwrap().to_owned();
+        archive.push(".crate");
+        let indices = registry.join("index");
+        std::fs::create_dir_all(&indices).unwrap();
+        if !indices.join(index).exists() {
+            symlink(source.join("index").join(index), indices.join(index)).unwrap();
+        }
+        for (kind, name) in [("src", from.file_name().unwrap()), ("cache", &archive)] {
+            let into = registry.join(kind).join(index);
+            std::fs::create_dir_all(&into).unwrap();
+            let from = source.join(kind).join(index).join(name);
+            symlink(from, into.join(name)).unwrap();
+        }
+    }
+    let whole = edges::metadata(Some(home.path()), true);
+    assert!(whole.is_err(), "the home has every platform's crates");
+    let alone = edges::metadata(Some(home.path()), false).unwrap();
+    assert_eq!(edges::parse(&alone).unwrap(), edges::parse(&here).unwrap());
 }
 
 #[test]
