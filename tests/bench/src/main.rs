@@ -95,8 +95,9 @@ fn main() -> Result<()> {
     scratch::sweep();
     contender::sweep();
     let ours = ShimBinary::vigil().context("no shim of ours: set VIGIL_SHIM")?;
-    let binaries = [ShimBinary::go_1_6(), ShimBinary::go_2_1(), ours.clone()];
-    let columns = ["Go 1.6.20", "Go 2.1.9", "Vigil"];
+    let binaries = [ShimBinary::go_1(), ShimBinary::go_2(), ours.clone()];
+    let titles = ["go-1", "go-2", "vigil"].map(ShimBinary::title);
+    let columns = titles.each_ref().map(String::as_str);
     if wanted.stalls {
         let lines = stalls::measure(&binaries, effort.calls.min(300));
         println!("{}", stalls::table(columns, &lines, wanted.markdown));

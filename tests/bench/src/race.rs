@@ -257,7 +257,7 @@ pub fn idle(
 pub fn ctr(ours: &ShimBinary, effort: Effort) -> Result<Vec<Row>> {
     let daemons = [
         Containerd::start(Version::Debian, Some(ours))?,
-        Containerd::start(Version::V2_1, Some(ours))?,
+        Containerd::start(Version::V2, Some(ours))?,
     ];
     let runtimes = ["io.containerd.runc.v2", "io.containerd.vigil.v2"];
     let mut series: [[Series; 2]; 2] = Default::default();
@@ -297,8 +297,8 @@ pub fn ctr(ours: &ShimBinary, effort: Effort) -> Result<Vec<Row>> {
         Row::new(name, Unit::Millis, cells).last(65.0)
     };
     Ok(vec![
-        row("1.6.20", [old[0], None, old[1]]),
-        row("2.1.9", [None, new[0], new[1]]),
+        row(Version::Debian.number(), [old[0], None, old[1]]),
+        row(Version::V2.number(), [None, new[0], new[1]]),
     ])
 }
 

@@ -70,8 +70,8 @@ pub fn class_of(name: &str) -> String {
 /// ```
 ///
 /// * `Kit`: driven directly over ttrpc, the finest; after it, nothing of the kit's mark
-///   may be left (`Kit::finish`). `Daemon`: a private containerd (1.6.20 for Debian's shim
-///   and for ours, 2.1.9 for the newer Go shim); after it, nothing of its namespace may be
+///   may be left (`Kit::finish`). `Daemon`: a private containerd (Debian's for its own shim
+///   and for ours, containerd 2 for the newer Go shim); after it, nothing of its namespace may be
 ///   left. A daemon with environment or several daemons: `Kit`-less cases can start their
 ///   own `Place`.
 /// * `All`: Go's shims are asked too, and what they answer is told, not judged.
@@ -83,7 +83,7 @@ pub fn class_of(name: &str) -> String {
 ///   is a decision, `open` when it is a fault that is not mended yet).
 ///
 /// Run some: `cargo test -p vigil-faults -- f04` (all shims: `VIGIL_FAULTS=all`; one shim:
-/// `VIGIL_ONLY=go-1.6.20`). Tools: `vigil_lab` (kit, place, residue, process), and
+/// `VIGIL_ONLY=go-1`). Tools: `vigil_lab` (kit, place, residue, process), and
 /// `vigil_hostile` (faulty runcs, options, pairs, traces).
 #[macro_export]
 macro_rules! cases {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vigil_lab::suite::{Suite, Trial, bounded, shims, verdict, with_kit};
-use vigil_lab::{Place, ShimBinary, Version};
+use vigil_lab::{Place, ShimBinary};
 
 use crate::case::{Asked, Case, Run};
 use crate::cases;
@@ -24,20 +24,11 @@ pub fn all() -> Vec<Case> {
     cases::all()
 }
 
-/// The containerd a shim is tried under: Go's under their own.
-fn version(shim: &ShimBinary) -> Version {
-    if shim.name == "go-2.1.9" {
-        Version::V2_1
-    } else {
-        Version::Debian
-    }
-}
-
 fn attempt(shim: &ShimBinary, run: Run) -> anyhow::Result<()> {
     match run {
         Run::Kit(test) => with_kit(shim, DEADLINE, true, test),
         Run::Daemon(test) => {
-            let mut place = Place::start(version(shim), shim)?;
+            let mut place = Place::start(shim.containerd(), shim)?;
             let mark = place.containerd.namespace().to_owned();
             bounded(&mark, DEADLINE, move || {
                 let result = test(&mut place)

@@ -89,5 +89,5 @@ fn last_words_while_containerd_1_6_is_down() {
 
 #[test]
 fn last_words_while_containerd_2_1_is_down() {
-    under(Version::V2_1);
+    under(Version::V2);
 }

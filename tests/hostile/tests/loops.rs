@@ -268,7 +268,7 @@ fn many_containers_under_containerd_1_6() {
 
 #[test]
 fn many_containers_under_containerd_2_1() {
-    many(Version::V2_1);
+    many(Version::V2);
 }
 
 /// Descriptors and private KiB of reaper and shim.

@@ -19,7 +19,7 @@ const STOP: i32 = 19;
 
 /// Runs `test` under each containerd that is there.
 fn under_each(seconds: u64, test: fn(&mut Containerd) -> Result<()>) {
-    for version in [Version::Debian, Version::V2_1] {
+    for version in [Version::Debian, Version::V2] {
         if !version.installed() {
             continue;
         }

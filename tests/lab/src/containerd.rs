@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as Pipe};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -22,10 +23,10 @@ use crate::shim::{Ran, run};
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// Debian bookworm's 1.6.20.
+    /// Debian's, as installed.
     Debian,
-    /// 2.1.9, unpacked by `scripts/setup`.
-    V2_1,
+    /// The newest containerd 2 that was to be had, unpacked by `scripts/setup`.
+    V2,
 }
 
 impl Version {
@@ -34,8 +35,21 @@ impl Version {
     pub fn directory(self) -> PathBuf {
         match self {
             Self::Debian => "/usr/bin".into(),
-            Self::V2_1 => repository().join(".lab/containerd-2.1.9/usr/bin"),
+            Self::V2 => repository().join(".lab/containerd-2/usr/bin"),
         }
+    }
+
+    /// Its number as the program itself says, `1.6.20`; `?` where it cannot be asked.
+    #[must_use]
+    pub fn number(self) -> &'static str {
+        static NUMBERS: [OnceLock<String>; 2] = [OnceLock::new(), OnceLock::new()];
+        let asked = || {
+            let program = self.directory().join("containerd");
+            let said = Command::new(program).arg("--version").output().ok();
+            let text = said.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+            text.as_deref().and_then(number).unwrap_or("?").to_owned()
+        };
+        NUMBERS[self as usize].get_or_init(asked)
     }
 
     /// Whether it is there.
@@ -43,6 +57,14 @@ impl Version {
     pub fn installed(self) -> bool {
         self.directory().join("containerd").exists()
     }
+}
+
+/// The number in what `containerd --version` prints: program, module, version, revision.
+fn number(said: &str) -> Option<&str> {
+    let version = said.split_whitespace().nth(2)?.trim_start_matches('v');
+    let end = version.find(|c: char| c != '.' && !c.is_ascii_digit());
+    let number = &version[..end.unwrap_or(version.len())];
+    (!number.is_empty()).then_some(number)
 }
 
 /// The image every test runs.
@@ -331,5 +353,32 @@ impl Drop for Containerd {
         if self.stop(9).is_err() {
             eprintln!("lab: containerd did not end");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_what_the_program_says() {
+        for (said, expected) in [
+            (
+                "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u2\n",
+                "1.6.20",
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 2.1.9~ds2 \n",
+                "2.1.9",
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 v2.3.0-rc.1 abc\n",
+                "2.3.0",
+            ),
+        ] {
+            assert_eq!(number(said), Some(expected), "{said}");
+        }
+        assert_eq!(number("containerd: not found"), None);
+        assert_eq!(number("Segmentation fault"), None);
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::api::ExecProcessRequest;
 
 use crate::bundle::{Bundle, Spec, Stdio, busybox_rootfs};
+use crate::containerd::Version;
 use crate::events::EventSink;
 use crate::fifo::{FifoReader, FifoWriter};
 use crate::poll::{by, until};
@@ -23,7 +24,7 @@ use crate::times;
 /// A shim binary under test.
 #[derive(Debug, Clone)]
 pub struct ShimBinary {
-    /// Short name for reports: `go-1.6.20`, `go-2.1.9`, `vigil`.
+    /// Short name for reports: `go-1`, `go-2`, `vigil`.
     pub name: &'static str,
     /// The file.
     pub path: PathBuf,
@@ -32,24 +33,44 @@ pub struct ShimBinary {
 }
 
 impl ShimBinary {
-    /// Debian's shim, beside containerd 1.6.20.
+    /// The shim of Debian's containerd.
     #[must_use]
-    pub fn go_1_6() -> Self {
+    pub fn go_1() -> Self {
         Self {
-            name: "go-1.6.20",
-            path: "/usr/bin/containerd-shim-runc-v2".into(),
+            name: "go-1",
+            path: Version::Debian.directory().join("containerd-shim-runc-v2"),
             dialect: Dialect::V1_6,
         }
     }
 
-    /// The shim of containerd 2.1.9, unpacked by `scripts/setup`.
+    /// The shim of the containerd 2 that `scripts/setup` unpacked.
     #[must_use]
-    pub fn go_2_1() -> Self {
-        let path = repository().join(".lab/containerd-2.1.9/usr/bin/containerd-shim-runc-v2");
+    pub fn go_2() -> Self {
         Self {
-            name: "go-2.1.9",
-            path,
+            name: "go-2",
+            path: Version::V2.directory().join("containerd-shim-runc-v2"),
             dialect: Dialect::V2_1,
+        }
+    }
+
+    /// The containerd it came with; ours came with none, and is driven by Debian's.
+    #[must_use]
+    pub fn containerd(&self) -> Version {
+        if self.name == "go-2" {
+            Version::V2
+        } else {
+            Version::Debian
+        }
+    }
+
+    /// What a table calls it: `Go 1.6.20`, `Vigil`.
+    #[must_use]
+    pub fn title(name: &str) -> String {
+        match name {
+            "go-1" => format!("Go {}", Version::Debian.number()),
+            "go-2" => format!("Go {}", Version::V2.number()),
+            "vigil" => "Vigil".to_owned(),
+            other => other.to_owned(),
         }
     }
 

@@ -43,10 +43,7 @@ impl Daemon {
             .stderr(Pipe::null())
             .stdin(Pipe::null());
         let daemon = Self {
-            name: match version {
-                Version::Debian => "1.6.20",
-                Version::V2_1 => "2.1.9",
-            },
+            name: version.number(),
             listener: listener.spawn().context("ctr events")?,
             events,
             containerd,

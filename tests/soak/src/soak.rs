@@ -42,7 +42,7 @@ const PROGRESS: u64 = 500;
 pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
     let mut daemons = Vec::new();
     if wanted.daemon_every > 0 {
-        for version in [Version::Debian, Version::V2_1] {
+        for version in [Version::Debian, Version::V2] {
             if version.installed() {
                 daemons.push(Daemon::start(version, shim)?);
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use vigil_lab::process::alive;
-use vigil_lab::{Fact, Kit, Place, Spec, Version, by, until};
+use vigil_lab::{Fact, Kit, Place, Spec, by, until};
 
 use crate::cases;
 use crate::world::{answered, deleted, nothing_left, pid, runc_state, status, times};
@@ -58,11 +58,7 @@ fn gated(kit: &Kit, verb: &str, before: bool) -> Result<Gated> {
         ),
     )?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let version = if kit.binary.name == "go-2.1.9" {
-        Version::V2_1
-    } else {
-        Version::Debian
-    };
+    let version = kit.binary.containerd();
     let shims = kit.binary.path.parent().context("a shim in no directory")?;
     let path = [dir.as_path(), shims, version.directory().as_path()]
         .map(|d| d.display().to_string())
