@@ -24,7 +24,7 @@ pub enum Effect {
         /// To everything in the container.
         all: bool,
     },
-    /// Kill a process that came up after its container was told as ended.
+    /// Kill a process that came up after its container's init had ended.
     Discard {
         /// The exec it would have been.
         exec: ExecId,

@@ -77,3 +77,15 @@ pub struct Exit {
     /// When it was seen.
     pub at: Moment,
 }
+
+impl Exit {
+    /// The same, but none of what never ran: a process that never began has no end
+    /// to be told.
+    #[must_use]
+    pub fn of_a_life(self) -> Option<Self> {
+        match self.status {
+            Status::Unknown(Because::NeverRan) => None,
+            Status::Exited(_) | Status::Signalled(_) | Status::Unknown(_) => Some(self),
+        }
+    }
+}

@@ -309,6 +309,29 @@ impl Standing {
         self.verbs().any(|at| at == verb)
     }
 
+    /// Whether init has ended while an exec is being started. Until that start
+    /// is over the container counts as running, as the Go shim has it: nothing
+    /// of init's end is told before.
+    pub fn lingers(&self) -> bool {
+        let starting = |exec: &Exec| exec.phase == ExecPhase::Starting;
+        self.ends() && self.execs.values().any(starting)
+    }
+
+    /// Whether init has ended and that was not told yet.
+    pub(crate) fn ends(&self) -> bool {
+        matches!(self.phase, Phase::Stopped { told: false, .. })
+    }
+
+    /// Whether an exec's end, or the outcome of its start, has still to be told.
+    pub(crate) fn owes_execs(&self) -> bool {
+        self.execs.values().any(|exec| match exec.phase {
+            ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => false,
+            ExecPhase::Starting
+            | ExecPhase::Running { .. }
+            | ExecPhase::Stopped { told: false, .. } => true,
+        })
+    }
+
     /// Whether something was begun whose end is not recorded: after a crash a
     /// call of the runtime may still be at it.
     pub fn midway(&self) -> bool {

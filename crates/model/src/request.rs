@@ -205,10 +205,10 @@ pub enum Answer {
     Exit(Exit),
     /// Delete.
     Deleted {
-        /// Pid of the process that ended.
+        /// Pid of the process that ended, 0 if there never was one.
         pid: u32,
-        /// How it ended.
-        exit: Exit,
+        /// How it ended; none for an exec that never ran, which never ended either.
+        exit: Option<Exit>,
     },
     /// Stats.
     Stats(Box<Metrics>),

@@ -23,6 +23,7 @@ pub fn state(task: &Task, id: &str, who: &Who) -> Result<State, Refusal> {
         (Phase::Running { .. }, Some(Verb::Pause)) => (Shown::Pausing, None, Some(Shown::Pausing)),
         (Phase::Running { .. }, _) => (Shown::Running, None, None),
         (Phase::Paused { .. }, _) => (Shown::Paused, None, Some(Shown::Paused)),
+        (Phase::Stopped { .. }, _) if standing.lingers() => (Shown::Running, None, None),
         (Phase::Stopped { exit, .. }, _) => (Shown::Stopped, Some(*exit), None),
     };
     match who {

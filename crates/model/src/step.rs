@@ -357,7 +357,10 @@ fn takes_execs(draft: &Draft<'_>) -> Result<(), Refusal> {
 }
 
 fn exec_asked(draft: &mut Draft<'_>, exec: ExecId, plan: ExecPlan) -> Result<(), Refusal> {
-    takes_execs(draft)?;
+    // As long as State says *running*; it will not be started.
+    if !draft.now().lingers() {
+        takes_execs(draft)?;
+    }
     if draft.now().execs.contains_key(&exec) {
         return Err(Refusal::new(
             Kind::AlreadyExists,
@@ -429,13 +432,18 @@ fn exec_start_done(draft: &mut Draft<'_>, exec: ExecId, process: Incarnation) {
     let pid = process.pid;
     draft.change(Change::ExecStarted {
         exec: exec.clone(),
-        process,
+        process: process.clone(),
     });
     draft.publish(TaskEvent::ExecStarted {
         exec: exec.clone(),
         pid,
     });
-    draft.effect(Effect::AnswerExecStart(exec));
+    draft.effect(Effect::AnswerExecStart(exec.clone()));
+    if draft.now().ends() {
+        // It came after the rest was killed, and the deadline may have gone by.
+        draft.effect(Effect::Discard { exec, process });
+        draft.effect(Effect::ArmOverdue);
+    }
 }
 
 fn exec_start_failed(draft: &mut Draft<'_>, exec: ExecId) {
@@ -638,16 +646,10 @@ fn tell_init(draft: &mut Draft<'_>) {
     else {
         return;
     };
-    let open = |exec: &Exec| match exec.phase {
-        ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => false,
-        ExecPhase::Starting
-        | ExecPhase::Running { .. }
-        | ExecPhase::Stopped { told: false, .. } => true,
-    };
     if draft.now().busy == Some(Verb::Start)
         || !draft.now().rest_gone
         || !draft.now().drained
-        || draft.now().execs.values().any(open)
+        || draft.now().owes_execs()
     {
         return;
     }
@@ -662,12 +664,13 @@ fn tell_init(draft: &mut Draft<'_>) {
 }
 
 /// Init's end has waited long enough: execs not seen to end are told as
-/// unknown, those being started as failed, and init's end is told.
+/// unknown, and init's end is told. One that is being started still has a
+/// deadline of its own, and what comes of it is told before.
 fn overdue(draft: &mut Draft<'_>) {
-    if !matches!(draft.now().phase, Phase::Stopped { told: false, .. }) {
+    if !draft.now().ends() {
         return;
     }
-    force_execs(draft);
+    force_ends(draft);
     if !draft.now().rest_gone {
         draft.change(Change::RestGone);
     }
@@ -680,19 +683,27 @@ fn overdue(draft: &mut Draft<'_>) {
 /// Ends the story of every exec that is still open: nothing of the container
 /// may be told after its own end.
 fn force_execs(draft: &mut Draft<'_>) {
-    let execs: Vec<(ExecId, ExecPhase)> = draft
-        .now()
-        .execs
-        .iter()
+    for (exec, phase) in phases(draft) {
+        if phase == ExecPhase::Starting {
+            draft.change(Change::ExecFailed(exec.clone()));
+            draft.effect(Effect::AnswerExecStart(exec.clone()));
+            draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
+        }
+    }
+    force_ends(draft);
+}
+
+fn phases(draft: &Draft<'_>) -> Vec<(ExecId, ExecPhase)> {
+    let execs = draft.now().execs.iter();
+    execs
         .map(|(id, exec)| (id.clone(), exec.phase.clone()))
-        .collect();
-    for (exec, phase) in execs {
+        .collect()
+}
+
+/// Tells the end of every exec that ran.
+fn force_ends(draft: &mut Draft<'_>) {
+    for (exec, phase) in phases(draft) {
         match phase {
-            ExecPhase::Starting => {
-                draft.change(Change::ExecFailed(exec.clone()));
-                draft.effect(Effect::AnswerExecStart(exec.clone()));
-                draft.effect(Effect::AnswerWaiters(Who::Exec(exec)));
-            }
             ExecPhase::Running { .. } => {
                 let status = Status::Unknown(Because::NotSeenInTime);
                 let exit = Exit {
@@ -706,7 +717,10 @@ fn force_execs(draft: &mut Draft<'_>) {
                 tell_exec(draft, &exec);
             }
             ExecPhase::Stopped { told: false, .. } => tell_exec(draft, &exec),
-            ExecPhase::Added | ExecPhase::Failed | ExecPhase::Stopped { told: true, .. } => {}
+            ExecPhase::Added
+            | ExecPhase::Starting
+            | ExecPhase::Failed
+            | ExecPhase::Stopped { told: true, .. } => {}
         }
     }
 }

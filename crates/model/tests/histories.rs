@@ -121,8 +121,16 @@ impl World {
                     signal: *signal,
                 });
             }
-            Effect::Discard { process, .. } => {
-                self.alive.remove(&process.pid);
+            Effect::Discard { exec, process } => {
+                let found = self.life.task.standing.execs.get(exec);
+                let running = ExecPhase::Running {
+                    process: process.clone(),
+                };
+                if found.is_some_and(|exec| exec.phase == running) {
+                    self.die(process.pid);
+                } else {
+                    self.alive.remove(&process.pid);
+                }
             }
             Effect::KillRest => {
                 let rest: Vec<u32> = self.alive.keys().copied().collect();

@@ -65,7 +65,7 @@ pub(crate) fn pid(answer: Answer) -> Said {
 
 pub(crate) fn deleted(answer: Answer) -> Said {
     match answer {
-        Answer::Deleted { pid, exit } => encode(&delete::message(pid, &exit)),
+        Answer::Deleted { pid, exit } => encode(&delete::message(pid, exit.as_ref())),
         _ => Err(misfit("Delete")),
     }
 }

@@ -9,7 +9,7 @@ use crate::{Error, ends};
 
 /// The bytes for stdout: init's pid (0 if there never was one) and its end.
 pub fn response(pid: u32, exit: &Exit) -> Result<Vec<u8>, Error> {
-    message(pid, exit)
+    message(pid, Some(exit))
         .write_to_bytes()
         .map_err(|source| Error::Encode {
             message: "DeleteResponse",
@@ -17,11 +17,13 @@ pub fn response(pid: u32, exit: &Exit) -> Result<Vec<u8>, Error> {
         })
 }
 
-pub(crate) fn message(pid: u32, exit: &Exit) -> DeleteResponse {
+/// Without an end: status 0 at Go's zero time, as the Go shim says of an exec
+/// that never ran. containerd's clients take any other status for its failure.
+pub(crate) fn message(pid: u32, exit: Option<&Exit>) -> DeleteResponse {
     DeleteResponse {
         pid,
-        exit_status: ends::status(exit),
-        exited_at: ends::ended(Some(exit)),
+        exit_status: exit.map_or(0, ends::status),
+        exited_at: ends::ended(exit),
         ..DeleteResponse::default()
     }
 }

@@ -230,7 +230,7 @@ fn table() -> Vec<Row> {
             Request::Delete(Who::Init),
             Answer::Deleted {
                 pid: 42,
-                exit: exit(Status::Exited(7)),
+                exit: Some(exit(Status::Exited(7))),
             },
             b"\x08\x2a\x10\x07\x1a\x04\x08\x05\x10\x06".to_vec(),
         ),
@@ -240,9 +240,16 @@ fn table() -> Vec<Row> {
             Request::Delete(Who::Exec(exec())),
             Answer::Deleted {
                 pid: 43,
-                exit: lost,
+                exit: Some(lost),
             },
             b"\x08\x2b\x10\xff\x01\x1a\x04\x08\x05\x10\x06".to_vec(),
+        ),
+        (
+            "Delete",
+            of_exec.clone(),
+            Request::Delete(Who::Exec(exec())),
+            Answer::Deleted { pid: 0, exit: None },
+            b"\x1a\x0b\x08\x80\x92\xb8\xc3\x98\xfe\xff\xff\xff\x01".to_vec(),
         ),
         (
             "CloseIO",

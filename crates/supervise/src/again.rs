@@ -47,7 +47,7 @@ impl Owner {
                 let mut gone = gone.filter(|(gone, ..)| gone == exec);
                 gone.next().map(|(_, pid, exit)| Answer::Deleted {
                     pid: *pid,
-                    exit: *exit,
+                    exit: exit.of_a_life(),
                 })
             }
             Request::Delete(Who::Init) if now.busy == Some(Verb::Delete) => {

@@ -99,8 +99,13 @@ impl Owner {
                 if verb == Verb::Delete
                     && let Phase::Deleted { pid, exit } = self.task.standing.phase
                 {
-                    self.replies
-                        .verb_outcome(verb, Ok(Answer::Deleted { pid, exit }));
+                    self.replies.verb_outcome(
+                        verb,
+                        Ok(Answer::Deleted {
+                            pid,
+                            exit: Some(exit),
+                        }),
+                    );
                 }
                 self.replies.answer_verb(verb);
             }

@@ -516,6 +516,7 @@ impl Owner {
             Ok(step) => {
                 self.carry(step);
                 points::reach(Point::ExecDeletedNotTold);
+                let exit = exit.of_a_life();
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));
             }
             Err(refusal) if refusal.kind == Kind::Later => {

@@ -28,6 +28,11 @@ pub const DIFFERENCES: &[Difference] = &[
     // Protocols of another time.
     differs(
         "go-1",
+        "init_dies_while_an_exec_starts",
+        "its Start of an exec keeps every other call waiting until runc is done",
+    ),
+    differs(
+        "go-1",
         "serves_v3",
         "the v3 service came with containerd 2.0",
     ),

@@ -4,11 +4,16 @@ use anyhow::{Result, ensure};
 use containerd_shim_protos::api::{ExecProcessRequest, Status};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::oci::ProcessDetails;
+use vigil_hostile::FaultyRunc;
+use vigil_lab::bundle::Stdio;
 use vigil_lab::fifo::FifoWriter;
 use vigil_lab::kit::exec_spec;
 use vigil_lab::{Code, Fact, Kit, Spec, by, process, until};
 
 use crate::behaviour::{in_status, not_done, refused};
+
+/// Seconds of Go's zero time: what never happened.
+const GO_ZERO: i64 = -62_135_596_800;
 
 crate::behaviours! {
     "§3.4 Exec: nothing is run; §3.3 created." exec_only_registers;
@@ -18,6 +23,8 @@ crate::behaviours! {
     "§3.4 Delete of an exec returns its pid, status, time; then it is NotFound." exec_delete_answers;
     "§3.3 Exec: Delete in created and stopped only." exec_delete_of_running_refused;
     "§3.3 Exec: Delete in created." exec_delete_of_created;
+    "Delete of an exec that never ran, or failed to start: status 0, Go's zero time." exec_delete_of_one_that_never_ran;
+    "§3.5 Init killed while an exec starts: running until that start is over." init_dies_while_an_exec_starts;
     "§3.2 Exec id in use: AlreadyExists." exec_id_in_use;
     "§3.2 Exec id unknown: NotFound." unknown_exec_not_found;
     "§3.5 Failed exec start leaves the state created, pid 0, no event." exec_missing_binary;
@@ -396,4 +403,64 @@ fn exec_too_large_harms_nobody(kit: &Kit) -> Result<()> {
     let exit = c.task().wait(&c.id, "e1")?;
     ensure!(exit.exit_status == 4, "{exit:?}");
     Ok(())
+}
+
+/// containerd's client suite takes any other status than 0 for the exec's own failure.
+fn exec_delete_of_one_that_never_ran(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    kit.exec(&c, "never", &Spec::sh("exit 5"))?;
+    kit.exec(&c, "failed", &Spec::args(&["/no/such/program"]))?;
+    ensure!(c.task().start(&c.id, "failed").is_err(), "it was started");
+    for id in ["never", "failed"] {
+        let deleted = c.task().delete(&c.id, id)?;
+        let at = deleted.exited_at.as_ref().map(|at| at.seconds);
+        ensure!(
+            deleted.pid == 0 && deleted.exit_status == 0 && at == Some(GO_ZERO),
+            "{id}: {deleted:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Start before exit: what comes of a start under way is told before init's end, and until
+/// then the container is what it was, and takes one more exec, which cannot be started.
+fn init_dies_while_an_exec_starts(kit: &Kit) -> Result<()> {
+    let runc = FaultyRunc::new(kit.scratch.dir(), "exec", "waits-then-done")?;
+    let c = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+    let mut request = c.bundle.create_request();
+    request.options = Some(runc.options()).into();
+    let init = c.task().create(&request)?.pid;
+    c.start()?;
+    kit.exec(&c, "e1", &Spec::sh("exit 0"))?;
+    let (task, id) = (c.task().patient(30.0), c.id.clone());
+    let starting = std::thread::spawn(move || task.start(&id, "e1"));
+    runc.waits()?;
+    c.task().kill(&c.id, "", 9, false)?;
+    until("init to be gone", by(10.0), || {
+        (!process::alive(i32::try_from(init).ok()?)).then_some(())
+    })?;
+    // Longer than an end that is known takes to be told.
+    let until_told = by(4.0);
+    while std::time::Instant::now() < until_told {
+        in_status(&c, "", Status::RUNNING)?;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    ensure!(
+        !kit.sink.story().contains(&"exit".to_owned()),
+        "init's end was told: {:?}",
+        kit.sink.story()
+    );
+    kit.exec(&c, "e2", &Spec::sh("exit 0"))?;
+    runc.go()?;
+    let started = starting
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+    ensure!(started.is_err(), "started in a dead container: {started:?}");
+    ensure!(c.exit_status()? == 137);
+    in_status(&c, "", Status::STOPPED)?;
+    refused(
+        c.task().start(&c.id, "e2"),
+        Code::FailedPrecondition,
+        "Start after init's exit",
+    )
 }

@@ -107,7 +107,8 @@ impl Turn<'_> {
                 self.happen(What::Overdue)?;
                 let standing = &self.shim.task.standing;
                 let told = !matches!(standing.phase, Phase::Stopped { told: false, .. });
-                if !told && standing.busy != Some(Verb::Start) {
+                // What is being started has a deadline of its own.
+                if !told && standing.busy != Some(Verb::Start) && !standing.lingers() {
                     let standing = format!("liveness: overdue and not told: {standing:?}");
                     self.book.wrong(standing);
                 }

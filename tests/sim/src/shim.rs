@@ -458,7 +458,8 @@ impl Turn<'_> {
         }
     }
 
-    /// State is true: what is recorded as dead is not shown as alive.
+    /// State is true: what is recorded as dead is not shown as alive, but for an init that
+    /// died while an exec was being started.
     fn state(&mut self, who: &Who) -> Alive {
         self.look_at_exits()?;
         let Ok(state) = show::state(&self.shim.task, "c", who) else {
@@ -471,7 +472,9 @@ impl Turn<'_> {
             state.shown,
             Shown::Running | Shown::Paused | Shown::Pausing | Shown::Created
         );
+        let lingers = *who == Who::Init && self.shim.task.standing.lingers();
         if lives
+            && !lingers
             && state.pid != 0
             && let Some((pid, ticks)) = self.process_of(who)
             && let Some(exit) = self.records.find(pid, ticks)
