@@ -25,6 +25,7 @@ use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
 use crate::ended::{self, Ended};
+use crate::waiter::{self, Case};
 use crate::{last_words, leave};
 
 /// All of it; containerd kills `delete` after 5 s.
@@ -44,6 +45,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         "" => std::env::current_dir().context("no -bundle given, and the cwd is gone")?,
         bundle => PathBuf::from(bundle),
     };
+    let mut case = Case::asked(flags, &bundle);
     let socket = socket(flags, &bundle);
     let last_words = last_words::of(&bundle);
     let _lock = match lock(flags, &bundle, socket.as_deref()) {
@@ -56,7 +58,11 @@ pub fn run(flags: &Flags) -> Result<()> {
             eprintln!("note: {error}");
             return answer(&end);
         }
-        Err(error) => return Err(error),
+        Err(error) => {
+            case.given_up();
+            case.leave();
+            return Err(error);
+        }
     };
     if let Some((words, at)) = last_words {
         eprintln!("note: {words}");
@@ -72,7 +78,11 @@ pub fn run(flags: &Flags) -> Result<()> {
     let report = reconcile_to_gone(&subject, deadline);
     tell(&report);
     if report.may_live() {
-        // Then containerd keeps the bundle, and asks again.
+        // Then containerd keeps the bundle, and does not ask again before it is started anew.
+        case.given_up();
+        if !report.left.is_empty() {
+            case.leave();
+        }
         bail!(
             "container {} may still be alive: {}",
             flags.id,
@@ -80,19 +90,28 @@ pub fn run(flags: &Flags) -> Result<()> {
         );
     }
     points::reach(Point::DeleteNotRecorded);
-    let end = Ended {
-        pid: report.pid,
-        exit: remembered(&bundle).map_or(report.exit, |it| it.task.dated(report.exit)),
-    };
-    let end = ended::read(&bundle).unwrap_or(end);
-    keep_end(&bundle, &end);
+    let end = keep_end_of(&bundle, &report);
     points::reach(Point::DeleteNotPrinted);
     answer(&end)?;
+    if !report.left.is_empty() {
+        case.leave();
+    }
     // What other containers left. Nobody waits for it, and out of processes it is for the
     // next one to do.
     let own = (flags.namespace.as_str(), flags.id.as_str());
-    let _ = sweep::start(Path::new(RUN), Some(own));
+    let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
+}
+
+/// Records how it ended, unless that was told before; which it was then.
+pub(crate) fn keep_end_of(bundle: &Path, report: &Report) -> Ended {
+    let end = Ended {
+        pid: report.pid,
+        exit: remembered(bundle).map_or(report.exit, |it| it.task.dated(report.exit)),
+    };
+    let end = ended::read(bundle).unwrap_or(end);
+    keep_end(bundle, &end);
+    end
 }
 
 fn answer(end: &Ended) -> Result<()> {
@@ -149,7 +168,7 @@ fn lock(flags: &Flags, bundle: &Path, socket: Option<&Path>) -> Result<Option<Fi
 }
 
 /// The pair's socket: where it said it is, or where it must be.
-fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
+pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
     let said = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok();
     let said = said
         .as_deref()
@@ -166,8 +185,20 @@ fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(address.path()))
 }
 
-/// Everything that was recorded, gathered; what cannot be read is not known.
-fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
+/// Everything that was recorded, gathered, and nothing of the pair's at work any more: for
+/// who holds the lock.
+pub(crate) fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
+    let (subject, midway) = recorded(flags, bundle, socket);
+    // A call of runc may have outlived the pair in the middle of it.
+    if midway {
+        end_calls(&subject);
+    }
+    subject
+}
+
+/// Everything that was recorded, gathered; what cannot be read is not known. And whether
+/// something may have been under way.
+pub(crate) fn recorded(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> (Subject, bool) {
     let mut subject = Subject::unrecorded(
         flags.id.clone(),
         flags.namespace.clone(),
@@ -177,7 +208,6 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
     subject.socket = socket;
     let told = Takeovers::read(&bundle.join(names::TAKEOVERS));
     subject.takeovers = told.map_or(0, |told| told.count);
-    // A call of runc may have outlived the pair in the middle of it.
     let mut midway = true;
     match remembered(bundle) {
         Ok(Remembered { task, boot, whole }) => {
@@ -189,9 +219,6 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
             }
         }
         Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
-    }
-    if midway {
-        end_calls(&subject);
     }
     if subject.exit.is_none()
         && let Some(init) = &subject.init
@@ -207,7 +234,7 @@ fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
         subject.init = Some(init);
         subject.exit = Some(exit);
     }
-    subject
+    (subject, midway)
 }
 
 /// Before anything is judged: a runc still at work would undo the clean-up.

@@ -188,7 +188,7 @@ fn wait(path: &Path, holders: &[OwnedFd], deadline: Instant) -> Result<Option<Fi
 }
 
 /// A process of the pair, if it lives.
-fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
+pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
     let recorded = Incarnation {
         pid: recorded.pid,
         start_ticks: recorded.start_ticks,

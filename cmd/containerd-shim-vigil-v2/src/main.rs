@@ -9,6 +9,7 @@ mod last_words;
 mod leave;
 mod serve;
 mod start;
+mod waiter;
 
 use std::process::ExitCode;
 

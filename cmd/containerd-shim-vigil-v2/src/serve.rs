@@ -21,6 +21,7 @@ use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, process, signal};
 
 use crate::RUNTIME;
+use crate::waiter::Case;
 
 /// For the last answers to reach the reaper.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -143,8 +144,23 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         if ending != Ending::Retires {
             process::kill_errands();
         }
+        // Who makes us leave does the rest.
+        if !matches!(ending, Ending::Retires | Ending::ReaperLeaves) {
+            wait_for_what_is_left(flags);
+        }
         process::exit_now(0)
     })
+}
+
+/// What the container could not get rid of, if anything.
+fn wait_for_what_is_left(flags: &Flags) {
+    let Ok(bundle) = std::env::current_dir() else {
+        return;
+    };
+    let case = Case::new(flags, &bundle);
+    if case.is_entombed() {
+        case.leave();
+    }
 }
 
 /// The owner of the task, as the wire sees it.

@@ -25,7 +25,7 @@ use vigil_reaper::Config;
 use vigil_sys::points::{self, Point};
 use vigil_sys::{Errno, fd, fork, listen, process};
 
-use crate::leave;
+use crate::{leave, waiter};
 
 /// Environment in which the shim finds the options of `start`, as JSON.
 pub const OPTIONS: &str = "VIGIL_OPTIONS";
@@ -159,7 +159,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     // What other containers left, now that the answer is out. It neither holds our streams
     // nor says anything on them.
     let own = (flags.namespace.as_str(), flags.id.as_str());
-    let _ = sweep::start(Path::new(RUN), Some(own));
+    let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
 }
 

@@ -115,6 +115,7 @@ fn keepsakes(node: &Node) {
         tries: 0,
         left: vec!["cgroup /sys/fs/cgroup/pids/x".to_owned()],
         stuck: Vec::new(),
+        holdouts: Vec::new(),
     };
     stone.write(&run).unwrap();
 }

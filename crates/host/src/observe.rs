@@ -91,6 +91,8 @@ pub struct Subject {
     pub left: Vec<Left>,
     /// What its tombstone says, for a sweeper.
     pub stone: Option<Stone>,
+    /// Whether this is another try: one that gets no further leaves no line of history.
+    pub again: bool,
     /// How often one of its shims took over from another, for the history.
     pub takeovers: u64,
 }
@@ -122,6 +124,7 @@ impl Subject {
             below: None,
             left: Vec::new(),
             stone: None,
+            again: false,
             takeovers: 0,
         }
     }

@@ -56,20 +56,39 @@ pub fn due(run: &Path, own: Option<(&str, &str)>) -> bool {
 /// Starts a sweeper that nobody waits for, if there is anything for it to do.
 /// It inherits none of our descriptors and outlives us. For a process with one
 /// thread that is about to end.
-pub fn start(run: &Path, own: Option<(&str, &str)>) -> Result<bool> {
+pub fn start(run: &Path, own: Option<(&str, &str)>, bundles: &impl Bundles) -> Result<bool> {
     if !due(run, own) {
         return Ok(false);
     }
     let worker = Worker::start("sweeper", || {
-        sweep(run).map(drop).map_err(|error| said(&error))
+        sweep(run, bundles).map(drop).map_err(|error| said(&error))
     })?;
     // Whoever reaps orphans here reaps it.
     let _ = worker;
     Ok(true)
 }
 
+/// How to go on where a stone's bundle is there still, for who can read it.
+pub trait Bundles {
+    /// Whether it is the bundle of the stone's own life. A look and no more.
+    fn is_of(&self, stone: &Tombstone) -> bool;
+    /// Does what `delete` does, if its pair is dead; whether nothing is left.
+    fn finish(&self, stone: &Tombstone) -> bool;
+}
+
+/// Leaves every bundle alone.
+impl Bundles for () {
+    fn is_of(&self, _: &Tombstone) -> bool {
+        false
+    }
+
+    fn finish(&self, _: &Tombstone) -> bool {
+        false
+    }
+}
+
 /// Takes up the stones whose time has come. `None`: another sweeper is at it.
-pub fn sweep(run: &Path) -> Result<Option<Vec<(PathBuf, Swept)>>> {
+pub fn sweep(run: &Path, bundles: &impl Bundles) -> Result<Option<Vec<(PathBuf, Swept)>>> {
     let Some(_only) = only(run)? else {
         return Ok(None);
     };
@@ -87,7 +106,7 @@ pub fn sweep(run: &Path) -> Result<Option<Vec<(PathBuf, Swept)>>> {
         }
         let became = match Tombstone::read(&path) {
             Ok(stone) => {
-                let became = one(run, &stone);
+                let became = one(run, &stone, bundles);
                 if !matches!(became, Swept::Done) {
                     count(run, &path, &stone);
                 }
@@ -177,18 +196,29 @@ fn clear_sides(run: &Path) {
 }
 
 /// One stone, in a worker: what it names may sleep for ever.
-fn one(run: &Path, stone: &Tombstone) -> Swept {
+fn one(run: &Path, stone: &Tombstone, bundles: &impl Bundles) -> Swept {
     if let Some(stuck) = stone.stuck.iter().find(|stuck| stuck.stands()) {
         return Swept::Alone(format!(
             "worker {} sleeps on: {}",
             stuck.worker.pid, stuck.doing
         ));
     }
-    // Then containerd has not asked `delete` yet, or it is another life's.
-    if fs::symlink_metadata(&stone.bundle).is_ok() {
-        return Swept::Alone(format!("{} is there", stone.bundle.display()));
+    // Then containerd has forgotten it, has not asked `delete` yet, or it is another life's.
+    let there = fs::symlink_metadata(&stone.bundle).is_ok();
+    let at = stone.bundle.display();
+    if there && !bundles.is_of(stone) {
+        return Swept::Alone(format!("{at} is there"));
     }
     let worker = Worker::start_noting("sweep", |notes| {
+        if there {
+            return if bundles.finish(stone) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{at} is there, and its pair or something else of it"
+                ))
+            };
+        }
         let report = take_up(run, stone, Instant::now() + EACH).map_err(|e| said(&e))?;
         for left in &report.left {
             notes.say(&left.to_string());

@@ -4,6 +4,7 @@
 //! default): make one only while waiting, and be ready to do without.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
@@ -20,6 +21,24 @@ pub fn watch_readers(file: impl AsFd) -> Result<OwnedFd> {
         path.as_str(),
         AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS | AddWatchFlags::IN_CLOSE_NOWRITE,
     )?;
+    Ok(inotify.into())
+}
+
+/// A non-blocking descriptor that becomes readable when one of these names is removed, moved
+/// or given to something else; those that are not there are not watched. A directory that
+/// somebody holds open, or works in, does not tell of its removal: watch a file in it too.
+pub fn watch_removal(paths: &[&Path]) -> Result<OwnedFd> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    for path in paths {
+        let flags = AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_DONT_FOLLOW;
+        match inotify.add_watch(*path, flags) {
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e),
+        }
+    }
     Ok(inotify.into())
 }
 
@@ -41,6 +60,26 @@ mod tests {
     use super::*;
     use crate::{fd, fifo};
     use std::time::Duration;
+
+    #[test]
+    fn tells_of_a_removal_also_of_a_directory_that_is_held_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place");
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("file"), "").unwrap();
+        let _held = std::fs::File::open(&place).unwrap();
+        let file = place.join("file");
+        let told =
+            |watch: &OwnedFd, long| fd::wait_readable(watch, Duration::from_millis(long)).unwrap();
+        let watch = watch_removal(&[&place, &file, Path::new("/no/such")]).unwrap();
+        assert!(!told(&watch, 0));
+        let moved = dir.path().join(".place");
+        std::fs::rename(&place, &moved).unwrap();
+        assert!(told(&watch, 5000), "moved");
+        let watch = watch_removal(&[&moved, &moved.join("file")]).unwrap();
+        std::fs::remove_dir_all(&moved).unwrap();
+        assert!(told(&watch, 5000), "removed");
+    }
 
     #[test]
     fn tells_of_a_reader_of_a_fifo_also_without_its_name() {

@@ -70,6 +70,9 @@ pub struct Tombstone {
     /// as one of them does.
     #[serde(default)]
     pub stuck: Vec<Stuck>,
+    /// Processes of the container among it that would not die.
+    #[serde(default)]
+    pub holdouts: Vec<Incarnation>,
 }
 
 /// A worker that did not come back.
@@ -158,6 +161,7 @@ impl Tombstone {
             tries: 0,
             left,
             stuck: Vec::new(),
+            holdouts: Vec::new(),
         }
     }
 
@@ -479,6 +483,7 @@ mod tests {
             tries: 0,
             left: vec!["socket /s".to_owned()],
             stuck: Vec::new(),
+            holdouts: Vec::new(),
         };
         let path = stone.write(dir.path()).unwrap();
         fs::write(path.with_file_name("n-y.json"), "{").unwrap();

@@ -120,6 +120,7 @@ impl Container {
                 below: None,
                 left: Vec::new(),
                 stone: None,
+                again: false,
                 takeovers: 0,
             },
             init,

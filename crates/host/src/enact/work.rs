@@ -381,6 +381,7 @@ impl Work<'_> {
             ..Tombstone::of(self.subject, self.left_in_words())
         };
         stone.stuck = stuck;
+        stone.holdouts = self.holdouts();
         if let Some(before) = self.subject.stone {
             // Put up by a later life of the id while we worked: not ours to change.
             let now = Tombstone::read(&stone.path(self.run));
@@ -398,6 +399,22 @@ impl Work<'_> {
         if let Err(e) = result {
             self.report.notes.push(said(&e));
         }
+    }
+
+    /// The processes of the container that do not die.
+    fn holdouts(&self) -> Vec<Incarnation> {
+        let pids = self.report.left.iter().filter_map(|left| match left {
+            Left::Process { holdout, .. } => Some(holdout.pid),
+            Left::Cgroup(_)
+            | Left::Detached(_)
+            | Left::Mounts(_)
+            | Left::Worker { .. }
+            | Left::RuncState(_)
+            | Left::Socket(_)
+            | Left::Action { .. } => None,
+        });
+        pids.filter_map(|pid| proc::incarnation(pid).ok().flatten())
+            .collect()
     }
 
     /// The workers that do not come back: those of this attempt, and those an
@@ -426,8 +443,9 @@ impl Work<'_> {
     }
 
     fn history(&mut self) {
-        // A sweeper that got no further has nothing to tell.
-        if self.subject.stone.is_some() && !self.report.left.is_empty() {
+        // A sweeper or a waiter that got no further has nothing to tell.
+        let again = self.subject.stone.is_some() || self.subject.again;
+        if again && !self.report.left.is_empty() {
             return;
         }
         self.answer_exit();

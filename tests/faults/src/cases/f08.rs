@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use containerd_shim_protos::api::Status;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
@@ -17,7 +19,7 @@ use crate::cases;
 use crate::ice::{Ice, Layer, sleeps};
 use crate::rest::{due, nothing_but_the_pair};
 use crate::watch::Watch;
-use crate::world::{nothing_left, pid, status};
+use crate::world::{cgroups, nothing_left, pid, status};
 
 cases! {
     Kit All  f08_init_in_d "Init in D: Kill answers, State says RUNNING, Delete names pid, command, wait channel, since when";
@@ -27,6 +29,8 @@ cases! {
     Kit All  f08_leftover_in_d "A process left behind in D in the host's pid namespace: the exit is told, Delete does not lie";
     Kit All  f08_pair_killed_in_d "The pair killed while init is in D: `delete` is out in 5 s and does not say gone";
     Kit Ours f08_swept_after_d "The pair killed, D for good, then not: what is left goes at the next look";
+    Kit Ours f08_swept_with_its_bundle "The pair and its waiter killed, the bundle still there: what is left goes at the next look";
+    Daemon Ours f08_nothing_waits_for_a_person "The pair killed under containerd while init, or a child, is in D: out of D, all of it goes by itself";
     Daemon All f08_containerd_restarts_in_d "containerd restarts while init is in D: RUNNING then; out of D, it ends and goes";
 }
 
@@ -411,6 +415,122 @@ fn f08_swept_after_d(kit: &Kit) -> Result<()> {
         "the tombstone stays: {:?}",
         tombstone(kit, &container.id)
     );
+    Ok(())
+}
+
+/// The bundle stays after a `delete` that failed, and sweepers left alone whatever had one.
+fn f08_swept_with_its_bundle(kit: &Kit) -> Result<()> {
+    let other = kit.running(&Spec::sleeper())?;
+    let (ice, container) = orphaned(kit)?;
+    let said = delete_in_d(kit, &container);
+    let argument = format!("-id {} ", container.id);
+    let waits = |p: &Process| p.cmdline.contains(&argument) && p.cmdline.ends_with(" delete");
+    let ended = until("its waiter to be there", by(5.0), || {
+        let waiter = Process::all().into_iter().find(waits)?;
+        kill(Pid::from_raw(waiter.pid), Signal::SIGKILL).ok()
+    });
+    ice.thaw();
+    said?;
+    ended?;
+    until("init to die", by(5.0), || {
+        (!alive(i32::try_from(container.pid).ok()?)).then_some(())
+    })?;
+    due(kit, &container.id)?;
+    other.shim.kill_all()?;
+    other.shim.delete()?.ok()?;
+    until("the sweeper, which nobody waits for", by(10.0), || {
+        tombstone(kit, &container.id).is_none().then_some(())
+    })?;
+    nothing_left(kit, &container.id)?;
+    let said = container.shim.delete()?.ok()?;
+    ensure!(
+        [137, 255].contains(&said.exit_status) && said.pid == container.pid,
+        "{said:?}"
+    );
+    Ok(())
+}
+
+/// A container under containerd that is in D, and its init.
+fn stuck(place: &Place, ice: &Ice, id: &str, script: &str) -> Result<i32> {
+    let mount = format!(
+        "type=bind,src={},dst=/ice,options=rbind:rw",
+        ice.files().display()
+    );
+    let args = place.run_args(&["-d", "--mount", &mount], id, &["sh", "-c", script]);
+    place.containerd.ctr(&args)?;
+    let init = place.pid(id)?;
+    ice.freeze(Layer::Files, STALL)?;
+    fs::write(format!("/proc/{init}/root/tmp/go"), "")?;
+    Ok(init)
+}
+
+/// `delete` could not finish and has answered; nobody asks again. Ten cgroups, runc's state
+/// and the bundle stayed for ever, through the thaw and through the `start` and `delete` of
+/// others, until somebody typed `vigil repair`.
+fn f08_nothing_waits_for_a_person(place: &mut Place) -> Result<()> {
+    for (id, script) in [
+        (
+            "c",
+            "while ! [ -e /tmp/go ]; do sleep 0.02; done; echo x >/ice/x; exit 3",
+        ),
+        (
+            "d",
+            "(while ! [ -e /tmp/go ]; do sleep 0.02; done; echo x >/ice/x) & exec sleep 1000",
+        ),
+    ] {
+        let ice = {
+            let dir = place.containerd.scratch.path(id);
+            fs::create_dir(&dir)?;
+            Ice::make(&dir)?
+        };
+        let init = stuck(place, &ice, id, script)?;
+        let mark = place.containerd.namespace().to_owned();
+        let group = format!("/{mark}/{id}");
+        until("one of it to be in D", by(10.0), || {
+            Process::all()
+                .into_iter()
+                .find(|p| p.state == 'D' && p.cgroup.contains(&group))
+        })?;
+        let bundle = place.containerd.bundle(id);
+        let argument = format!("-id {id} ");
+        let ours = |p: &Process| {
+            p.cmdline.contains("containerd-shim-vigil-v2")
+                && p.cmdline.contains(&argument)
+                && p.cmdline.contains(&mark)
+        };
+        let pair = Process::all().into_iter().filter(ours);
+        let mut pair: Vec<i32> = pair.map(|process| process.pid).collect();
+        // The reaper first: it is the elder.
+        pair.sort_unstable();
+        ensure!(pair.len() == 2, "{pair:?} are not a pair");
+        for pid in pair {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        let stone = Path::new("/run/vigil/tombstones").join(format!("{mark}-{id}.json"));
+        until("`delete` to give up", by(10.0), || {
+            stone.exists().then_some(())
+        })?;
+        let lives = alive(init);
+        ice.thaw();
+        ensure!(lives, "init was not in D: nothing was tested");
+        let mut left = Vec::new();
+        let gone = until("all of it to go by itself", by(15.0), || {
+            left = cgroups(&mark, id);
+            let runc = Path::new("/run/containerd/runc").join(&mark).join(id);
+            left.extend([runc, stone.clone(), bundle.clone()]);
+            left.retain(|path| path.exists());
+            (left.is_empty() && !alive(init)).then_some(())
+        });
+        gone.with_context(|| format!("left of {id}: {left:?}"))?;
+        until("the waiter to be gone too", by(5.0), || {
+            (!Process::all().iter().any(ours)).then_some(())
+        })?;
+        // The id is usable at once.
+        place.containerd.ctr(&["containers", "rm", id])?;
+        let again = place.run(&[], id, &["sh", "-c", "exit 7"])?;
+        ensure!(again.status.code() == Some(7), "{again:?}");
+        place.containerd.ctr(&["containers", "rm", id])?;
+    }
     Ok(())
 }
 

@@ -48,7 +48,7 @@ fn hooks_run(it: &Container) -> usize {
 }
 
 fn swept(it: &Container) -> Vec<Swept> {
-    let all = sweep(&it.run()).unwrap().unwrap();
+    let all = sweep(&it.run(), &()).unwrap().unwrap();
     all.into_iter().map(|(_, became)| became).collect()
 }
 
@@ -104,7 +104,7 @@ fn one_that_never_goes_is_tried_ever_less() {
 fn nobody_sweeps_beside_another_or_where_a_bundle_is() {
     let it = entombed();
     let other = only(&it.run()).unwrap();
-    assert!(other.is_some() && sweep(&it.run()).unwrap().is_none());
+    assert!(other.is_some() && sweep(&it.run(), &()).unwrap().is_none());
     drop(other);
     fs::create_dir(&it.subject.bundle).unwrap();
     is_well(&it);
@@ -208,7 +208,7 @@ fn the_sweeper_holds_nothing_of_who_started_it_and_nobody_waits() {
         .unwrap()
         .into_iter()
         .collect();
-    assert!(start(&it.run(), None).unwrap());
+    assert!(start(&it.run(), None, &()).unwrap());
     drop(kept);
     assert!(
         fd::wait_readable(&heard, LONG).unwrap(),
@@ -220,7 +220,7 @@ fn the_sweeper_holds_nothing_of_who_started_it_and_nobody_waits() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(hooks_run(&it), 1);
-    assert!(!start(&it.run(), None).unwrap());
+    assert!(!start(&it.run(), None, &()).unwrap());
     // It ends by itself; as its parent we see it as a zombie.
     let running = |pid: &u32| {
         !before.contains(pid)
