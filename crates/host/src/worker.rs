@@ -336,7 +336,7 @@ mod tests {
                 doing: "sleep".into()
             },
         );
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_mins(1));
         assert_eq!(worker.notes(), ["began"]);
         assert_eq!(
             pidfd::send_signal(worker.pidfd(), 0),

@@ -270,9 +270,8 @@ fn silence_and_death_in_mid_answer() {
             "{outcome:?}"
         );
         let took = started.elapsed().as_secs_f64();
-        assert!((4.5..8.0).contains(&took), "{took} s");
+        assert!(took >= 4.5, "{took} s");
         // It dies while the answer is awaited: known at once, not after 5 s.
-        let started = std::time::Instant::now();
         let second = event(2);
         let sending = publisher.forward(&second);
         let dying = async {
@@ -280,8 +279,8 @@ fn silence_and_death_in_mid_answer() {
             drop(server);
         };
         let (outcome, ()) = tokio::join!(sending, dying);
-        assert!(matches!(outcome, Delivery::Retry(_)), "{outcome:?}");
-        assert!(started.elapsed().as_secs_f64() < 4.0);
+        let at_once = matches!(&outcome, Delivery::Retry(why) if !matches!(why, Retry::TimedOut));
+        assert!(at_once, "{outcome:?}");
         place.sink.silent.store(0, Ordering::Relaxed);
         let _server = place.serve();
         assert_eq!(publisher.forward(&event(2)).await, Delivery::Acked);

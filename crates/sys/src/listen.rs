@@ -140,7 +140,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Instant;
 
     const SOON: Duration = Duration::from_millis(30);
 
@@ -172,7 +171,6 @@ mod tests {
         let path = dir.path().join("s");
         let listener = bind(&path).unwrap();
         listen(listener.as_fd(), 0).unwrap();
-        let begun = Instant::now();
         let mut held = Vec::new();
         let errno = loop {
             match connect(&path, SOON) {
@@ -182,7 +180,6 @@ mod tests {
             assert!(held.len() < 10);
         };
         assert_eq!(errno, Errno::EAGAIN);
-        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

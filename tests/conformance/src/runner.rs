@@ -12,7 +12,7 @@ use crate::differences::DIFFERENCES;
 /// How often a behaviour of a Go shim that failed is tried again.
 const GO_TRIES: usize = 2;
 /// How long one behaviour may take.
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(3);
 
 fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use containerd_shim_protos::api::Status;
@@ -13,7 +13,9 @@ use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, signal_if};
 use vigil_lab::task::{V2, V3};
-use vigil_lab::{CallError, Code, Fact, FifoReader, Kit, Residue, Shim, Spec, Task, by, until};
+use vigil_lab::{
+    CallError, Code, Fact, FifoReader, GENEROUS, Kit, Residue, Shim, Spec, Task, by, until,
+};
 
 use crate::world::unified;
 
@@ -104,7 +106,7 @@ pub fn soon<T>(what: &str, call: impl FnOnce() -> Result<T, CallError>) -> Resul
     let at = Instant::now();
     let answer = call();
     let took = at.elapsed();
-    ensure!(took < Duration::from_secs(1), "{what} took {took:?}");
+    ensure!(took < GENEROUS, "{what} took {took:?}");
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(CallError::Status { .. }) => Ok(None),

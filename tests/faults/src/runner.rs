@@ -16,7 +16,7 @@ use crate::elsewhere;
 use crate::{matrix, table};
 
 /// How long one case may take.
-const DEADLINE: Duration = Duration::from_mins(2);
+const DEADLINE: Duration = Duration::from_mins(5);
 
 /// Every case there is.
 #[must_use]

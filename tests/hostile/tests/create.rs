@@ -20,7 +20,7 @@ use vigil_lab::kit::Container;
 use vigil_lab::process::mkfifo;
 use vigil_lab::residue::mount_points;
 use vigil_lab::task::any;
-use vigil_lab::{Kit, Spec, by};
+use vigil_lab::{GENEROUS, Kit, Spec, by};
 
 const UNKNOWN: i32 = 2;
 const INVALID: i32 = 3;
@@ -318,7 +318,7 @@ fn runc_that_hangs_is_ended_at_its_deadline() {
     trial(60, |kit| {
         kit.caller
             .env
-            .push(("VIGIL_DEADLINE_CREATE_MS".into(), "700".into()));
+            .push(("VIGIL_DEADLINE_CREATE_MS".into(), "3000".into()));
         let mut container = prepared(kit)?;
         let runc = FaultyRunc::new(kit.scratch.dir(), "create", "hangs")?;
         let mut request = container.bundle.create_request();
@@ -331,9 +331,8 @@ fn runc_that_hangs_is_ended_at_its_deadline() {
             // Whoever asks meanwhile is answered at once.
             let asked = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(300));
-                let began = Instant::now();
                 let connected = others.connect_task(&id).map(drop);
-                (connected, began.elapsed())
+                (connected, Instant::now())
             });
             fails(
                 kit,
@@ -343,17 +342,11 @@ fn runc_that_hangs_is_ended_at_its_deadline() {
                 &["create", runc.path().to_str().unwrap()],
             )
             .with_context(|| fault.to_owned())?;
-            let (connected, took) = asked.join().expect("the asking thread");
+            let refused = Instant::now();
+            let (connected, at) = asked.join().expect("the asking thread");
             connected.with_context(|| format!("Connect, {fault}"))?;
-            ensure!(
-                took < Duration::from_millis(250),
-                "{fault}: Connect took {took:?}"
-            );
-            ensure!(
-                began.elapsed() < Duration::from_secs(8),
-                "{fault}: {:?}",
-                began.elapsed()
-            );
+            ensure!(at < refused, "{fault}: Connect waited for Create");
+            ensure!(began.elapsed() < GENEROUS, "{fault}: {:?}", began.elapsed());
         }
         as_ever(kit, &mut container, 3, "hello")
     });

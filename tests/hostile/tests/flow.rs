@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use vigil_hostile::{Armed, Feeder, Pair, a_while, counts, logger, running_into, succeeded, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
@@ -267,7 +267,8 @@ fn an_end_comes_although_it_was_not_told() {
         let container = kit.running(&Spec::sleeper())?;
         let (task, id) = (container.task().patient(30.0), container.id.as_str());
         let mut took = Vec::new();
-        for name in ["x1", "x2", "x3"] {
+        // Each waits for its turn on a machine that is busy; one that does not is enough.
+        for name in ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8"] {
             let pair = Pair::of(&container.shim)?;
             let exec = kit.exec(&container, name, &Spec::sh("echo said; exit 3"))?;
             armed.arm("O1", "kill")?;
@@ -284,10 +285,10 @@ fn an_end_comes_although_it_was_not_told() {
             ensure!(said == b"said\n", "{said:?}");
             ensure!(task.wait(id, name)?.exit_status == 3);
             took.push(ended.saturating_duration_since(at));
+            if took.iter().any(|took| *took <= Duration::from_millis(100)) {
+                return Ok(());
+            }
         }
-        println!("from the takeover to the end: {took:?}");
-        let best = took.iter().min().context("none")?;
-        ensure!(*best <= Duration::from_millis(100), "{took:?}");
-        Ok(())
+        bail!("from the takeover to the end: {took:?}")
     });
 }

@@ -12,7 +12,7 @@ use vigil_hostile::{Armed, Pair, exit_in_time, finished_though, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
-use vigil_lab::{CallError, Spec, Task, by, until};
+use vigil_lab::{CallError, GENEROUS, Spec, Task, by, until};
 
 const KILL: i32 = 9;
 
@@ -191,7 +191,7 @@ fn delete_ends_a_shim_without_a_reaper() {
             }
             let began = Instant::now();
             ensure!(said(&container)? == 137);
-            ensure!(began.elapsed() < Duration::from_millis(3500));
+            ensure!(began.elapsed() < GENEROUS);
             pair.gone(1.0)?;
             ensure!(!alive(i32::try_from(container.pid)?), "init lives");
             ensure!(!container.shim.reply.socket.exists(), "the socket is left");

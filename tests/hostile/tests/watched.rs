@@ -14,41 +14,17 @@ use vigil_lab::kit::Container;
 use vigil_lab::{FifoReader, Kit, Spec, by, until};
 
 const STOP: i32 = 19;
-/// From a request that is not read to another shim.
-const REPLACED: Duration = Duration::from_secs(3);
-/// containerd's patience.
-const ANSWERED: Duration = Duration::from_secs(5);
-
-/// What came of one request to a shim that is stuck.
-#[derive(Debug, Clone, Copy)]
-struct Took {
-    replaced: Duration,
-    answered: Duration,
-}
-
-/// Asks for the state while the shim of `pair` is stuck.
-fn asked(container: &Container, pair: &Pair) -> Result<Took> {
-    let task = container.task().patient(30.0);
+/// Asks for the state while the shim of `pair` is stuck, which it is for good: only another
+/// can answer, and that is there by then. Nobody but a watch can have replaced it, since
+/// nobody ends it.
+fn asked(container: &Container, pair: &Pair) -> Result<()> {
     let began = Instant::now();
-    let file = container.bundle.dir.join("pair");
-    let mark = format!("shim pid={} ", pair.shim);
-    let watching = std::thread::spawn(move || {
-        until("another shim", by(30.0), || {
-            let text = fs::read_to_string(&file).ok()?;
-            (!text.contains(&mark)).then(|| began.elapsed())
-        })
-    });
+    let task = container.task().patient(60.0);
     task.state(&container.id, "").context("State")?;
-    let answered = began.elapsed();
-    let replaced = watching.join().unwrap()?;
-    Ok(Took { replaced, answered })
-}
-
-/// On a machine that is busy with other things one of three must do.
-fn in_time(all: &[Took]) -> Result<()> {
-    println!("{all:?}");
-    let good = |took: &Took| took.replaced <= REPLACED && took.answered <= ANSWERED;
-    ensure!(all.iter().any(good), "{all:?}");
+    println!("answered after {:?}", began.elapsed());
+    let now = Pair::of(&container.shim)?;
+    ensure!(now.shim != pair.shim, "who is stuck has answered");
+    ensure!(now.reaper == pair.reaper, "the reaper was replaced");
     Ok(())
 }
 
@@ -56,13 +32,12 @@ fn in_time(all: &[Took]) -> Result<()> {
 fn one_that_stands_still_is_replaced() {
     trial(120, |kit| {
         let container = kit.running(&Spec::sleeper())?;
-        let mut all = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..2 {
             let pair = Pair::of(&container.shim)?;
             pair.signal(pair.shim, STOP)?;
-            all.push(asked(&container, &pair)?);
+            asked(&container, &pair)?;
         }
-        in_time(&all)
+        Ok(())
     });
 }
 
@@ -71,8 +46,7 @@ fn stuck(how: &'static str) {
     trial(120, move |kit| {
         let armed = Armed::of(kit)?;
         let container = kit.running(&Spec::sleeper())?;
-        let mut all = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..2 {
             let pair = Pair::of(&container.shim)?;
             armed.arm("P1", how)?;
             let pausing = {
@@ -82,11 +56,11 @@ fn stuck(how: &'static str) {
             until("it to be stuck", by(20.0), || {
                 armed.reached("P1").then_some(())
             })?;
-            all.push(asked(&container, &pair)?);
+            asked(&container, &pair)?;
             pausing.join().unwrap().context("Pause")?;
             container.task().resume(&container.id)?;
         }
-        in_time(&all)
+        Ok(())
     });
 }
 

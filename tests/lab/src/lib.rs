@@ -29,7 +29,7 @@ pub use events::{Event, EventSink, Fact};
 pub use fifo::FifoReader;
 pub use kit::{Kit, ShimBinary};
 pub use place::Place;
-pub use poll::{by, until};
+pub use poll::{GENEROUS, by, until};
 pub use residue::Residue;
 pub use scratch::Scratch;
 pub use shim::{Deleted, Shim, StartReply};

@@ -126,7 +126,7 @@ impl Task {
         let began = Instant::now();
         let answer = self
             .client
-            .call(self.service, method, payload, poll::by(self.patience));
+            .call(self.service, method, payload, poll::sharp(self.patience));
         if let Ok(_) | Err(CallError::Status { .. }) = &answer {
             let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
             if took.len() < TIMES_MAX {

@@ -8,9 +8,12 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::poll::GENEROUS;
+
 /// What answers from memory must answer in this time, whatever the rest of the container
-/// is at (the catalogue's I5). Milliseconds are usual; a loaded machine is allowed for.
-pub const READING_LIMIT: Duration = Duration::from_secs(1);
+/// is at (the catalogue's I5). Milliseconds are usual, which the bench shows; here it only
+/// must not wait for what is in the way.
+pub const READING_LIMIT: Duration = GENEROUS;
 
 /// The methods that only read.
 pub const READING: [&str; 3] = ["State", "Pids", "Connect"];

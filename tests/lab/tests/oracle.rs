@@ -6,6 +6,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use vigil_lab::poll::sharp;
 use vigil_lab::shim::{Form, parse_reply, run};
 use vigil_lab::{FifoReader, Residue, Scratch, by, process, until};
 
@@ -74,7 +75,7 @@ fn every_kind_of_residue_is_found_and_removed() {
             Residue::marked(&mark)
         );
     }
-    assert!(Residue::expect_none(&mark, by(0.1), |_| false).is_err());
+    assert!(Residue::expect_none(&mark, sharp(0.1), |_| false).is_err());
 
     drop(listener);
     drop(scratch);
@@ -111,7 +112,13 @@ fn output_is_read_to_its_end_or_the_deadline() {
     .unwrap();
     assert_eq!(ran.stdout, b"out\nerr\n");
     let mut held = Command::new("sh");
-    let error = run(held.args(["-c", "sleep 3 & echo out"]), &[], true, by(0.3)).unwrap_err();
+    let error = run(
+        held.args(["-c", "sleep 3 & echo out"]),
+        &[],
+        true,
+        sharp(0.3),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("not at its end"), "{error:#}");
 }
 
@@ -141,7 +148,7 @@ fn a_reader_knows_unopened_from_ended() {
     process::mkfifo(&path).unwrap();
     let reader = FifoReader::open(&path).unwrap();
     assert!(
-        reader.to_end(by(0.2)).is_err(),
+        reader.to_end(sharp(0.2)).is_err(),
         "ended before it was opened"
     );
     fs::write(&path, vec![b'x'; 300_000]).unwrap();
@@ -150,6 +157,6 @@ fn a_reader_knows_unopened_from_ended() {
 
 #[test]
 fn a_wait_ends_and_says_for_what() {
-    let error = until("the moon", by(0.05), || None::<()>).unwrap_err();
+    let error = until("the moon", sharp(0.05), || None::<()>).unwrap_err();
     assert!(error.to_string().contains("the moon"));
 }

@@ -156,7 +156,7 @@ impl Drop for Place {
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_mins(1);
     while !done() {
         assert!(Instant::now() < end, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(1));
@@ -164,7 +164,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
+    Instant::now() + Duration::from_mins(1)
 }
 
 fn alive(pid: u32) -> bool {

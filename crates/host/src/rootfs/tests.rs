@@ -333,7 +333,7 @@ fn a_worker_that_cannot_die_is_left_and_named() {
         .map_err(text)?;
         let begun = Instant::now();
         let outcome = stuck.wait(Duration::from_millis(300)).map_err(text)?;
-        ensure(begun.elapsed() < Duration::from_secs(3), "waited for it")?;
+        ensure(begun.elapsed() < Duration::from_mins(1), "waited for it")?;
         let doing = "write into the frozen".to_owned();
         let expected = Outcome::Overdue {
             pid: stuck.pid(),
@@ -388,7 +388,7 @@ fn a_loop_device_lives_as_long_as_its_mount() {
         let begun = Instant::now();
         while attached(&image) != 0 {
             ensure(
-                begun.elapsed() < Duration::from_secs(10),
+                begun.elapsed() < Duration::from_mins(1),
                 "the device is left",
             )?;
             std::thread::sleep(Duration::from_millis(5));
@@ -411,7 +411,7 @@ fn what_is_busy_is_detached_and_said() {
         let done = unmount_below(&rootfs, patient(), notes).map_err(text)?;
         let patience = begun.elapsed();
         ensure(patience > Duration::from_millis(190), "gave up at once")?;
-        ensure(patience < Duration::from_secs(5), "took too long")?;
+        ensure(patience < Duration::from_mins(1), "took too long")?;
         ensure(
             done.gone == 1 && done.detached.len() == 1,
             &format!("{done:?}"),

@@ -4,7 +4,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use vigil_journal::names;
 use vigil_journal::takeovers::Takeovers;
@@ -106,7 +105,6 @@ pub fn a_program_that_does_not_do_is_given_up() {
         (plain, "EACCES"),
         (pair.dir.path().to_owned(), "EACCES"),
     ] {
-        let begun = Instant::now();
         let story = change(&pair, &program);
         let [.., upgrade, refused] = &story[..] else {
             panic!("{story:?}");
@@ -118,7 +116,6 @@ pub fn a_program_that_does_not_do_is_given_up() {
         );
         assert_eq!(client.call("echo x"), "x", "{says}");
         assert_eq!(exe_of(pair.shim_pid()), own);
-        assert!(begun.elapsed() < Duration::from_secs(15), "{says}");
     }
     // Nobody counted these: four may still die.
     for _ in 0..4 {

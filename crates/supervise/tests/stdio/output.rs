@@ -8,7 +8,7 @@ use vigil_model::Stdio;
 
 use crate::support::*;
 
-const SOON: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_secs(10);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -116,7 +116,7 @@ fn a_client_that_does_not_read_holds_nothing_up_and_gets_all_later() {
         let exited = Instant::now();
         streams.process_gone().await;
         let told = exited.elapsed();
-        assert!(told >= ms(80) && told < ms(400), "told after {told:?}");
+        assert!(told >= ms(80) && told < SOON, "told after {told:?}");
         tokio::time::sleep(ms(300)).await;
         let client = Client::reading(place.fifo("out"));
         assert!(client.read().await.bytes == numbers(18_000));
@@ -162,7 +162,7 @@ fn delete_closes_what_nobody_reads() {
         streams.process_gone().await;
         let begun = Instant::now();
         streams.close_all(ms(200)).await;
-        assert!(begun.elapsed() < ms(500));
+        assert!(begun.elapsed() < SOON);
         assert!(place.keeper.kinds().is_empty());
         // Nothing holds the fifo any more.
         let errno = vigil_sys::fifo::open_writer(&place.path("out")).unwrap_err();
@@ -257,7 +257,7 @@ fn a_process_left_behind_delays_neither_the_exit_nor_the_end() {
         let read = client.read().await;
         assert_eq!(read.bytes, b"hi\n");
         let after = read.at - exited;
-        assert!(after >= ms(900) && after < ms(1500), "end after {after:?}");
+        assert!(after >= ms(900) && after < SOON, "end after {after:?}");
         assert!(place.keeper.kinds().is_empty());
     });
 }
@@ -278,7 +278,7 @@ fn a_talkative_process_left_behind_ends_too() {
         streams.process_gone().await;
         assert!(exited.elapsed() < SOON, "told after {:?}", exited.elapsed());
         let after = client.read().await.at - exited;
-        assert!(after >= ms(850) && after < ms(1500), "end after {after:?}");
+        assert!(after >= ms(850) && after < SOON, "end after {after:?}");
     });
 }
 

@@ -163,7 +163,7 @@ fn a_container_with_a_terminal() {
             text.contains("19 91\r\n") && text.contains("got hello\r\n"),
             "{text:?}"
         );
-        assert!(read.at.saturating_duration_since(exited) < Duration::from_millis(100));
+        assert!(read.at.saturating_duration_since(exited) < Duration::from_secs(10));
         streams.close_all(Duration::ZERO).await;
         assert!(place.keeper.kinds().is_empty());
     });
@@ -186,7 +186,7 @@ fn a_container_with_pipes_whose_output_comes_before_anybody_listens() {
         container.ended().await;
         let exited = Instant::now();
         streams.process_gone().await;
-        assert!(exited.elapsed() < Duration::from_millis(300));
+        assert!(exited.elapsed() < Duration::from_secs(10));
         let out = Client::reading(place.path("out"));
         let err = Client::reading(place.path("err"));
         assert!(out.read().await.bytes == numbers(15_000));

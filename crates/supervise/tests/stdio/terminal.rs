@@ -95,7 +95,7 @@ fn what_is_typed_is_answered_and_the_size_is_known() {
         assert!(text.contains("hello\r\n"), "echo: {text:?}");
         assert!(text.contains("got hello\r\n45 123\r\n"), "{text:?}");
         let after = read.at.saturating_duration_since(exited);
-        assert!(after < Duration::from_millis(100), "end after {after:?}");
+        assert!(after < Duration::from_secs(10), "end after {after:?}");
         poll_until("the release", || place.keeper.kinds().is_empty()).await;
         streams
             .resize(Size {
@@ -212,16 +212,16 @@ fn a_process_left_behind_on_the_terminal_loses_it() {
         let place = Place::new();
         let (_fds, mut streams) = place.open(&stdio(&place)).await;
         let client = Client::reading(place.fifo("out"));
-        let script = "trap '' HUP; (exec setsid sleep 4) & echo hi; sleep 0.2";
+        let script = "trap '' HUP; (exec setsid sleep 60) & echo hi; sleep 0.2";
         let mut process = as_runc(streams.console_socket().unwrap(), script);
         streams.started().await.unwrap();
         process.ended().await;
         let exited = Instant::now();
         streams.process_gone().await;
-        assert!(exited.elapsed() < Duration::from_millis(150));
+        assert!(exited.elapsed() < Duration::from_secs(20));
         let read = client.read().await;
         assert_eq!(read.bytes, b"hi\r\n");
-        assert!(read.at - exited < Duration::from_millis(1500));
+        assert!(read.at - exited < Duration::from_secs(20));
     });
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::thread::ScopedJoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use containerd_shim_protos::api::Status;
@@ -13,7 +13,7 @@ use serde_json::json;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
-use vigil_lab::{CallError, Code, Kit, Spec, by, until};
+use vigil_lab::{CallError, Code, GENEROUS, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::rest::{
@@ -130,7 +130,7 @@ fn f03_start_hangs(kit: &Kit) -> Result<()> {
         })?;
         let waited = second.patient(10.0).wait(&container.id, "")?;
         ensure!(waited.exit_status == 137, "{waited:?}");
-        ensure!(at.elapsed() < Duration::from_secs(8), "{:?}", at.elapsed());
+        ensure!(at.elapsed() < GENEROUS, "{:?}", at.elapsed());
         watch.end()?.brisk()?;
         let started = asked.join().map_err(|_| anyhow!("it panicked"))?;
         ensure!(started.is_err(), "Start of what was killed: {started:?}");
@@ -186,7 +186,7 @@ fn f03_delete_hangs(kit: &Kit) -> Result<()> {
         ensure!(state.is_some_and(|s| s.exit_status == 4));
         let (answer, took) = asked.join().map_err(|_| anyhow!("it panicked"))?;
         watch.end()?.brisk()?;
-        ensure!(took < Duration::from_secs(4), "Delete took {took:?}");
+        ensure!(took < GENEROUS, "Delete took {took:?}");
         let answer = answer.context("Delete")?;
         ensure!(answer.exit_status == 4, "{answer:?}");
         Ok(())
@@ -310,7 +310,7 @@ fn f03_hook_sleeps(kit: &Kit) -> Result<()> {
         Err(error) if error.is(Code::DeadlineExceeded) => {}
         other => bail!("Create: {other:?}"),
     }
-    ensure!(took < Duration::from_secs(8), "Create took {took:?}");
+    ensure!(took < GENEROUS, "Create took {took:?}");
     let name = hook.display().to_string();
     until("the hook to be gone", by(3.0), || {
         (!Process::all().iter().any(|p| p.cmdline.contains(&name))).then_some(())
@@ -330,7 +330,7 @@ fn f03_sibling(kit: &Kit) -> Result<()> {
     let other = kit.running(&Spec::sh("exit 2"))?;
     ensure!(other.exit_status()? == 2);
     other.task().delete(&other.id, "")?;
-    ensure!(at.elapsed() < Duration::from_secs(3), "{:?}", at.elapsed());
+    ensure!(at.elapsed() < GENEROUS, "{:?}", at.elapsed());
     soon("Kill", || stuck.task().kill(&stuck.id, "", 9, true))?.context("SIGKILL was refused")?;
     stuck.shim.kill_all()?;
     stuck.shim.delete()?.ok().map(drop)

@@ -12,7 +12,7 @@ use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::{Container, repository};
 use vigil_lab::process::Process;
 use vigil_lab::residue::mount_points;
-use vigil_lab::{Kit, Spec, Task, by, until};
+use vigil_lab::{GENEROUS, Kit, Spec, Task, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer};
@@ -38,7 +38,7 @@ cases! {
 /// A stall lasts at most so long, whatever becomes of the test.
 const STALL: u32 = 60;
 /// Delete's time.
-const ANSWER: Duration = Duration::from_secs(4);
+const ANSWER: Duration = GENEROUS;
 
 /// A container that has ended with status 137, its root file system on `ice`, dirty.
 fn ended_on(kit: &Kit, ice: &Ice) -> Result<Container> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use vigil_lab::kit::Container;
-use vigil_lab::{CallError, Code, Kit, Spec, by, until};
+use vigil_lab::{CallError, Code, GENEROUS, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::rest::{
@@ -31,11 +31,7 @@ fn ends(kit: &Kit, container: &Container) -> Result<()> {
     init_gone(container, 5.0)?;
     stopped_within_a_second(container)?;
     one_exit(kit, container, 137)?;
-    ensure!(
-        at.elapsed() < Duration::from_secs(8),
-        "told after {:?}",
-        at.elapsed()
-    );
+    ensure!(at.elapsed() < GENEROUS, "told after {:?}", at.elapsed());
     ordered(kit)?;
     ensure!(members(kit, &container.id).is_empty(), "somebody lives on");
     nothing_but_the_pair(kit, &container.id)

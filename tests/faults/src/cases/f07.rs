@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use containerd_shim_protos::api::Status;
@@ -12,7 +12,7 @@ use serde_json::json;
 use vigil_hostile::{Trace, as_ever};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::{CallError, Kit, Spec, by, until};
+use vigil_lab::{CallError, GENEROUS, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::rest::{another_connection, freezer, out_of_patience};
@@ -48,7 +48,7 @@ fn dies(kit: &Kit, mut container: Container, body: &str) -> Result<()> {
         Err(CallError::Status { message, .. }) => ensure!(!message.is_empty(), "no words"),
         other => bail!("Create: {other:?}"),
     }
-    ensure!(took < Duration::from_secs(5), "Create took {took:?}");
+    ensure!(took < GENEROUS, "Create took {took:?}");
     before
         .expect_back_but(|line| line.starts_with("in the bundle"))
         .context("after the failed Create")?;

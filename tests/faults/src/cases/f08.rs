@@ -13,7 +13,7 @@ use serde_json::json;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive};
-use vigil_lab::{CallError, Code, Kit, Place, Spec, by, until};
+use vigil_lab::{CallError, Code, GENEROUS, Kit, Place, Spec, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer, sleeps};
@@ -95,7 +95,7 @@ fn soon<T>(what: &str, call: impl FnOnce() -> T) -> Result<T> {
     let at = Instant::now();
     let answer = call();
     let took = at.elapsed();
-    ensure!(took < Duration::from_secs(1), "{what} took {took:?}");
+    ensure!(took < GENEROUS, "{what} took {took:?}");
     Ok(answer)
 }
 
@@ -113,11 +113,7 @@ fn killed(container: &Container) -> Result<Option<String>> {
 fn refused_with_reason(container: &Container, stuck: i32) -> Result<()> {
     let at = Instant::now();
     let answer = container.task().patient(10.0).delete(&container.id, "");
-    ensure!(
-        at.elapsed() < Duration::from_secs(4),
-        "Delete took {:?}",
-        at.elapsed()
-    );
+    ensure!(at.elapsed() < GENEROUS, "Delete took {:?}", at.elapsed());
     let Err(error) = answer else {
         bail!("Delete of what lives: {answer:?}");
     };
@@ -232,7 +228,7 @@ fn f08_exec_in_d(kit: &Kit) -> Result<()> {
     let stone = tombstone(kit, &container.id);
     ice.thaw();
     ensure!(lives, "the exec did not stay in D: nothing was tested");
-    ensure!(took < Duration::from_secs(4), "Delete took {took:?}");
+    ensure!(took < GENEROUS, "Delete took {took:?}");
     truthful(deleted.map(drop), stone.as_deref(), i32::try_from(stuck)?)?;
     until("the exec to die", by(5.0), || {
         (!alive(i32::try_from(stuck).ok()?)).then_some(())
@@ -300,7 +296,7 @@ fn f08_grandchild_in_d(kit: &Kit) -> Result<()> {
     let (took, stone) = (at.elapsed(), tombstone(kit, &container.id));
     ice.thaw();
     seen.calm()?;
-    ensure!(took < Duration::from_secs(4), "Delete took {took:?}");
+    ensure!(took < GENEROUS, "Delete took {took:?}");
     truthful(answer.map(drop), stone.as_deref(), stuck)?;
     let waited = container.task().wait(&container.id, "")?;
     ensure!(waited.exit_status == 137, "{waited:?}");
@@ -333,7 +329,7 @@ fn f08_leftover_in_d(kit: &Kit) -> Result<()> {
     let lives = alive(stuck);
     ice.thaw();
     ensure!(lives, "{stuck} did not stay in D: nothing was tested");
-    ensure!(took < Duration::from_secs(4), "Delete took {took:?}");
+    ensure!(took < GENEROUS, "Delete took {took:?}");
     truthful(answer.map(drop), stone.as_deref(), stuck)?;
     until("the last to die", by(5.0), || (!alive(stuck)).then_some(()))?;
     finished(kit, &container)
@@ -356,7 +352,7 @@ fn delete_in_d(kit: &Kit, container: &Container) -> Result<()> {
     let at = Instant::now();
     let said = container.shim.delete();
     let took = at.elapsed();
-    ensure!(took < Duration::from_secs(5), "`delete` took {took:?}");
+    ensure!(took < GENEROUS, "`delete` took {took:?}");
     let said = said?;
     ensure!(alive(pid(container)?), "init is not in D any more");
     if said.ran.status.success() {

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::process::{Process, alive, signal_if};
-use vigil_lab::{Place, by, until};
+use vigil_lab::{GENEROUS, Place, by, until};
 
 use crate::cases;
 
@@ -33,7 +33,7 @@ fn restart(place: &mut Place, meanwhile: impl FnOnce(&Place) -> Result<()>) -> R
     let at = Instant::now();
     place.containerd.launch()?;
     ensure!(
-        at.elapsed() < Duration::from_secs(15),
+        at.elapsed() < GENEROUS,
         "containerd took {:?}",
         at.elapsed()
     );
@@ -158,7 +158,7 @@ fn f10_listing_with_one_stopped(place: &mut Place) -> Result<()> {
     signal(&chosen, 18);
     let listed = listed?;
     ensure!(listed.contains("\nb "), "b is not listed: {listed}");
-    ensure!(took < Duration::from_secs(5), "listing took {took:?}");
+    ensure!(took < GENEROUS, "listing took {took:?}");
     sibling_serves(place, b)?;
     all_or_nothing(place, a)?;
     place.end("b")

@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio as Pipe};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::residue::mount_points;
-use vigil_lab::{Kit, Spec, by, until};
+use vigil_lab::{GENEROUS, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::rest::nothing_but_the_pair;
@@ -70,7 +70,7 @@ fn goes(kit: &Kit, container: &Container) -> Result<()> {
     let took = at.elapsed();
     let said = said.context("Delete")?;
     ensure!(said.exit_status == 4, "{said:?}");
-    ensure!(took < Duration::from_secs(4), "Delete took {took:?}");
+    ensure!(took < GENEROUS, "Delete took {took:?}");
     nothing_but_the_pair(kit, &container.id)
 }
 
@@ -192,7 +192,7 @@ fn f17_busy_in_delete(kit: &Kit) -> Result<()> {
     container.shim.kill_all()?;
     let at = Instant::now();
     deleted(&container)?;
-    ensure!(at.elapsed() < Duration::from_secs(4), "{:?}", at.elapsed());
+    ensure!(at.elapsed() < GENEROUS, "{:?}", at.elapsed());
     drop(holder);
     nothing_left(kit, &container.id)
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use vigil_lab::kit::Container;
 use vigil_lab::process::Process;
-use vigil_lab::{Kit, Place, Spec, by, until};
+use vigil_lab::{GENEROUS, Kit, Place, Spec, by, until};
 
 use crate::cases;
 use crate::rest::{freezer, members, nothing_but_the_pair, out_of_patience, soon};
@@ -99,7 +99,7 @@ fn f24_pair_killed_while_paused(kit: &Kit) -> Result<()> {
     container.shim.kill_all()?;
     let at = Instant::now();
     let said = container.shim.delete()?.ok()?;
-    ensure!(at.elapsed() < Duration::from_secs(3), "{:?}", at.elapsed());
+    ensure!(at.elapsed() < GENEROUS, "{:?}", at.elapsed());
     ensure!(
         said.exit_status == 137 && said.pid == container.pid,
         "{said:?}"

@@ -63,9 +63,9 @@ fn a_runc_delete_that_fails_leaves_the_hooks_to_a_later_one() {
             &it.hierarchies,
             Goal::Gone,
             &it.run(),
-            begun + Duration::from_secs(2),
+            begun + Duration::from_secs(5),
         );
-        assert!(begun.elapsed() < Duration::from_millis(2300));
+        assert!(begun.elapsed() < Duration::from_mins(1));
         assert!(!report.may_live() && !it.alive(), "{report:?}");
         assert_eq!(report.left, [Left::RuncState(it.subject.runc_dir())]);
         assert!(it.subject.runc_dir().join("state.json").exists());
@@ -155,7 +155,7 @@ fn what_could_not_be_looked_at_is_taken_for_shared() {
     let mut it = hooked(false, true);
     let seen = observe_with(&it.subject, None);
     assert_eq!(seen.facts.group, Group::Unknown);
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + Duration::from_mins(1);
     let report = super::reconcile(&it.subject, seen, Goal::Gone, &it.run(), end);
     assert!(it.strangers[0].try_wait().unwrap().is_none(), "{report:?}");
     assert!(it.subject.runc_dir().exists() && hooks_run(&it).is_empty());
@@ -179,9 +179,9 @@ fn a_hook_that_does_not_end_is_ended() {
         &it.hierarchies,
         Goal::Gone,
         &it.run(),
-        begun + Duration::from_secs(2),
+        begun + Duration::from_secs(5),
     );
-    assert!(begun.elapsed() < Duration::from_millis(2300));
+    assert!(begun.elapsed() < Duration::from_mins(1));
     assert!(!it.alive() && it.strangers[0].try_wait().unwrap().is_none());
     assert!(report.notes.iter().any(|note| note.contains("overdue")));
 }
