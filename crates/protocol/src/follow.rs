@@ -30,7 +30,7 @@ impl Header {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Follow {
     seen: [u8; MESSAGE_HEADER_LENGTH],
     at: usize,

@@ -5,12 +5,13 @@
 //! for a foreign service is replaced, on its way in, by one for a method that
 //! our own service does not have. And a request is told which connection it
 //! came by, as one more entry of its metadata: the crate does not say, and a
-//! request given to a second shim must be known again. Everything else passes
-//! untouched. It keeps less than a kilobyte a connection and never a whole
-//! message.
+//! request given to a second shim must be known again. Of Waits that ask the
+//! same one passes, and its answer is repeated for the others; see `waits`.
+//! Everything else passes untouched. It keeps about a kilobyte a connection, and
+//! no message but the answer that is leaving.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     pin::Pin,
     sync::Arc,
@@ -24,6 +25,7 @@ use crate::{
     follow::{Follow, Header},
     service::SERVICES,
     transport::Traffic,
+    waits::{self, Waits},
 };
 
 /// Bytes read ahead at a frame's start: most requests are shorter.
@@ -85,7 +87,12 @@ fn judge(bytes: &[u8]) -> (Verdict, bool) {
     let Some(body) = bytes[MESSAGE_HEADER_LENGTH..].get(..look) else {
         return (Verdict::More, false);
     };
+    let frame = MESSAGE_HEADER_LENGTH.saturating_add(whole);
     let verdict = match foreign(body) {
+        // All of a Wait is looked at, if there is room for it.
+        None if waits::begins_one(body) && bytes.len() < frame && frame <= AHEAD => {
+            return (Verdict::More, false);
+        }
         None => Verdict::Pass(length),
         Some(name) => Verdict::Replace {
             length,
@@ -153,6 +160,16 @@ enum Inbound {
     Give { frame: Vec<u8>, at: usize },
 }
 
+/// An answer that is given to several.
+#[derive(Debug)]
+struct Repeat {
+    frame: Vec<u8>,
+    /// Who gets it still, the next one last.
+    streams: Vec<u32>,
+    /// Of the frame, what has left for the one it is being given to.
+    at: usize,
+}
+
 /// A connection, mended.
 #[derive(Debug)]
 pub(crate) struct Mended<S> {
@@ -166,6 +183,10 @@ pub(crate) struct Mended<S> {
     to: usize,
     inbound: Inbound,
     outbound: Follow,
+    waits: Waits,
+    /// The answer the crate is giving, while it may be that of several.
+    answer: Vec<u8>,
+    repeats: VecDeque<Repeat>,
     /// Answers that were taken from the crate and have not left yet.
     leaving: usize,
 }
@@ -182,6 +203,9 @@ impl<S> Mended<S> {
             to: 0,
             inbound: Inbound::Start,
             outbound: Follow::default(),
+            waits: Waits::default(),
+            answer: Vec::new(),
+            repeats: VecDeque::new(),
             leaving: 0,
         }
     }
@@ -225,6 +249,19 @@ impl<S: AsyncRead + Unpin> Mended<S> {
         }
     }
 
+    /// Whether the request at the start of `ahead`, of so many bytes, waits for
+    /// an answer that is coming anyway.
+    fn joins(&mut self, length: u64) -> bool {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let Some(frame) = self.ahead[self.from..self.to].get(..length) else {
+            return false;
+        };
+        Header::read(frame).is_some_and(|header| {
+            let body = &frame[MESSAGE_HEADER_LENGTH..];
+            self.waits.joins(header.stream, body)
+        })
+    }
+
     /// Hands on at most `left` bytes; how many, 0 at the end.
     fn pass(
         &mut self,
@@ -265,8 +302,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                 Inbound::Start => {
                     let (verdict, request) = judge(&this.ahead[this.from..this.to]);
                     if request {
+                        if let Verdict::Pass(length) = verdict
+                            && this.joins(length)
+                        {
+                            this.inbound = Inbound::Drop {
+                                left: length,
+                                then: Vec::new(),
+                            };
+                            continue;
+                        }
                         this.open += 1;
-                        this.traffic.asked();
+                        this.traffic.asked(1);
                     }
                     this.inbound = match verdict {
                         Verdict::Pass(length) => Inbound::Pass {
@@ -292,7 +338,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                         }
                     };
                 }
-                Inbound::Pass { left: 0, then } if then.is_empty() => {
+                Inbound::Pass { left: 0, then } | Inbound::Drop { left: 0, then }
+                    if then.is_empty() =>
+                {
                     this.inbound = Inbound::Start;
                 }
                 Inbound::Pass { left: 0, then } | Inbound::Drop { left: 0, then } => {
@@ -335,6 +383,63 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
     }
 }
 
+impl<S> Mended<S> {
+    /// Looks at what leaves: whose answer ends in it, and whose it is as well.
+    fn leaves(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (count, ended) = self.outbound.take(bytes);
+            if self.waits.any() {
+                self.answer.extend_from_slice(&bytes[..count]);
+            }
+            bytes = &bytes[count..];
+            let Some(header) = ended else {
+                continue;
+            };
+            let frame = std::mem::take(&mut self.answer);
+            if header.kind != MESSAGE_TYPE_RESPONSE {
+                continue;
+            }
+            self.leaving += 1;
+            let mut streams = self.waits.answered(header.stream);
+            if !streams.is_empty() {
+                self.open += streams.len();
+                self.traffic.asked(streams.len());
+                streams.reverse();
+                self.repeats.push_back(Repeat {
+                    frame,
+                    streams,
+                    at: 0,
+                });
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Mended<S> {
+    /// Gives what is to be said to several to those who have not got it.
+    fn repeat(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(repeat) = self.repeats.front_mut() {
+            while let Some(stream) = repeat.streams.last() {
+                if let Some(field) = repeat.frame.get_mut(4..8) {
+                    field.copy_from_slice(&stream.to_be_bytes());
+                }
+                while repeat.at < repeat.frame.len() {
+                    let rest = &repeat.frame[repeat.at..];
+                    match ready!(Pin::new(&mut self.inner).poll_write(cx, rest))? {
+                        0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                        count => repeat.at += count,
+                    }
+                }
+                repeat.at = 0;
+                repeat.streams.pop();
+                self.leaving += 1;
+            }
+            self.repeats.pop_front();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -342,18 +447,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, bytes))?;
-        let leaving = &mut this.leaving;
-        let bytes = &bytes[..written.min(bytes.len())];
-        this.outbound.take_all(bytes, |header| {
-            *leaving += usize::from(header.kind == MESSAGE_TYPE_RESPONSE);
-        });
+        ready!(this.repeat(cx))?;
+        // No further than this answer's end, if it may have to be repeated.
+        let most = if this.waits.any() {
+            this.outbound.clone().take(bytes).0
+        } else {
+            bytes.len()
+        };
+        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &bytes[..most]))?;
+        this.leaves(&bytes[..written.min(bytes.len())]);
         Poll::Ready(Ok(written))
     }
 
     /// The crate flushes after each message.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.repeat(cx))?;
         ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
         let ended = std::mem::take(&mut this.leaving).min(this.open);
         this.open -= ended;

@@ -25,6 +25,7 @@ pub mod publisher;
 mod requests;
 pub mod service;
 pub mod transport;
+mod waits;
 mod wire;
 
 pub use error::Error;

@@ -44,9 +44,9 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// A request came in.
-    pub(crate) fn asked(&self) {
-        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    /// Requests came in.
+    pub(crate) fn asked(&self, count: usize) {
+        self.unanswered.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Answers went out, or will never.

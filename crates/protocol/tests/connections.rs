@@ -230,3 +230,63 @@ fn an_answer_that_arrived_was_flushed() {
         }
     });
 }
+
+/// ttrpc has no cancel: each client that gave up waiting left its Wait, and 1,024 of them
+/// locked a container. They are one to whoever answers, the next calls are served as ever,
+/// and all are answered in the end.
+#[test]
+fn twenty_thousand_abandoned_waits_are_one() {
+    const MANY: u32 = 20_000;
+    run(async {
+        let (owner, server) = served().await;
+        let stream = connect(&server).await;
+        let wait = |at: u32| request(1 + 2 * at, [V2, V3][at as usize % 2], "Wait", b"\x0a\x02c1");
+        write(&stream, (0..MANY).flat_map(wait).collect()).await;
+        let next = 1 + 2 * MANY;
+        write(&stream, request(next, V2, "Pause", b"\x0a\x02c1")).await;
+        assert_eq!(answer(&stream).await, (next, 0, String::new()));
+        let asked = owner.asked.lock().unwrap().len();
+        assert_eq!(asked, 2, "one Wait, one Pause");
+        assert!(server.flushed(Duration::from_secs(5)).await);
+        owner.say(Ok(Answer::Exit(exit(Status::Exited(3)))));
+        owner.ends.notify_one();
+        let mut reading = stream.try_clone().unwrap();
+        let seen = tokio::task::spawn_blocking(move || {
+            let limit = Some(Duration::from_secs(20));
+            reading.set_read_timeout(limit).unwrap();
+            let mut seen = Vec::new();
+            for _ in 0..MANY {
+                let mut header = [0; 10];
+                reading.read_exact(&mut header).unwrap();
+                let length = u32::from_be_bytes(header[..4].try_into().unwrap());
+                let mut body = vec![0; length as usize];
+                reading.read_exact(&mut body).unwrap();
+                let response: ttrpc::Response = protobuf::Message::parse_from_bytes(&body).unwrap();
+                assert_eq!(response.payload, b"\x08\x03\x12\x04\x08\x05\x10\x06");
+                seen.push(u32::from_be_bytes(header[4..8].try_into().unwrap()));
+            }
+            seen
+        });
+        let mut seen = seen.await.unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..MANY).map(|at| 1 + 2 * at).collect::<Vec<u32>>());
+        assert!(server.flushed(Duration::from_secs(5)).await);
+    });
+}
+
+/// Whoever hangs up takes its Waits along, those that were joined to another too.
+#[test]
+fn a_connection_that_ends_takes_its_waits_along() {
+    run(async {
+        let (owner, server) = served().await;
+        for round in 1..=50 {
+            let gone = connect(&server).await;
+            let wait = |at: u32| request(1 + 2 * at, V2, "Wait", b"\x0a\x02c1");
+            write(&gone, (0..100).flat_map(wait).collect()).await;
+            until(|| owner.asked.lock().unwrap().len() == round).await;
+            drop(gone);
+            until(|| owner.dropped.load(Ordering::Relaxed) == round).await;
+        }
+        assert!(server.flushed(Duration::from_secs(5)).await);
+    });
+}

@@ -7,10 +7,14 @@ use vigil_model::{Answer, ExecId, Kind, Refusal, Request, RequestId, Verb, Who};
 
 use crate::desk::Reply;
 
-/// Requests waiting for a verb under way; more are refused.
+/// Requests waiting for a verb under way; more are refused, but for a Delete.
 const DEFERRED_MAX: usize = 128;
-/// Pending Waits; more are refused.
-const WAITERS_MAX: usize = 4096;
+/// Pending Waits for one process; more are refused. Those of one connection are
+/// one, so this many connections have asked.
+const WAITERS_MAX: usize = 64 << 10;
+
+/// Fewest of them that are looked through for those whose client went away.
+const WAITERS_LOOK: usize = 16;
 
 /// What a finished effect will be answered with, kept until the rules say
 /// that the answer is due.
@@ -23,8 +27,16 @@ pub(crate) struct Replies {
     pub(crate) create_outcome: Option<Outcome>,
     verbs: BTreeMap<Verb, (Option<Reply>, Option<Outcome>)>,
     execs: BTreeMap<ExecId, (Option<Reply>, Option<Outcome>)>,
-    waiters: BTreeMap<Who, Vec<Reply>>,
+    waiters: BTreeMap<Who, Waiters>,
     deferred: VecDeque<(Request, Option<RequestId>, Reply)>,
+}
+
+/// Who waits for the end of one process.
+#[derive(Debug, Default)]
+struct Waiters {
+    replies: Vec<Reply>,
+    /// At so many, those whose client went away are looked for.
+    look_at: usize,
 }
 
 /// Sends an answer; a client that went away is no concern of ours.
@@ -90,25 +102,31 @@ impl Replies {
     }
 
     pub(crate) fn wait(&mut self, who: Who, reply: Reply) {
-        let waiters = self.waiters.entry(who).or_default();
-        // Those whose client went away make room first.
-        waiters.retain(|waiter| !waiter.is_closed());
-        if waiters.len() >= WAITERS_MAX {
+        let Waiters { replies, look_at } = self.waiters.entry(who).or_default();
+        // Those whose client went away make room, now and then: looking at all
+        // of them each time would take longer with each.
+        if replies.len() >= *look_at {
+            replies.retain(|waiter| !waiter.is_closed());
+            *look_at = (replies.len() * 2).clamp(WAITERS_LOOK, WAITERS_MAX);
+        }
+        if replies.len() >= WAITERS_MAX {
             let refusal = Refusal::new(Kind::ResourceExhausted, "too many waits are pending");
             answer(Some(reply), Err(refusal));
             return;
         }
-        waiters.push(reply);
+        replies.push(reply);
     }
 
     pub(crate) fn answer_waiters(&mut self, who: &Who, outcome: &Outcome) {
-        for waiter in self.waiters.remove(who).unwrap_or_default() {
+        for waiter in self.waiters.remove(who).unwrap_or_default().replies {
             answer(Some(waiter), outcome.clone());
         }
     }
 
     pub(crate) fn defer(&mut self, request: Request, from: Option<RequestId>, reply: Reply) {
-        if self.deferred.len() >= DEFERRED_MAX {
+        // What ends a process, or a container, is never turned away.
+        let ends = matches!(request, Request::Delete(_));
+        if !ends && self.deferred.len() >= DEFERRED_MAX {
             let refusal = Refusal::new(Kind::ResourceExhausted, "too many requests are waiting");
             answer(Some(reply), Err(refusal));
             return;

@@ -241,6 +241,71 @@ fn answers_are_counted_when_they_are_whole() {
     assert!(traffic.quiet());
 }
 
+/// A Wait for init, in the words of either service.
+fn wait(stream: u8, service: usize) -> Vec<u8> {
+    let request = ttrpc::Request {
+        service: SERVICES[service].to_owned(),
+        method: "Wait".to_owned(),
+        payload: b"\x0a\x02c1".to_vec(),
+        ..ttrpc::Request::default()
+    };
+    frame(
+        stream,
+        1,
+        &protobuf::Message::write_to_bytes(&request).unwrap(),
+    )
+}
+
+/// However bytes are cut: one Wait goes on for all that ask the same, and each gets its
+/// answer, between two others and whole.
+#[test]
+fn waits_that_ask_the_same_are_one_and_all_are_answered() {
+    let state = frame(7, 1, &body(SERVICES[0], 0));
+    let inward = [wait(1, 0), wait(3, 0), wait(5, 1), state.clone()].concat();
+    let wanted = [told(&wait(1, 0)), told(&state)].concat();
+    let end = b"\x12\x02\x08\x07";
+    let outward = [frame(1, 2, end), frame(7, 2, b"state")].concat();
+    let answers = [
+        frame(1, 2, end),
+        frame(3, 2, end),
+        frame(5, 2, end),
+        frame(7, 2, b"state"),
+    ];
+    for size in 1..40 {
+        let traffic = Arc::new(Traffic::default());
+        let pieces = Pieces {
+            inward: inward.chunks(size).map(<[u8]>::to_vec).collect(),
+            gulp: size,
+            ..Pieces::default()
+        };
+        let mut stream = Mended::new(pieces, 7, Arc::clone(&traffic));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut read = Vec::new();
+        let mut buffer = [0; 64];
+        loop {
+            let mut out = ReadBuf::new(&mut buffer);
+            let polled = Pin::new(&mut stream).poll_read(&mut cx, &mut out);
+            assert!(polled.is_ready());
+            if out.filled().is_empty() {
+                break;
+            }
+            read.extend_from_slice(out.filled());
+        }
+        assert_eq!((&read, stream.open), (&wanted, 2), "{size}");
+        let mut rest = &outward[..];
+        while !rest.is_empty() {
+            match Pin::new(&mut stream).poll_write(&mut cx, rest) {
+                Poll::Ready(Ok(some)) => rest = &rest[some..],
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_ready());
+        assert_eq!(stream.inner.outward, answers.concat(), "{size}");
+        assert_eq!(stream.open, 0);
+        assert!(traffic.quiet());
+    }
+}
+
 proptest! {
     #[test]
     fn how_bytes_are_cut_does_not_matter(
