@@ -33,7 +33,7 @@ const BUDGET: Duration = Duration::from_millis(3500);
 /// For calls of runc that outlived the pair.
 const CALLS: Duration = Duration::from_millis(500);
 /// Where runc keeps its state unless the options say otherwise.
-const RUNC_ROOT: &str = "/run/containerd/runc";
+pub(crate) const RUNC_ROOT: &str = "/run/containerd/runc";
 
 /// Cleans up and answers.
 pub fn run(flags: &Flags) -> Result<()> {

@@ -2,12 +2,15 @@
 //! the end. One thread. Until it has said *ready*, a failure is told to
 //! `start` through the ready pipe; afterwards to the log.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use vigil_host::enact::reconcile_to_gone;
+use vigil_host::observe::{Below, Subject};
+use vigil_host::proc;
 use vigil_journal::names;
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
@@ -18,13 +21,15 @@ use vigil_supervise::{
     Arrival, Delivery, Desk, Ending, Inherited, Limits, Parent, Place, Publish, Shim, chain,
 };
 use vigil_sys::points::{self, Point};
-use vigil_sys::{fd, fork, map, process, signal};
+use vigil_sys::{fd, fork, map, pidfd, process, signal};
 
-use crate::RUNTIME;
 use crate::waiter::Case;
+use crate::{RUNTIME, delete};
 
 /// For the last answers to reach the reaper.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// For ending a container whose bundle is gone, which nobody waits for.
+const WITHOUT_BUNDLE: Duration = Duration::from_secs(5);
 
 /// Serves one container.
 pub fn run(flags: &Flags) -> Result<()> {
@@ -66,7 +71,11 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     }
     // No huge pages for a process of a few hundred KiB.
     let _ = process::disable_huge_pages();
-    let bundle = std::env::current_dir().context("cannot see the bundle")?;
+    let bundle = match std::env::current_dir() {
+        // Removed, while nobody of us lived to see it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return end_without_bundle(flags),
+        bundle => bundle.context("cannot see the bundle")?,
+    };
     crash::keep_last_words(bundle.join(names::PANIC));
     let level = if flags.debug {
         log::LevelFilter::Debug
@@ -118,6 +127,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     runtime.block_on(async {
         let id = place.id.to_string();
         let parent = place.parent.clone();
+        let at = place.bundle.clone();
         let mut shim = Shim::start(place, inherited, publisher).await?;
         let server = Server::start(Arc::new(Front {
             desk: shim.desk(),
@@ -146,18 +156,49 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         }
         // Who makes us leave does the rest.
         if !matches!(ending, Ending::Retires | Ending::ReaperLeaves) {
-            wait_for_what_is_left(flags);
+            wait_for_what_is_left(flags, &at);
         }
         process::exit_now(0)
     })
 }
 
-/// What the container could not get rid of, if anything.
-fn wait_for_what_is_left(flags: &Flags) {
-    let Ok(bundle) = std::env::current_dir() else {
-        return;
+/// Nobody will ask for a container whose bundle is gone, and its records are gone with it.
+/// What descends from the reaper is the container; runc's state and its cgroups bear its name.
+fn end_without_bundle(flags: &Flags) -> Result<()> {
+    let reaper = process::parent_pid();
+    let options: Options = match std::env::var(crate::start::OPTIONS) {
+        Ok(text) => serde_json::from_str(&text).context("cannot read the options of `start`")?,
+        Err(_) => Options::default(),
     };
-    let case = Case::new(flags, &bundle);
+    let root = match options.root.as_str() {
+        "" => Path::new(delete::RUNC_ROOT),
+        root => Path::new(root),
+    };
+    let at = std::env::var_os(crate::start::BUNDLE).context("nobody says where the bundle was")?;
+    let at = PathBuf::from(at);
+    let mut subject = Subject::unrecorded(flags.id.clone(), flags.namespace.clone(), at, root);
+    subject.socket = Some(PathBuf::from(&flags.socket));
+    subject.below = proc::incarnation(reaper)?.map(|reaper| Below {
+        reaper,
+        spare: vec![process::pid()],
+        loggers: Vec::new(),
+    });
+    let _ = reconcile_to_gone(&subject, Instant::now() + WITHOUT_BUNDLE);
+    let case = Case::new(flags, &subject.bundle);
+    if case.is_entombed() {
+        case.leave();
+    }
+    if let Some((_, reaper)) = proc::open_now(reaper)? {
+        pidfd::send_signal(&reaper, signal::USR2).context("the reaper cannot be told")?;
+    }
+    // It ends us with itself.
+    std::thread::sleep(WITHOUT_BUNDLE);
+    anyhow::bail!("the bundle was removed, and the reaper does not leave")
+}
+
+/// What the container could not get rid of, if anything.
+fn wait_for_what_is_left(flags: &Flags, bundle: &Path) {
+    let case = Case::new(flags, bundle);
     if case.is_entombed() {
         case.leave();
     }

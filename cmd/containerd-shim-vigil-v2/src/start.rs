@@ -31,6 +31,8 @@ use crate::{leave, waiter};
 pub const OPTIONS: &str = "VIGIL_OPTIONS";
 /// Environment in which it finds what to warn of, a line each.
 pub const WARNINGS: &str = "VIGIL_WARNINGS";
+/// Environment in which it finds where the bundle is, for when that is gone.
+pub const BUNDLE: &str = "VIGIL_BUNDLE";
 
 /// How long the pair may take to be ready. containerd waits as long as its
 /// client does; this is for nobody but a person who runs `start` by hand.
@@ -115,7 +117,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             .next()
             .unwrap_or_else(|| "containerd-shim-vigil-v2".into()),
         args: arguments(flags, &address),
-        env: environment(&stdin),
+        env: environment(&stdin, &bundle),
         name: c"containerd-shim".to_owned(),
     };
     made.0.push(bundle.join(names::PAIR));
@@ -349,7 +351,7 @@ fn arguments(flags: &Flags, address: &Address) -> Vec<OsString> {
     argv
 }
 
-fn environment(stdin: &Stdin) -> Vec<(OsString, OsString)> {
+fn environment(stdin: &Stdin, bundle: &Path) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(key, _)| key != OPTIONS && key != WARNINGS && key != "NOTIFY_SOCKET")
         .collect();
@@ -367,6 +369,7 @@ fn environment(stdin: &Stdin) -> Vec<(OsString, OsString)> {
     {
         set(OPTIONS, text);
     }
+    set(BUNDLE, bundle.to_string_lossy().into_owned());
     if !stdin.warnings.is_empty() {
         set(WARNINGS, stdin.warnings.join("\n"));
     }

@@ -1,16 +1,18 @@
 //! `vigil`, the operator's tool: what is recorded, observed and believed of a
 //! container, and its repair. Links neither the shim's loop nor the reaper, so
 //! that it works when no shim does; it names the source of what it says, and
-//! changes nothing but by `repair --write` and `upgrade`.
+//! changes nothing but by `repair --write`, `kill` and `upgrade`.
 
 mod ask;
 mod crashes;
 mod history;
 mod json;
 mod judge;
+mod kill;
 mod look;
 mod pair;
 mod place;
+mod processes;
 mod program;
 mod ps;
 mod recorded;
@@ -42,6 +44,8 @@ enum Command {
     Show(show::Args),
     /// Plans the repair of what dead pairs left; carries it out with `--write`.
     Repair(repair::Args),
+    /// Ends a container that nobody else can: both of its pair, the reaper first, then the rest.
+    Kill(kill::Args),
     /// Gives containers the shim of another program, without their noticing.
     Upgrade(upgrade::Args),
     /// Prints the lines that containers leave when they are gone.
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Repair(args) => repair::run(&args),
+        Command::Kill(args) => kill::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::History(args) => history::run(&args),
     };

@@ -71,7 +71,8 @@ pub struct Bundles {
 }
 
 impl Node {
-    fn tasks(&self) -> PathBuf {
+    /// Where bundles are, by namespace and id.
+    pub fn tasks(&self) -> PathBuf {
         self.state.join("io.containerd.runtime.v2.task")
     }
 

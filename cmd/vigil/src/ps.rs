@@ -10,6 +10,7 @@ use vigil_host::enact::Tombstone;
 use crate::ask::{Ask, Asking};
 use crate::look::Look;
 use crate::place::{self, Node};
+use crate::processes::{self, Loose};
 use crate::table::{Cell, Colour, Paint, render};
 use crate::{Answer, Code, json, words};
 
@@ -52,15 +53,31 @@ pub fn run(args: &Args) -> Result<Answer> {
     wrong |= looks.iter().any(|look| look.wrong().is_some());
     let stones = stones(&args.node, &mut notes);
     wrong |= !stones.is_empty();
+    let loose: Vec<Loose> = processes::loose(&args.node)?
+        .into_iter()
+        .filter(|pair| {
+            only.as_ref()
+                .is_none_or(|only| *only == pair.found.namespace)
+        })
+        .collect();
+    wrong |= !loose.is_empty();
     let text = if args.json {
         json::text(&json!({
+            "pairs_without_bundle": loose.iter().map(Loose::value).collect::<Vec<_>>(),
             "tasks": looks.iter().map(json::task).collect::<Vec<_>>(),
             "tombstones": stones,
             "of_other_runtimes": bundles.others,
             "notes": notes,
         }))
     } else {
-        people(&looks, &stones, bundles.others, &notes, Colour::of_stdout())
+        people(
+            &looks,
+            &stones,
+            &loose,
+            bundles.others,
+            &notes,
+            Colour::of_stdout(),
+        )
     };
     let code = if wrong { Code::Wrong } else { Code::Done };
     Ok(Answer { text, code })
@@ -83,6 +100,7 @@ fn stones(node: &Node, notes: &mut Vec<String>) -> Vec<Tombstone> {
 fn people(
     looks: &[Look],
     stones: &[Tombstone],
+    loose: &[Loose],
     others: usize,
     notes: &[String],
     colour: Colour,
@@ -124,6 +142,10 @@ fn people(
             &format!("{namespace}/{id}: tombstone{tried}, left of it: {left}"),
             Paint::Bad,
         );
+    }
+    for pair in loose {
+        let (namespace, id) = (&pair.found.namespace, &pair.found.id);
+        line(&format!("{namespace}/{id}: {}", pair.words()), Paint::Bad);
     }
     for note in notes {
         line(&format!("note: {note}"), Paint::Plain);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
-use vigil_host::observe::observe;
+use vigil_host::observe::{Below, Subject, observe};
 use vigil_host::{chain, strays, sweep};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Settings, names};
@@ -23,8 +23,9 @@ use crate::ask::Belief;
 use crate::look::Look;
 use crate::pair::Life;
 use crate::place::{self, Found, Name, Node};
+use crate::processes::{self, Loose};
 use crate::table::{Colour, Paint};
-use crate::{Answer, Code, Exit, json, words};
+use crate::{Answer, Code, Exit, json, kill, words};
 
 /// For calls of runc that outlived their pair.
 const CALLS: Duration = Duration::from_secs(1);
@@ -127,6 +128,17 @@ pub fn run(args: &Args) -> Result<Answer> {
             cases.push(entombed(args, &stone));
         }
     }
+    for pair in processes::loose(&args.node)? {
+        let at = &pair.found;
+        let meant = args
+            .container
+            .as_ref()
+            .is_none_or(|id| id == at.id.as_str())
+            && namespace.as_ref().is_none_or(|n| *n == at.namespace);
+        if meant {
+            cases.push(unbundled(args, &pair));
+        }
+    }
     if let (Some(container), true) = (&args.container, cases.is_empty()) {
         return Err(anyhow!(
             "no bundle below {} and no tombstone in {}",
@@ -185,7 +197,7 @@ fn task(args: &Args, found: &Found) -> Case {
         notes: look.notes.clone(),
     };
     if let (Some(goal), true, false) = (goal, args.write, case.actions.is_empty()) {
-        case.outcome = Some(act(args, found, goal));
+        case.outcome = Some(act(&args.node, found, goal, deadline(args)));
     }
     case
 }
@@ -217,7 +229,7 @@ fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
 }
 
 /// Looks again with the lock in hand, and acts on what is seen then.
-fn act(args: &Args, found: &Found, goal: Goal) -> Result<Report> {
+pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Report> {
     let path = found.bundle.join(names::LOCK);
     let lock = match goal {
         Goal::Keep => None,
@@ -232,28 +244,22 @@ fn act(args: &Args, found: &Found, goal: Goal) -> Result<Report> {
             Err(e) => return Err(e.into()),
         }),
     };
-    let mut look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
+    let mut look = Look::once(found, &node.runc_root, &Belief::NotAsked);
     if goal == Goal::Gone && look.pair.any_alive() {
         return Err(anyhow!("a process of its pair lives"));
     }
     let mut calls = Vec::new();
     if goal == Goal::Gone {
         // A runc that outlived its pair would undo the clean-up.
-        calls = end_calls(&look, args);
-        look = Look::once(found, &args.node.runc_root, &Belief::NotAsked);
+        calls = end_calls(&look, until);
+        look = Look::once(found, &node.runc_root, &Belief::NotAsked);
     }
     let mut subject = look.subject;
     if goal == Goal::Gone {
         // The lock is ours now, and reads as a living pair's.
         subject.socket.clone_from(&look.recorded.socket);
     }
-    let mut report = reconcile(
-        &subject,
-        observe(&subject),
-        goal,
-        &args.node.kept.run,
-        deadline(args),
-    );
+    let mut report = reconcile(&subject, observe(&subject), goal, &node.kept.run, until);
     report.notes.extend(calls);
     if goal == Goal::Gone && !report.may_live() {
         remember(&found.bundle, &report)?;
@@ -262,10 +268,10 @@ fn act(args: &Args, found: &Found, goal: Goal) -> Result<Report> {
     Ok(report)
 }
 
-fn end_calls(look: &Look, args: &Args) -> Vec<String> {
+fn end_calls(look: &Look, until: Instant) -> Vec<String> {
     let (root, id) = (&look.subject.runtime.root, look.found.id.as_str());
     let session = look.recorded.pair.map(|pair| pair.reaper.pid);
-    let until = deadline(args).min(Instant::now() + CALLS);
+    let until = until.min(Instant::now() + CALLS);
     match strays::end(root, id, session, until) {
         Ok(left) => left
             .into_iter()
@@ -277,6 +283,59 @@ fn end_calls(look: &Look, args: &Args) -> Vec<String> {
 
 fn deadline(args: &Args) -> Instant {
     Instant::now() + Duration::from_secs(u64::from(args.deadline))
+}
+
+/// A pair whose bundle is gone: nobody asks for its container, and its records are gone too.
+fn unbundled(args: &Args, pair: &Loose) -> Case {
+    let mut case = Case {
+        namespace: pair.found.namespace.to_string(),
+        id: pair.found.id.to_string(),
+        verdict: "a pair without a bundle",
+        stone: false,
+        paired: true,
+        actions: vec![
+            Action::KillBelow,
+            Action::KillCgroup,
+            Action::RuncDelete,
+            Action::Unmount,
+            Action::RemoveCgroups,
+            Action::RemoveRuncState,
+        ],
+        left_alone: None,
+        outcome: None,
+        notes: vec![pair.words()],
+    };
+    if args.write {
+        case.outcome = Some(end_loose(&args.node, pair, deadline(args)));
+    }
+    case
+}
+
+/// Ends the container of such a pair, then the pair.
+pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
+    let found = &pair.found;
+    let mut subject = Subject::unrecorded(
+        found.id.clone(),
+        found.namespace.clone(),
+        found.bundle.clone(),
+        &node.runc_root,
+    );
+    subject.below = pair.reaper.as_ref().map(|(reaper, _)| Below {
+        reaper: reaper.clone(),
+        spare: pair.shim.iter().map(|(shim, _)| shim.pid).collect(),
+        loggers: Vec::new(),
+    });
+    let report = reconcile(
+        &subject,
+        observe(&subject),
+        Goal::Gone,
+        &node.kept.run,
+        until,
+    );
+    for (_, process) in pair.reaper.iter().chain(&pair.shim) {
+        kill::end(process, until)?;
+    }
+    Ok(report)
 }
 
 /// Records the end before anybody asks for it: containerd, when it is back,
@@ -459,7 +518,7 @@ fn people(cases: &[Case], notes: &[String], write: bool, colour: Colour) -> Stri
     text
 }
 
-fn told(text: &mut String, report: &Report, colour: Colour) {
+pub fn told(text: &mut String, report: &Report, colour: Colour) {
     for action in &report.done {
         let _ = writeln!(text, "  done: {}", words::action(*action));
     }

@@ -17,6 +17,7 @@ use vigil_relay::cause::Cause;
 use crate::ask::{Ask, Asking};
 use crate::look::{Look, Telling, exit_waits};
 use crate::place::{Name, Node};
+use crate::processes::{self, Loose};
 use crate::table::{Cell, Colour, Paint, render};
 use crate::{Answer, Code, Exit, crashes, history, json, pair, timeline, words};
 
@@ -89,7 +90,11 @@ fn afterwards(args: &Args) -> Result<Answer> {
     let crashes = crashes::read(&args.node.kept.run, &mut notes, |note| {
         meant(&note.id, &note.namespace)
     });
-    if stones.is_empty() && lines.is_empty() && crashes.is_empty() {
+    let loose: Vec<Loose> = processes::loose(&args.node)?
+        .into_iter()
+        .filter(|pair| meant(pair.found.id.as_str(), pair.found.namespace.as_str()))
+        .collect();
+    if stones.is_empty() && lines.is_empty() && crashes.is_empty() && loose.is_empty() {
         let mut error = anyhow!(
             "no bundle below {} and nothing in {} is of it{}",
             args.node.state.display(),
@@ -102,7 +107,7 @@ fn afterwards(args: &Args) -> Result<Answer> {
         }
         return Err(error.context(id.clone()).context(Exit(Code::Nothing)));
     }
-    let code = if stones.is_empty() {
+    let code = if stones.is_empty() && loose.is_empty() {
         Code::Done
     } else {
         Code::Wrong
@@ -110,6 +115,7 @@ fn afterwards(args: &Args) -> Result<Answer> {
     if args.json {
         let value = json!({
             "bundle": null,
+            "pairs": loose.iter().map(Loose::value).collect::<Vec<_>>(),
             "tombstones": stones,
             "history": lines,
             "crashes": crashes,
@@ -122,6 +128,9 @@ fn afterwards(args: &Args) -> Result<Answer> {
         "{id} is gone: no bundle below {}\n",
         args.node.state.display()
     );
+    for pair in &loose {
+        let _ = writeln!(text, "in {}: {}", pair.found.namespace, pair.words());
+    }
     for stone in &stones {
         let (namespace, left) = (&stone.namespace, stone.left.join("; "));
         let _ = writeln!(text, "tombstone in {namespace}, left of it: {left}");
@@ -212,6 +221,17 @@ fn people(look: &Look, versions: &Versions, colour: Colour) -> String {
     }
     let _ = writeln!(text, "journal     {}", journal(look));
     let _ = writeln!(text, "containerd  {}", look.belief.words());
+    if let (Some(reaper), true) = (look.pair.reaper, look.pair.any_alive()) {
+        let shim = look
+            .pair
+            .shim
+            .map(|shim| format!(", then shim {}", shim.pid));
+        let (reaper, shim) = (reaper.pid, shim.unwrap_or_default());
+        let _ = writeln!(
+            text,
+            "to end it   vigil kill {id} -n {namespace}; by hand, SIGKILL to reaper {reaper} first{shim}"
+        );
+    }
     text.push('\n');
     let titles = ["", "RECORDED", "OBSERVED", "PUBLISHED"];
     text.push_str(&render(&titles, &facts(look, versions), colour));

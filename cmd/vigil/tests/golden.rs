@@ -123,11 +123,12 @@ fn keepsakes(node: &Node) {
 #[test]
 fn help() {
     let node = Node::new();
-    let runs: [&[&str]; 6] = [
+    let runs: [&[&str]; 7] = [
         &["--help"],
         &["ps", "--help"],
         &["show", "--help"],
         &["repair", "--help"],
+        &["kill", "--help"],
         &["history", "--help"],
         &["upgrade", "--help"],
     ];

@@ -162,3 +162,90 @@ fn from_running_through_repair_to_nothing() {
     vigil(&containerd, &["ps"]).expect(0, &[]);
     containerd.expect_clean().unwrap();
 }
+
+/// SIGKILL of the shim first and the reaper then sometimes left a new shim, alone, and the
+/// container alive.
+#[test]
+fn kill_ends_both_of_a_pair_and_their_container() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let mut containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    let run = |id: &str| {
+        let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+        let script = [id, "sh", "-c", "sleep 1000 & sleep 1000"];
+        containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+    };
+    let mark = containerd.scratch.mark().to_owned();
+    let flag = format!("-namespace {} ", containerd.namespace());
+    let pairs = || {
+        Process::marked(&mark)
+            .into_iter()
+            .filter(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&flag))
+            .count()
+    };
+    run("c");
+    run("d");
+    // Beside a containerd, whose `delete` comes in between.
+    vigil(&containerd, &["kill", "c"]).expect(0, &["killed "]);
+    until("containerd to see it", by(10.0), || {
+        containerd.task_status("c").ok()?.is_none().then_some(())
+    })
+    .unwrap();
+    vigil(&containerd, &["kill", "c"]).expect(4, &["no bundle below"]);
+    // And with nobody there.
+    containerd.stop(15).unwrap();
+    vigil(&containerd, &["kill", "d"]).expect(0, &["killed ", "its end: signal 9"]);
+    vigil(&containerd, &["kill", "d"]).expect(0, &["its pair was dead"]);
+    until("the pairs to be gone", by(5.0), || {
+        (pairs() == 0).then_some(())
+    })
+    .unwrap();
+    let runc = format!("file /run/containerd/runc/{}", containerd.namespace());
+    Residue::expect_none(&mark, by(5.0), |line| {
+        line == runc || line.starts_with("cgroup ") && line.ends_with(&mark)
+    })
+    .unwrap();
+}
+
+/// With a real kubelet: bundles of living containers were removed, their pairs stayed, and
+/// `vigil repair` said that there was nothing.
+#[test]
+fn a_pair_without_a_bundle_is_seen_and_repaired() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let mut containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+    let script = ["c", "sh", "-c", "sleep 1000 & sleep 1000"];
+    containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+    containerd.stop(9).unwrap();
+    let mark = containerd.scratch.mark().to_owned();
+    let flag = format!("-namespace {} ", containerd.namespace());
+    let pair: Vec<Process> = Process::marked(&mark)
+        .into_iter()
+        .filter(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&flag))
+        .collect();
+    assert_eq!(pair.len(), 2, "{pair:?}");
+    // It would leave by itself. The reaper first: it would start another shim.
+    for process in &pair {
+        signal_if(process.pid, 19, |now| now.cmdline == process.cmdline);
+    }
+    let bundle = containerd.bundle("c");
+    let rootfs = bundle.join("rootfs");
+    while vigil_sys::mount::umount(&rootfs, vigil_sys::mount::UmountFlags::MNT_DETACH).is_ok() {}
+    std::fs::remove_dir_all(&bundle).unwrap();
+    let says = "its bundle is gone and its pair lives";
+    vigil(&containerd, &["ps"]).expect(3, &[says]);
+    vigil(&containerd, &["show", "c"]).expect(3, &[says]);
+    vigil(&containerd, &["repair"]).expect(3, &[says, "--write carries"]);
+    vigil(&containerd, &["repair", "c", "--write"]).expect(0, &["done: "]);
+    vigil(&containerd, &["ps"]).expect(0, &[]);
+    let runc = format!("file /run/containerd/runc/{}", containerd.namespace());
+    Residue::expect_none(&mark, by(5.0), |line| {
+        line == runc
+            || line.contains("listening socket")
+            || line.starts_with("cgroup ") && line.ends_with(&mark)
+    })
+    .unwrap();
+}

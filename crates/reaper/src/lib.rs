@@ -204,8 +204,6 @@ pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<
     let reaper = incarnation(process::pid(), &own)?;
     let shim = Some(incarnation(shim.pid, &shim.pidfd)?);
     let pair = Pair { reaper, shim };
-    step(
-        "name the pair",
-        pair.write(&config.bundle.join(names::PAIR)),
-    )
+    let written = pair.write(&config.bundle.join(names::PAIR));
+    step("name the pair", written)
 }

@@ -34,8 +34,7 @@ impl Reaper<'_> {
     }
 
     fn follow(&mut self, mut status: Option<i32>, mut words: String) -> bool {
-        // Without its bundle it would find nothing, and soon come to the same.
-        while self.config.bundle.exists() && !self.shim_lives {
+        while !self.shim_lives {
             let Some(cause) = self.line.died(Instant::now(), status, &words) else {
                 break;
             };
@@ -98,7 +97,10 @@ impl Reaper<'_> {
         self.serving = false;
         (self.control, self.heard) = (Some(control), Some(heard));
         self.line.started(Instant::now());
-        write_pair(self.config, self.boot, &self.shim)?;
+        // Without its bundle it ends the container, and then us; nobody reads who it is.
+        if self.config.bundle.exists() {
+            write_pair(self.config, self.boot, &self.shim)?;
+        }
         drop((theirs, ready));
         self.spare = spare();
         Ok(())

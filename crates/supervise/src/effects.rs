@@ -125,7 +125,7 @@ impl Owner {
     }
 
     /// Runs a job beside the owner; its message comes back through the desk.
-    fn job(&self, job: impl Future<Output = Message> + Send + 'static) {
+    pub(crate) fn job(&self, job: impl Future<Output = Message> + Send + 'static) {
         let desk = self.desk.clone();
         tokio::spawn(async move {
             let message = job.await;
@@ -331,7 +331,7 @@ impl Owner {
     }
 
     /// What is known of init's end.
-    fn end(&self) -> gone::End {
+    pub(crate) fn end(&self) -> gone::End {
         let phase = &self.task.standing.phase;
         gone::End {
             init: phase.init().cloned(),

@@ -90,6 +90,10 @@ pub(crate) enum Message {
     DeleteAgain,
     /// No Create for too long.
     Idle,
+    /// Somebody has removed the bundle.
+    BundleGone,
+    /// What the container of a removed bundle had is gone, as far as it went.
+    BundleCleared,
     /// Events are flushed, or their time is up.
     Flushed,
     /// Nothing was asked for a while: memory used for work can be given back.
@@ -136,6 +140,8 @@ pub(crate) struct Owner {
     pub(crate) asked: bool,
     /// A look at idleness is to come.
     pub(crate) idle_armed: bool,
+    /// How often what is under way is waited for still, once the bundle is gone.
+    pub(crate) bundle_waits: u32,
     /// The request being decided on.
     pub(crate) asking: Option<RequestId>,
     /// At a takeover: an update or a checkpoint that was under way, and whether its
@@ -239,6 +245,8 @@ impl Owner {
             | Message::Flushed
             | Message::Quiet => {}
             Message::Idle => self.idle(),
+            Message::BundleGone => self.bundle_gone(),
+            Message::BundleCleared => self.leave(Ending::Shutdown),
         }
     }
 

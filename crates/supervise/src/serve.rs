@@ -14,6 +14,7 @@ use vigil_host::proc;
 use vigil_journal::{BootId, Tail, names};
 use vigil_sys::points::{self, Point};
 
+use crate::bundle::{self, BUNDLE_LOOKS};
 use crate::control::{Control, FromReaper, Reaper};
 use crate::crash;
 use crate::desk::{Desk, INBOX_MAX, Reply};
@@ -118,6 +119,7 @@ impl Shim {
             // Whoever started us is about to ask.
             asked: true,
             idle_armed: false,
+            bundle_waits: BUNDLE_LOOKS,
             asking: None,
             resumed: None,
             resuming: BTreeMap::new(),
@@ -143,6 +145,7 @@ impl Shim {
             owner.hands.save();
             crash::tell_of_the_one_before(&owner.place, &remembered.gist);
         }
+        tokio::spawn(bundle::observe(place.bundle.clone(), sender.clone()));
         let owner = tokio::spawn(owner.run(inbox));
         Ok(Self {
             desk: Desk::new(sender),

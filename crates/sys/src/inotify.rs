@@ -8,7 +8,8 @@ use std::path::Path;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::{Errno, Result};
+use crate::signal::Signals;
+use crate::{Errno, Result, fd};
 
 /// A non-blocking descriptor that becomes readable at each open, read or
 /// close by a reader of what `file` has open, also when its name is gone. What
@@ -42,6 +43,54 @@ pub fn watch_removal(paths: &[&Path]) -> Result<OwnedFd> {
     Ok(inotify.into())
 }
 
+/// A directory in which the removal of a name is told by SIGIO, as long as it is held. By the
+/// older interface, since an instance of the newer one for each container would leave none to
+/// the host's others.
+#[derive(Debug)]
+pub struct Removals {
+    signals: Signals,
+    _directory: OwnedFd,
+}
+
+impl Removals {
+    /// Begins. SIGIO is blocked from now on.
+    pub fn of(path: &Path) -> Result<Self> {
+        let directory = std::fs::File::open(path).map_err(|error| {
+            error
+                .raw_os_error()
+                .map_or(Errno::UnknownErrno, Errno::from_raw)
+        })?;
+        let directory = OwnedFd::from(directory);
+        let signals = Signals::new(&[libc::SIGIO])?;
+        // DN_DELETE, DN_MULTISHOT
+        let wanted: libc::c_uint = 0x8 | 0x8000_0000;
+        // SAFETY: takes two integers beside the descriptor, which is open.
+        let answer = unsafe {
+            libc::fcntl(
+                directory.as_raw_fd(),
+                libc::F_NOTIFY,
+                libc::c_ulong::from(wanted),
+            )
+        };
+        Errno::result(answer)?;
+        Ok(Self {
+            signals,
+            _directory: directory,
+        })
+    }
+
+    /// Readable when something has been removed.
+    pub fn descriptor(&self) -> Result<OwnedFd> {
+        fd::duplicate(&self.signals)
+    }
+
+    /// Takes what was told so far.
+    pub fn take(&self) -> Result<()> {
+        while self.signals.next()?.is_some() {}
+        Ok(())
+    }
+}
+
 /// Takes what is queued, so that the next event makes it readable again.
 pub fn drain(watch: impl AsFd) -> Result<()> {
     let mut events = [0; 1024];
@@ -58,7 +107,7 @@ pub fn drain(watch: impl AsFd) -> Result<()> {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::{fd, fifo};
+    use crate::fifo;
     use std::time::Duration;
 
     #[test]
@@ -79,6 +128,25 @@ mod tests {
         let watch = watch_removal(&[&moved, &moved.join("file")]).unwrap();
         std::fs::remove_dir_all(&moved).unwrap();
         assert!(told(&watch, 5000), "removed");
+    }
+
+    #[test]
+    fn tells_of_a_removal_in_a_directory_without_an_instance() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        // In a thread: blocked for it alone, and taken by it.
+        let thread = std::thread::spawn(move || {
+            let removals = Removals::of(dir.path()).unwrap();
+            let told = removals.descriptor().unwrap();
+            let long = Duration::from_secs(5);
+            assert!(!fd::wait_readable(&told, Duration::ZERO).unwrap());
+            std::fs::write(dir.path().join("another"), "").unwrap();
+            assert!(!fd::wait_readable(&told, Duration::ZERO).unwrap());
+            std::fs::remove_file(&file).unwrap();
+            fd::wait_readable(&told, long).unwrap()
+        });
+        assert!(thread.join().unwrap());
     }
 
     #[test]

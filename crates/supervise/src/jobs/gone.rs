@@ -116,6 +116,19 @@ pub(crate) async fn end_rest(tools: &Tools, plan: &Plan, end: End) {
     recover::recover(tools, plan, subject, Goal::Keep, KILL_WAIT).await;
 }
 
+/// Ends the container whatever it is at, and removes all of it: nobody will ask for it.
+pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
+    let said = if end.exit.is_some() {
+        Said::Ended
+    } else {
+        Said::Live
+    };
+    let mut subject = recover::subject(tools, plan, said);
+    subject.init = end.init;
+    subject.exit = end.exit;
+    recover::recover(tools, plan, subject, Goal::Gone, DELETE_WAIT).await;
+}
+
 /// What is known of init's end.
 #[derive(Debug)]
 pub(crate) struct End {

@@ -1,0 +1,219 @@
+//! `vigil kill`: ends a container that cannot be asked any more. Both of its pair are killed,
+//! by descriptors of the very processes that are recorded and the reaper first: it would start
+//! another shim. Then what `delete` does is done, by containerd or here.
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args as ClapArgs;
+use serde_json::json;
+use vigil_host::enact::Report;
+use vigil_host::proc::{self, Checked};
+use vigil_journal::names;
+use vigil_journal::pair::Pair;
+use vigil_reconcile::Goal;
+use vigil_sys::{Errno, fd, pidfd, signal};
+
+use crate::place::{Found, Name, Node};
+use crate::table::Colour;
+use crate::{Answer, Code, Exit, json, pair, processes, repair, words};
+
+/// How often the pair is read again: a reaper that dies in the middle of a takeover may have
+/// started a shim that was not named yet.
+const LOOKS: usize = 20;
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Arguments of `vigil kill`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(flatten)]
+    name: Name,
+    /// How long it may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    deadline: u16,
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    node: Node,
+}
+
+/// What became of it.
+#[derive(Debug)]
+struct Ended {
+    found: Found,
+    /// Processes of the pair that were killed, in order.
+    killed: Vec<u32>,
+    /// What was done here; `None`: somebody else, containerd's `delete`, has done it.
+    report: Option<Report>,
+}
+
+/// Kills.
+pub fn run(args: &Args) -> Result<Answer> {
+    let until = Instant::now() + Duration::from_secs(u64::from(args.deadline));
+    let ended = match args.node.find(&args.name)? {
+        Some(found) => bundled(&args.node, found, until)?,
+        None => unbundled(args, until)?,
+    };
+    let unfinished = |report: &Report| !report.left.is_empty() || report.may_live();
+    let code = if ended.report.as_ref().is_some_and(unfinished) {
+        Code::Wrong
+    } else {
+        Code::Done
+    };
+    let text = if args.json {
+        json::text(&value(&ended))
+    } else {
+        people(&ended)
+    };
+    Ok(Answer { text, code })
+}
+
+/// One whose bundle names the pair.
+fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
+    if !crate::place::is_ours(&found.bundle)? {
+        bail!(
+            "no file of Vigil's is in {}: another runtime's",
+            found.bundle.display()
+        );
+    }
+    let mut killed = Vec::new();
+    let pair_file = found.bundle.join(names::PAIR);
+    for look in 0..LOOKS {
+        // Gone with its bundle, if containerd was quicker.
+        let recorded = match Pair::read(&pair_file) {
+            Ok(recorded) => recorded,
+            Err(_) if !found.bundle.exists() => break,
+            Err(_) if look > 0 => break,
+            Err(error) => {
+                // Without a pair on record nobody is signalled by guess.
+                let held = vigil_journal::lock::is_held(&found.bundle.join(names::LOCK));
+                if matches!(held, Ok(false)) {
+                    break;
+                }
+                return Err(error).context("it is not known which processes its pair is");
+            }
+        };
+        let before = killed.len();
+        for half in std::iter::once(recorded.reaper).chain(recorded.shim) {
+            if let Checked::Same(process) = proc::open_checked(&pair::incarnation(&half))?
+                && pidfd::is_dead(&process) == Ok(false)
+            {
+                end(&process, until)?;
+                killed.push(half.pid);
+            }
+        }
+        if killed.len() == before {
+            break;
+        }
+    }
+    let report = finish(node, &found, until)?;
+    Ok(Ended {
+        found,
+        killed,
+        report,
+    })
+}
+
+/// What `delete` does; `None`: it was done by somebody else.
+fn finish(node: &Node, found: &Found, until: Instant) -> Result<Option<Report>> {
+    loop {
+        if !found.bundle.exists() {
+            return Ok(None);
+        }
+        let held = vigil_journal::lock::is_held(&found.bundle.join(names::LOCK));
+        if matches!(held, Ok(true)) && Instant::now() < until {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        match repair::act(node, found, Goal::Gone, until) {
+            Ok(report) => return Ok(Some(report)),
+            // containerd's `delete` came in between, and has the lock or has done it.
+            Err(_) if !found.bundle.exists() => return Ok(None),
+            Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// One that only its processes tell of.
+fn unbundled(args: &Args, until: Instant) -> Result<Ended> {
+    let namespace = args.name.namespace()?;
+    let mut pairs: Vec<_> = processes::loose(&args.node)?
+        .into_iter()
+        .filter(|pair| pair.found.id.as_str() == args.name.container)
+        .filter(|pair| {
+            namespace
+                .as_ref()
+                .is_none_or(|n| *n == pair.found.namespace)
+        })
+        .collect();
+    if pairs.len() > 1 {
+        return Err(anyhow!("say which with --namespace")
+            .context(format!("{} is in several namespaces", args.name.container))
+            .context(Exit(Code::Usage)));
+    }
+    let Some(pair) = pairs.pop() else {
+        return Err(anyhow!(
+            "no bundle below {} and no pair without one",
+            args.node.state.display()
+        )
+        .context(args.name.container.clone())
+        .context(Exit(Code::Nothing)));
+    };
+    let halves = pair.reaper.iter().chain(&pair.shim);
+    let killed = halves.map(|(process, _)| process.pid).collect();
+    let report = repair::end_loose(&args.node, &pair, until)?;
+    Ok(Ended {
+        found: pair.found,
+        killed,
+        report: Some(report),
+    })
+}
+
+/// SIGKILL, and its end.
+pub fn end(process: &OwnedFd, until: Instant) -> Result<()> {
+    match pidfd::send_signal(process, signal::KILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => return Err(error).context("cannot kill a process of the pair"),
+    }
+    let left = until.saturating_duration_since(Instant::now());
+    if fd::wait_readable(process, left).context("cannot wait for a process of the pair")? {
+        return Ok(());
+    }
+    bail!("a process of the pair does not die; try again when what it waits for has passed")
+}
+
+fn value(ended: &Ended) -> serde_json::Value {
+    let report = ended.report.as_ref();
+    json!({
+        "namespace": ended.found.namespace,
+        "id": ended.found.id,
+        "killed": ended.killed,
+        "done": report.map(|report| report.done.iter().map(|a| words::action(*a)).collect::<Vec<_>>()),
+        "left": report.map(|report| report.left.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "exit": report.map(|report| json::exit(report.exit)),
+    })
+}
+
+fn people(ended: &Ended) -> String {
+    let mut text = String::new();
+    let killed: Vec<String> = ended.killed.iter().map(ToString::to_string).collect();
+    let killed = if killed.is_empty() {
+        "its pair was dead".to_owned()
+    } else {
+        format!("killed {}", killed.join(", "))
+    };
+    let (namespace, id) = (&ended.found.namespace, &ended.found.id);
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{namespace}/{id}: {killed}");
+    match &ended.report {
+        Some(report) => repair::told(&mut text, report, Colour::of_stdout()),
+        None => text.push_str("  containerd has deleted it\n"),
+    }
+    text
+}

@@ -1,0 +1,118 @@
+//! The bundle under our feet: whether somebody has removed it. containerd does so after Delete
+//! and Shutdown; if it does while a container is there, nobody will ever ask for that container
+//! again, and nobody else knows that it runs.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+use vigil_journal::names;
+use vigil_model::Phase;
+use vigil_sys::inotify::Removals;
+
+use crate::jobs::gone;
+use crate::owner::{Ending, Message, Owner};
+use crate::watched::watch;
+
+/// Between two looks before it counts as gone, and after a removal in it that may be the
+/// beginning of its own.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Between two looks at what is under way in a removed bundle, and how many there are.
+const BUNDLE_LOOK: Duration = Duration::from_millis(500);
+pub(crate) const BUNDLE_LOOKS: u32 = 60;
+
+/// Tells the owner once when the bundle is gone. Wakes up for removals in it and for nothing
+/// else.
+pub(crate) async fn observe(bundle: PathBuf, owner: mpsc::Sender<Message>) {
+    let own = std::fs::metadata(&bundle).map(|meta| (meta.dev(), meta.ino()));
+    let own = own.ok();
+    let removals = match Removals::of(&bundle) {
+        Ok(removals) => removals,
+        Err(error) => {
+            log::warn!(
+                "its removal would not be seen: {}: {error}",
+                bundle.display()
+            );
+            return tell(&bundle, own, &owner).await;
+        }
+    };
+    let told = removals.descriptor().map_err(std::io::Error::from);
+    let told = match told.and_then(|told| watch(told, Interest::READABLE)) {
+        Ok(told) => told,
+        Err(error) => return log::warn!("its removal would not be seen: {error}"),
+    };
+    loop {
+        if is_gone(&bundle, own) {
+            return tell(&bundle, own, &owner).await;
+        }
+        if !bundle.join(names::LOCK).exists() {
+            // The rest of it may be about to go.
+            tokio::time::sleep(AGAIN).await;
+            if is_gone(&bundle, own) {
+                return tell(&bundle, own, &owner).await;
+            }
+        }
+        let Ok(mut ready) = told.readable().await else {
+            return;
+        };
+        ready.clear_ready();
+        let _ = removals.take();
+    }
+}
+
+/// Looks once more, and tells.
+async fn tell(bundle: &Path, own: Option<(u64, u64)>, owner: &mpsc::Sender<Message>) {
+    tokio::time::sleep(AGAIN).await;
+    if is_gone(bundle, own) {
+        let _ = owner.send(Message::BundleGone).await;
+    }
+}
+
+/// Whether its place is empty, or another's. What cannot be seen is not gone.
+fn is_gone(bundle: &Path, own: Option<(u64, u64)>) -> bool {
+    match std::fs::metadata(bundle) {
+        Ok(now) => own.is_some_and(|own| own != (now.dev(), now.ino())),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
+impl Owner {
+    /// Nobody will ask for this container again: it ends, and so do we.
+    pub(crate) fn bundle_gone(&mut self) {
+        if self.leaving.is_some() {
+            return;
+        }
+        // What is under way has a deadline, and may be the Delete after which it was removed.
+        if self.task.standing.midway() && self.bundle_waits > 0 {
+            self.bundle_waits -= 1;
+            return self.job(async {
+                tokio::time::sleep(BUNDLE_LOOK).await;
+                Message::BundleGone
+            });
+        }
+        let plan = match self.task.standing.phase {
+            Phase::Empty | Phase::Deleted { .. } => None,
+            Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopped { .. } => self.task.plan.clone(),
+        };
+        let bundle = self.place.bundle.display();
+        let Some(plan) = plan else {
+            log::info!("{bundle} was removed: leaving");
+            return self.leave(Ending::Shutdown);
+        };
+        log::error!("{bundle} was removed: the container is ended, and its shim leaves");
+        self.hands.spend();
+        let (tools, end) = (self.hands.tools.clone(), self.end());
+        self.job(async move {
+            gone::end_all(&tools, &plan, end).await;
+            Message::BundleCleared
+        });
+    }
+}

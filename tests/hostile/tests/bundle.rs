@@ -1,0 +1,124 @@
+//! A bundle removed under a living pair: nobody will ask for that container again, so the pair
+//! ends what it runs, removes what it had, and leaves.
+//!
+//! Seen with a real kubelet: the shim's program was missing when containerd was started anew,
+//! so containerd removed the bundles of living containers. The pairs stayed for ever.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use vigil_hostile::{Pair, trial};
+use vigil_lab::bundle::Stdio;
+use vigil_lab::kit::Container;
+use vigil_lab::process::alive;
+use vigil_lab::{Kit, Spec, by, until};
+
+const KILL: i32 = 9;
+
+/// As containerd does: unmounted, moved aside, removed.
+fn removed(container: &Container) -> Result<()> {
+    let dir = &container.bundle.dir;
+    let rootfs = dir.join("rootfs");
+    while nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+    let aside = dir.with_file_name(format!(".{}", container.id));
+    fs::rename(dir, &aside)?;
+    Ok(fs::remove_dir_all(&aside)?)
+}
+
+fn leaves(kit: &Kit, container: &Container, pair: &Pair) -> Result<()> {
+    pair.gone(20.0)?;
+    ensure!(!alive(i32::try_from(container.pid)?), "init lives on");
+    ensure!(!container.shim.reply.socket.exists(), "the socket stays");
+    let runc = Path::new("/run/containerd/runc")
+        .join(kit.scratch.mark())
+        .join(&container.id);
+    ensure!(!runc.exists(), "runc's state stays");
+    let group = format!("{}/{}", kit.scratch.mark(), container.id);
+    for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let group = hierarchy.path().join(&group);
+        ensure!(!group.exists(), "{} stays", group.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pair_whose_bundle_is_removed_ends_its_container_and_leaves() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        removed(&container)?;
+        leaves(kit, &container, &pair)
+    });
+}
+
+/// By a person: the files first, the directory last.
+#[test]
+fn so_it_does_when_the_files_go_one_by_one() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        container.bundle.remove()?;
+        leaves(kit, &container, &pair)
+    });
+}
+
+#[test]
+fn so_does_one_whose_init_has_ended() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sh("exit 3"))?;
+        let pair = Pair::of(&container.shim)?;
+        ensure!(container.exit_status()? == 3);
+        removed(&container)?;
+        leaves(kit, &container, &pair)
+    });
+}
+
+#[test]
+fn so_does_one_without_a_container() {
+    trial(60, |kit| {
+        let container = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+        let pair = Pair::of(&container.shim)?;
+        removed(&container)?;
+        pair.gone(20.0)
+    });
+}
+
+/// The shim was stopped, or had no successor yet, when the bundle went.
+#[test]
+fn the_next_shim_sees_it_too() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        // It would be replaced if it were asked for anything.
+        pair.signal(pair.shim, nix::libc::SIGSTOP)?;
+        removed(&container)?;
+        pair.signal(pair.shim, KILL)?;
+        until("init to be ended", by(20.0), || {
+            (!alive(i32::try_from(container.pid).ok()?)).then_some(())
+        })?;
+        leaves(kit, &container, &pair)
+    });
+}
+
+/// What a container's own life removes in its bundle, and a look at it, are nothing.
+#[test]
+fn a_bundle_that_is_there_is_left_in_peace() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        for name in ["junk", "init.pid"] {
+            let path = container.bundle.dir.join(name);
+            fs::write(&path, "1")?;
+            fs::remove_file(&path)?;
+        }
+        let exec = kit.exec(&container, "e", &Spec::sh("exit 4"))?;
+        container.task().start(&container.id, &exec.id)?;
+        ensure!(container.task().wait(&container.id, "e")?.exit_status == 4);
+        ensure!(alive(pair.shim) && alive(pair.reaper), "the pair has gone");
+        ensure!(alive(i32::try_from(container.pid)?), "init has ended");
+        Ok(())
+    });
+}
