@@ -77,7 +77,7 @@ fn takeovers(told: &Takeovers) -> Value {
     let story = told.last.iter().map(|one| {
         let cause = Cause::parse(&one.cause);
         let why = match &cause {
-            Cause::Refused(why) => Some(why),
+            Cause::Refused(why) | Cause::Looping(_, why) => Some(why),
             _ => None,
         };
         json!({ "at": words::taken(one), "cause": words::cause(&cause), "why": why })

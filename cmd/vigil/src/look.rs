@@ -3,14 +3,17 @@
 //! time the next is seen; a look that finds something wrong is taken twice.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vigil_host::cgroup::Freeze;
 use vigil_host::chain;
 use vigil_host::observe::{Observed, Subject, observe};
 use vigil_journal::names;
+use vigil_journal::takeovers::Takeovers;
 use vigil_model::{KIND_RECORD, Phase, Published, Record, Task, TaskEvent, Who};
 use vigil_reconcile::{Init, Row, Said, Verdict, row};
+use vigil_relay::cause::Cause;
+use vigil_relay::pace;
 
 use crate::ask::Belief;
 use crate::judge::{Case, Judgement, is_bare, is_history, judge};
@@ -129,6 +132,14 @@ impl Look {
                 ),
             };
         }
+        if pair.life == Life::Alive && ours && loops(&pair, recorded.takeovers.as_ref()) {
+            judgement = Judgement {
+                words: "crash-looping",
+                wrong: Some(
+                    "its shim crashes again and again, and is started after growing pauses; `vigil show` tells how, `vigil upgrade` gives it another program",
+                ),
+            };
+        }
         Self {
             ours,
             published: recorded.task.as_ref().map(|task| telling(task, &recorded)),
@@ -179,6 +190,22 @@ impl Look {
             Said::HalfMade | Said::Live | Said::Ended => Some(true),
         }
     }
+}
+
+/// Whether its shims die by their own fault, one after the other: the reaper said so of the
+/// last, and either no other has followed yet, or not for long enough to be trusted.
+fn loops(pair: &pair::Seen, told: Option<&Takeovers>) -> bool {
+    let Some(last) = told.and_then(|told| told.last.back()) else {
+        return false;
+    };
+    let Cause::Looping(..) = Cause::parse(&last.cause) else {
+        return false;
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_secs());
+    let age = now.saturating_sub(u64::try_from(last.at_secs).unwrap_or(0));
+    let trusted = (pace::PAUSE_LONGEST + pace::QUIET).as_secs();
+    pair.shim.is_none_or(|shim| shim.alive != Some(true)) || age < trusted
 }
 
 /// Whether containerd has taken init's end, and whether the shim is still at

@@ -255,7 +255,7 @@ fn people(look: &Look, versions: &Versions, colour: Colour) -> String {
         };
         let _ = write!(text, "{title}{when}  {why}");
         let _ = match cause {
-            Cause::Refused(says) => writeln!(text, ": {says}"),
+            Cause::Refused(says) | Cause::Looping(_, says) => writeln!(text, ": {says}"),
             _ => writeln!(text),
         };
     }

@@ -375,7 +375,8 @@ fn ask(
         match cause {
             Cause::Refused(why) => return Ok((Outcome::Refused, Some(why))),
             Cause::Upgrade => return Ok((Outcome::Upgraded, None)),
-            Cause::Died(_) | Cause::Stuck | Cause::Asked | Cause::Other(_) => {}
+            Cause::Died(_) | Cause::Stuck | Cause::Asked | Cause::Looping(..) | Cause::Other(_) => {
+            }
         }
     }
     bail!("its reaper would not: the pair is starting, leaving or taking over just now")

@@ -2,7 +2,7 @@
 //! and the relay between them. Every frame passes here; none is understood.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vigil_relay::Relay;
 use vigil_relay::succession::PROVEN;
@@ -28,8 +28,8 @@ pub(crate) struct Conn {
 }
 
 /// Whether what was sent last is not what kills a shim.
-fn has_lived(sent_at: Option<Instant>, now: Instant, proven: Duration) -> bool {
-    sent_at.is_none_or(|at| now.duration_since(at) >= proven)
+fn has_lived(sent_at: Option<Instant>, now: Instant) -> bool {
+    sent_at.is_none_or(|at| now.duration_since(at) >= PROVEN)
 }
 
 impl Conn {
@@ -85,6 +85,7 @@ impl Conn {
             let seen = scm::look_now(self.own(), |ahead| self.relay.takes(ahead));
             let Some(mut bytes) = seen else { break };
             self.relay.from_containerd(&bytes);
+            self.relay.stamp(Instant::now());
             self.write();
             match scm::read_now(self.own(), &mut bytes) {
                 Some(0) => return false,
@@ -112,17 +113,25 @@ impl Conn {
     }
 
     /// The shim is dead: what it wrote is read to its end and, as far as
-    /// containerd takes it at once, passed on. What it lived with for that time
-    /// did not kill it, and nothing one that only made room (`asked`).
-    pub(crate) fn shim_died(&mut self, now: Instant, proven: Duration) {
+    /// containerd takes it at once, passed on. If it died by its own fault, what it
+    /// has not lived with for long may be to blame.
+    pub(crate) fn shim_died(&mut self, now: Instant, own_fault: bool) {
         self.read_pair_to_end();
-        if has_lived(self.sent_at, now, proven) {
+        if has_lived(self.sent_at, now) {
             self.relay.prove();
         }
-        self.relay.shim_died();
+        self.relay.shim_died(own_fault);
         self.pair = None;
         self.cut_at = None;
         self.settle();
+    }
+
+    /// Nobody serves: what would come too late is answered, and for that reason;
+    /// when the next would.
+    pub(crate) fn expire(&mut self, now: Instant, why: impl Fn() -> String) -> Option<Instant> {
+        let next = self.relay.expire(now, why);
+        self.settle();
+        next
     }
 
     fn read_pair(&mut self) -> Option<usize> {
@@ -140,16 +149,9 @@ impl Conn {
     /// Writes what either side takes now, and asks to be told about the rest.
     fn settle(&mut self) -> bool {
         self.write();
-        let own = Interest {
-            read: self.relay.wants_containerd(),
-            write: !self.flushed(),
-            ..Interest::default()
-        };
-        let pair = Interest {
-            read: self.relay.wants_shim(),
-            write: !self.relay.for_shim().is_empty(),
-            ..Interest::default()
-        };
+        let own = Interest::of(self.relay.wants_containerd(), !self.flushed());
+        let sends = !self.relay.for_shim().is_empty();
+        let pair = Interest::of(self.relay.wants_shim(), sends);
         self.own.want(own).is_ok() && self.pair.as_mut().is_none_or(|fd| fd.want(pair).is_ok())
     }
 
@@ -166,7 +168,7 @@ impl Conn {
             match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
                 Ok(count) => {
                     let now = Instant::now();
-                    if has_lived(self.sent_at, now, PROVEN) {
+                    if has_lived(self.sent_at, now) {
                         self.relay.prove();
                     }
                     self.relay.shim_took(count);

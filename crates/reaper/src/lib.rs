@@ -42,8 +42,8 @@ pub const READY_FD: u16 = 6;
 /// The listening socket, for the time after the reaper.
 pub const LISTENER_FD: u16 = 7;
 
-/// How many shims of this pair have died in the last minute, in the environment of each: 0 for
-/// the first, at least 1 for one that takes over.
+/// How many shims of this pair have died by their own fault in a row, in the environment of
+/// each: 0 for the first, at least 1 for one that takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
 
 /// Connections that may wait to be accepted.

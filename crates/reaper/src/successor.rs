@@ -1,10 +1,10 @@
 //! What happens when the shim dies or makes no progress: another is started in
-//! its place, within a budget. It finds the same listener, connections, slots
+//! its place, however often, if need be after a pause. It finds the same listener, connections, slots
 //! and exit records; requests that were not answered are the first it gets.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
@@ -26,37 +26,50 @@ pub(crate) fn spare() -> Vec<OwnedFd> {
 
 impl Reaper<'_> {
     /// Starts another shim in place of the one that died, of another program if that was asked
-    /// for, and of the one before it if that does not do. `false`: none would do, or will.
-    pub(crate) fn succeed(&mut self, status: i32) -> bool {
+    /// for, and of the one before it if that does not do; now, or after a pause.
+    pub(crate) fn succeed(&mut self, status: i32) {
         let said = self.heard.take().map(|fd| scm::read_words(fd.as_fd()));
         let words = format!("{} {}", wait::describe(status), said.unwrap_or_default());
-        self.follow(Some(status), words)
+        self.follow(Some(status), words);
     }
 
-    fn follow(&mut self, mut status: Option<i32>, mut words: String) -> bool {
+    fn follow(&mut self, mut status: Option<i32>, mut words: String) {
         while !self.shim_lives {
-            let Some(cause) = self.line.died(Instant::now(), status, &words) else {
-                break;
-            };
-            self.takeovers.add(&cause.to_string());
-            self.tell_takeovers();
+            if let Some(cause) = self.line.died(Instant::now(), status, &words) {
+                self.takeovers.add(&cause.to_string());
+                self.tell_takeovers();
+            }
+            if self.line.waits() {
+                return;
+            }
             match self.start_successor() {
-                Ok(()) => return true,
+                Ok(()) => return,
                 Err(error) => (status, words) = (None, error.to_string()),
             }
         }
-        // One that was started and is not known to `delete` dies like any other.
+        // One that was started and is not known to `delete` is ended.
+        self.line.unnamed();
         self.kill_shim();
-        self.shim_lives || self.line.waits()
     }
 
-    /// No successor could be started; what stood in its way may have passed.
+    /// The pause is over, or what stood in the way may have passed.
     pub(crate) fn try_again(&mut self) {
-        if let Err(error) = self.start_successor()
-            && !self.follow(None, error.to_string())
-        {
-            self.go_within(Duration::ZERO);
+        if let Err(error) = self.start_successor() {
+            self.follow(None, error.to_string());
         }
+    }
+
+    /// Nobody serves: what its clients would not wait for any longer is answered. When
+    /// that is to be looked at again.
+    pub(crate) fn answer_the_late(&mut self) -> Option<Instant> {
+        if self.serving || self.conns.is_empty() {
+            return None;
+        }
+        let (now, line) = (Instant::now(), &self.line);
+        let conns = self.conns.iter_mut();
+        conns
+            .filter_map(|conn| conn.expire(now, || line.why(now)))
+            .min()
     }
 
     /// Somebody may have put a link to another program beside the journal.
@@ -66,13 +79,22 @@ impl Reaper<'_> {
             return;
         }
         match fd::hold(&next) {
-            Ok(program) if self.serving && !self.going => {
+            Ok(program) if !self.going && (self.serving || self.mends()) => {
                 self.line.change(Instant::now(), program);
                 self.tell(&ToShim::Retire, &[]);
+                // Nobody is to make room: at once, whatever the pause.
+                if !self.shim_lives {
+                    self.follow(Some(0), String::new());
+                }
             }
             // Nobody is served yet, or soon: whoever asked sees that it is gone.
             Ok(_) | Err(_) => drop(fs::remove_file(next)),
         }
+    }
+
+    /// Whether another program is wanted although none serves.
+    fn mends(&self) -> bool {
+        self.ready.is_none() && (!self.shim_lives || self.line.loops(Instant::now()))
     }
 
     /// For people and the next shim; without room they are told less. Whoever asked for
@@ -109,9 +131,9 @@ impl Reaper<'_> {
     /// Before the next shim: what the dead one wrote counts to its end, half an
     /// answer does not, and what it did not answer is kept for the next.
     pub(crate) fn keep_unanswered(&mut self, status: i32) {
-        let (now, proven) = (Instant::now(), self.line.proven(status));
+        let (now, own_fault) = (Instant::now(), self.line.own_fault(status));
         for conn in &mut self.conns {
-            conn.shim_died(now, proven);
+            conn.shim_died(now, own_fault);
         }
     }
 

@@ -36,6 +36,8 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub(crate) const END: Duration = Duration::from_secs(5);
 /// How long the listener rests when no descriptor could be had.
 const REST: Duration = Duration::from_secs(1);
+/// After a turn that could not be made.
+const BREATH: Duration = Duration::from_millis(100);
 /// How long after a pair's end its shim must live to have meant it: a dying
 /// process closes its descriptors before it can be waited for.
 const DYING: Duration = Duration::from_millis(100);
@@ -88,18 +90,19 @@ impl Reaper<'_> {
             match self.turn() {
                 Ok(None) => {}
                 Ok(Some(code)) => return code,
-                // Nothing can be waited for any more.
-                Err(_) => return self.leave(),
+                // For want of something; that is nobody's end.
+                Err(_) => std::thread::sleep(BREATH),
             }
         }
     }
 
     /// One turn: wait, then everything that is possible. An exit code ends it.
     fn turn(&mut self) -> Result<Option<i32>> {
+        let late = self.answer_the_late();
         let timeout = if self.deaths_due {
             Some(Duration::ZERO)
         } else {
-            self.patience()
+            self.patience(late)
         };
         for ready in self.epoll.wait::<32>(timeout)? {
             match ready.token {
@@ -130,10 +133,10 @@ impl Reaper<'_> {
     }
 
     /// How long to wait; `None`, which is the rule, if nobody is waited for.
-    fn patience(&self) -> Option<Duration> {
+    fn patience(&self, late: Option<Instant>) -> Option<Duration> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let cuts = cuts.filter(|_| self.control.is_some());
-        let times = cuts.chain(self.until).chain(self.listen_at);
+        let times = cuts.chain(self.until).chain(self.listen_at).chain(late);
         let first = times.chain(self.line.next()).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
@@ -245,10 +248,11 @@ impl Reaper<'_> {
     }
 
     /// The shim is dead and reaped. What it has written counts, to its end;
-    /// then either this was the end, or another takes over. If none can, we go
-    /// at once, so that containerd runs `delete`. An exit code means "go".
+    /// then either this was the end, or another takes over, sooner or later. An exit
+    /// code means "go".
     fn on_shim_death(&mut self, status: i32) -> Option<i32> {
         self.shim_lives = false;
+        self.serving = false;
         let _ = (0..64).all(|_| self.serve_control());
         self.control = None;
         self.keep_unanswered(status);
@@ -261,19 +265,14 @@ impl Reaper<'_> {
             fail(&ready, &format!("shim ended before it was ready: {how}"));
             return Some(self.leave());
         }
-        if self.succeed(status) {
-            return None;
-        }
-        Some(self.leave())
+        self.succeed(status);
+        None
     }
 
     /// Looks at the listener if there is room for a connection.
     fn listen(&mut self) {
         let read = self.conns.len() < CONNS_MAX;
-        let told = self.listener.want(Interest {
-            read,
-            ..Interest::default()
-        });
+        let told = self.listener.want(Interest::of(read, false));
         self.listen_at = told.err().map(|_| Instant::now() + REST);
     }
 

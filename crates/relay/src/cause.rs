@@ -15,7 +15,7 @@ const fn signal_of(status: i32) -> i32 {
 
 /// Whether whoever ended so ended by its own fault, as far as that can be told:
 /// SIGKILL, SIGTERM and SIGINT come from outside.
-pub(crate) fn is_crash(status: i32) -> bool {
+pub fn is_crash(status: i32) -> bool {
     ![TERM, INT, KILL].contains(&signal_of(status)) && status != 0
 }
 
@@ -32,6 +32,9 @@ pub enum Cause {
     Upgrade,
     /// It was of another program and did not do; the one before it again.
     Refused(String),
+    /// So many died by their own fault in a row that the next is started after a pause; of the
+    /// last of them, how.
+    Looping(u32, String),
     /// A word of another version.
     Other(String),
 }
@@ -54,6 +57,13 @@ impl Cause {
             ("asked", _) => Cause::Asked,
             ("upgrade", _) => Cause::Upgrade,
             ("refused", _) => Cause::Refused(rest.to_owned()),
+            ("looping", _) => {
+                let told = rest.split_once(' ').unwrap_or((rest, ""));
+                match told.0.parse() {
+                    Ok(times) => Cause::Looping(times, told.1.to_owned()),
+                    Err(_) => Cause::Other(text.to_owned()),
+                }
+            }
             (_, _) => Cause::Other(text.to_owned()),
         }
     }
@@ -68,6 +78,7 @@ impl fmt::Display for Cause {
             Cause::Asked => f.write_str("asked"),
             Cause::Upgrade => f.write_str("upgrade"),
             Cause::Refused(words) => write!(f, "refused {words}"),
+            Cause::Looping(times, words) => write!(f, "looping {times} {words}"),
             Cause::Other(text) => f.write_str(text),
         }
     }
@@ -87,6 +98,14 @@ mod tests {
             (
                 Cause::Refused("exit status 1: no".to_owned()),
                 "refused exit status 1: no",
+            ),
+            (
+                Cause::Looping(5, "killed by signal 11".to_owned()),
+                "looping 5 killed by signal 11",
+            ),
+            (
+                Cause::Other("looping for ever".to_owned()),
+                "looping for ever",
             ),
             (Cause::Other("eaten by moths".to_owned()), "eaten by moths"),
             (Cause::Other("died of age".to_owned()), "died of age"),

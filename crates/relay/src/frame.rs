@@ -14,6 +14,8 @@ pub const FRAME_MAX: usize = HEADER_LEN + PAYLOAD_MAX;
 pub const CODE_RESOURCE_EXHAUSTED: u8 = 8;
 /// gRPC's INTERNAL.
 pub const CODE_INTERNAL: u8 = 13;
+/// gRPC's UNAVAILABLE: ask again later.
+pub const CODE_UNAVAILABLE: u8 = 14;
 
 pub(crate) const REQUEST: u8 = 1;
 pub(crate) const RESPONSE: u8 = 2;

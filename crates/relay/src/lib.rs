@@ -8,13 +8,17 @@ mod burst;
 pub mod cause;
 pub mod control;
 mod frame;
+mod glance;
+pub mod pace;
 pub mod slots;
 pub mod succession;
 mod switch;
 pub mod tokens;
 
 pub use burst::Burst;
-pub use frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX};
+pub use frame::{
+    CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, CODE_UNAVAILABLE, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX,
+};
 pub use switch::{
     ATTEMPTS_MAX, Counts, KEPT_BYTES_MAX, KEPT_MAX, QUEUE_MAX, Relay, UNSENT_MAX, fuzz_one,
 };

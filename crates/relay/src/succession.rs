@@ -1,22 +1,15 @@
-//! When a shim is replaced, by which program, and for what cause: how many
-//! deaths are too many, when one that lives is stuck, when a new program does
+//! When a shim is replaced, by which program, and for what cause: after which
+//! pause, when one that lives is stuck, when a new program does
 //! not do and the one before it is taken again. Pure: time comes in, nothing is
 //! waited for. Armed by a request alone, so that an idle pair has no timer.
 
 use std::time::{Duration, Instant};
 
 use crate::cause::{Cause, is_crash};
+use crate::pace::{FREE, Pace};
 
-/// Deaths in [`WINDOW`] after which no other shim is started: it would die too.
-pub const DEATHS_MAX: usize = 5;
-/// See [`DEATHS_MAX`].
-pub const WINDOW: Duration = Duration::from_mins(1);
 /// A request the shim has lived with for so long is not what kills it.
 pub const PROVEN: Duration = Duration::from_secs(5);
-const SIGKILL: i32 = 9;
-/// The same where the shim was killed: from outside that comes at any time, from
-/// what it is asked (for want of memory) soon.
-const PROVEN_SOON: Duration = Duration::from_millis(250);
 /// Between two looks at whether the shim takes what it is sent.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row that saw no progress, after which it is stuck.
@@ -39,59 +32,33 @@ pub const TRIAL_MAX: Duration = Duration::from_secs(5);
 /// program's fault.
 pub const PROBATION: Duration = Duration::from_mins(1);
 
-/// When shims died.
-#[derive(Debug, Default)]
-struct Deaths([Option<Instant>; DEATHS_MAX]);
-
-impl Deaths {
-    fn recent(&self, now: Instant) -> u32 {
-        let recent = self.0.iter().flatten();
-        let recent = recent.filter(|at| now.duration_since(**at) <= WINDOW);
-        u32::try_from(recent.count()).unwrap_or(u32::MAX)
-    }
-
-    /// Notes one more; `false` if they are too many.
-    fn allow(&mut self, now: Instant) -> bool {
-        self.0.rotate_left(1);
-        self.0[DEATHS_MAX - 1] = Some(now);
-        self.0[0].is_none_or(|first| now.duration_since(first) > WINDOW)
-    }
-}
-
 /// First and longest pause before another try to start a shim.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
-/// A shim that could not be started, for want of descriptors, memory or processes:
-/// when it is tried again, for a [`WINDOW`] at most.
+/// Nobody serves until another is started, which is to be then.
 #[derive(Debug, Default)]
-struct Retry(Option<Trying>);
-
-#[derive(Debug)]
-struct Trying {
-    until: Instant,
-    next: Instant,
-    pause: Duration,
+struct Retry {
+    at: Option<Instant>,
+    /// The pause before the last try, where a shim could not be started at all, for want of
+    /// descriptors, memory or processes.
+    pause: Option<Duration>,
+    /// How the last one ended, or why there was none.
+    why: String,
 }
 
 impl Retry {
-    fn next(&self) -> Option<Instant> {
-        Some(self.0.as_ref()?.next)
+    /// It could not be started. Never for the last time: what is wanting may come back.
+    fn again(&mut self, now: Instant, words: &str) {
+        let pause = self.pause.map_or(PAUSE_FIRST, |pause| pause * 2);
+        let pause = pause.min(PAUSE_LONGEST);
+        self.pause = Some(pause);
+        self.wait(now + pause, words);
     }
 
-    /// Notes a failure. Nothing is planned any more when it has been tried for long
-    /// enough.
-    fn again(&mut self, now: Instant) {
-        let trying = self.0.get_or_insert(Trying {
-            until: now + WINDOW,
-            next: now,
-            pause: PAUSE_FIRST,
-        });
-        trying.next = now + trying.pause;
-        trying.pause = PAUSE_LONGEST.min(trying.pause * 2);
-        if trying.next >= trying.until {
-            self.0 = None;
-        }
+    fn wait(&mut self, at: Instant, words: &str) {
+        self.at = Some(at);
+        words.clone_into(&mut self.why);
     }
 }
 
@@ -113,7 +80,7 @@ pub struct Succession<P> {
     /// What was used before, or did not do.
     other: Option<P>,
     trial: Option<Trial>,
-    deaths: Deaths,
+    pace: Pace,
     watchdog: Watchdog,
     /// Grows whenever the shim does anything.
     progress: u64,
@@ -121,6 +88,8 @@ pub struct Succession<P> {
     ready_by: Option<Instant>,
     /// The shim is being ended because it did nothing.
     stuck: bool,
+    /// The shim is being ended because `delete` could not be told who it is.
+    unnamed: bool,
     retry: Retry,
 }
 
@@ -131,11 +100,12 @@ impl<P> Succession<P> {
             program,
             other: None,
             trial: None,
-            deaths: Deaths::default(),
+            pace: Pace::default(),
             watchdog: Watchdog::default(),
             progress: 0,
             ready_by: None,
             stuck: false,
+            unnamed: false,
             retry: Retry::default(),
         }
     }
@@ -157,30 +127,30 @@ impl<P> Succession<P> {
         self.trial = Some(Trial::Retiring(now + RETIRE));
     }
 
-    /// How long a request must have been with a shim that has just died like this,
-    /// not to be what killed it.
-    pub fn proven(&self, status: i32) -> Duration {
-        if self.changes() {
-            Duration::ZERO
-        } else if status & 0x7f == SIGKILL && !self.stuck {
-            PROVEN_SOON
-        } else {
-            PROVEN
-        }
+    /// Whether the shim that has just ended like this died by its own fault, so that what was
+    /// with it may be to blame. Not one that made room, or was killed from outside.
+    pub fn own_fault(&self, status: i32) -> bool {
+        !self.changes() && !self.unnamed && (self.stuck || is_crash(status))
     }
 
     /// The shim is dead, or could not be started (`status` is `None`); `words`
-    /// say how. The cause of another's being started, or `None`: it would die
-    /// too. Neither one that made room nor one of a program that does not do
-    /// counts among those that died.
+    /// say how. The cause of another's being started, now or, if this [waits], after
+    /// a pause; `None` if it could not be started. Neither one that made room nor one
+    /// of a program that does not do counts among those that died, and those that were
+    /// killed from outside only if they never end.
+    ///
+    /// [waits]: Succession::waits
     pub fn died(&mut self, now: Instant, status: Option<i32>, words: &str) -> Option<Cause> {
+        let status = status.filter(|_| !std::mem::take(&mut self.unnamed));
         let stuck = std::mem::take(&mut self.stuck);
         let serving = self.ready_by.take().is_none();
         self.watchdog = Watchdog::default();
-        let crashed = status.is_none_or(is_crash);
+        self.retry.at = None;
+        let crashed = stuck || status.is_none_or(is_crash);
         match self.trial {
             Some(Trial::Retiring(_)) => {
                 self.trial = Some(Trial::Trying(now + TRIAL_MAX));
+                self.pace.forgive();
                 return Some(Cause::Upgrade);
             }
             Some(Trial::Trying(_)) => {
@@ -202,16 +172,25 @@ impl<P> Succession<P> {
             // The journal may be one that only the other can read.
             self.fall_back();
         }
-        let cause = match status {
-            _ if stuck => Cause::Stuck,
-            Some(status) => Cause::of(status),
+        let Some(status) = status else {
             // For want of something that may be had in a moment.
-            None => {
-                self.retry.again(now);
-                return None;
-            }
+            self.retry.again(now, words);
+            return None;
         };
-        self.deaths.allow(now).then_some(cause)
+        let pause = if crashed {
+            self.pace.fault(now)
+        } else {
+            self.pace.blow(now)
+        };
+        if !pause.is_zero() {
+            self.retry.wait(now + pause, words);
+        }
+        Some(match self.pace.faults(now) {
+            times if crashed && times > FREE && stuck => Cause::Looping(times, "stuck".to_owned()),
+            times if crashed && times > FREE => Cause::Looping(times, words.trim_end().to_owned()),
+            _ if stuck => Cause::Stuck,
+            _ => Cause::of(status),
+        })
     }
 
     fn fall_back(&mut self) {
@@ -221,25 +200,50 @@ impl<P> Succession<P> {
         }
     }
 
-    /// How many shims have died in the last [`WINDOW`]; at least 1, since what
+    /// How many shims have died by their own fault in a row; at least 1, since what
     /// asks is one that takes over.
     pub fn recent(&self, now: Instant) -> u32 {
-        self.deaths.recent(now).max(1)
+        self.pace.faults(now).max(1)
     }
 
-    /// Whether one that could not be started is tried again.
+    /// Whether so many have died by their own fault that the pauses grow.
+    pub fn loops(&self, now: Instant) -> bool {
+        self.pace.faults(now) > FREE
+    }
+
+    /// Whether the next shim is started later.
     pub fn waits(&self) -> bool {
-        self.retry.0.is_some()
+        self.retry.at.is_some()
     }
 
-    /// Whether it is to be tried again now.
+    /// Whether it is to be started now.
     pub fn tries(&self, now: Instant) -> bool {
-        self.retry.next().is_some_and(|at| at <= now)
+        self.retry.at.is_some_and(|at| at <= now)
+    }
+
+    /// Why nobody serves, for who waits for an answer.
+    pub fn why(&self, now: Instant) -> String {
+        let (faults, why) = (self.pace.faults(now), self.retry.why.trim_end());
+        if self.retry.pause.is_some() {
+            return format!("no shim can be started for this container ({why}); it is tried again");
+        }
+        if faults <= FREE {
+            return "the shim of this container died and the next does not serve yet".to_owned();
+        }
+        format!(
+            "the shim of this container crashes again and again ({faults} times, the last: {why}); \
+             another is started after a pause, and `vigil upgrade` gives it another program"
+        )
+    }
+
+    /// The shim that was started cannot be kept, since `delete` could not find it.
+    pub fn unnamed(&mut self) {
+        self.unnamed = true;
     }
 
     /// A successor was started.
     pub fn started(&mut self, now: Instant) {
-        self.retry = Retry::default();
+        (self.retry.at, self.retry.pause) = (None, None);
         self.ready_by = Some(now);
         self.alive(now);
     }
@@ -257,6 +261,7 @@ impl<P> Succession<P> {
     /// The shim serves. `true`: a change of program has come to its good end.
     pub fn serves(&mut self, now: Instant) -> bool {
         self.ready_by = None;
+        self.retry.why = String::new();
         let tried = matches!(self.trial, Some(Trial::Trying(_)));
         if tried {
             self.trial = Some(Trial::Proving(now + PROBATION));
@@ -287,7 +292,7 @@ impl<P> Succession<P> {
             Some(Trial::Retiring(by)) => Some(by),
             Some(Trial::Trying(_) | Trial::Proving(_)) | None => None,
         };
-        let times = [self.watchdog.at, self.ready_by, retired, self.retry.next()];
+        let times = [self.watchdog.at, self.ready_by, retired, self.retry.at];
         times.into_iter().flatten().min()
     }
 
@@ -367,59 +372,96 @@ impl Watchdog {
 mod tests {
     use super::*;
 
+    /// A shortage is waited for without end, and never taken for the end.
     #[test]
-    fn the_fifth_death_in_a_minute_is_the_last() {
-        let begun = Instant::now();
-        let at = |secs| begun + Duration::from_secs(secs);
-        let mut deaths = Deaths::default();
-        for second in [0, 10, 20, 30] {
-            assert!(deaths.allow(at(second)));
-        }
-        assert!(!deaths.allow(at(40)));
-        let mut deaths = Deaths::default();
-        for second in [0, 10, 20, 30, 61, 80, 81] {
-            assert!(deaths.allow(at(second)), "{second}");
-        }
-        assert!(!deaths.allow(at(82)));
-    }
-
-    #[test]
-    fn a_shim_that_cannot_be_started_is_tried_for_a_minute() {
+    fn a_shim_that_cannot_be_started_is_tried_again_for_ever() {
         let begun = Instant::now();
         let mut line = Succession::new("old");
         let mut now = begun;
-        assert_eq!(line.died(now, None, "out of descriptors"), None);
         let mut pauses = Vec::new();
-        while let Some(next) = line.next().filter(|_| line.waits()) {
+        for _ in 0..100 {
+            assert_eq!(line.died(now, None, "out of descriptors"), None);
+            assert!(line.waits());
+            let next = line.next().unwrap_or(now);
             assert!(!line.tries(now) && line.tries(next));
             pauses.push(next - now);
             now = next;
-            assert_eq!(line.died(now, None, "out of descriptors"), None);
         }
         assert_eq!(pauses[..2], [PAUSE_FIRST, PAUSE_FIRST * 2]);
         assert!(pauses.iter().all(|pause| *pause <= PAUSE_LONGEST));
-        let tried = now - begun;
-        assert!(
-            tried < WINDOW && tried + PAUSE_LONGEST >= WINDOW,
-            "{tried:?}"
-        );
-        assert_eq!(line.died(now, None, "out of descriptors"), None);
-        assert!(line.waits());
+        assert!(line.why(now).contains("out of descriptors"));
         line.started(now);
-        assert!(!line.waits() && !line.tries(now + WINDOW));
+        assert!(!line.waits() && !line.tries(now + PAUSE_LONGEST));
+        line.died(now, None, "once more");
+        assert_eq!(line.next(), Some(now + PAUSE_FIRST), "begun anew");
+    }
+
+    /// Thirty kills in a minute, and a thousand, and each is followed at once; none of them
+    /// counts when the shim crashes later.
+    #[test]
+    fn no_number_of_deaths_from_outside_is_too_many() {
+        let mut line = Succession::new("only");
+        for kill in 0..1000 {
+            line.started(at(2 * kill));
+            line.serves(at(2 * kill));
+            let status = [9, 15, 2][usize::try_from(kill % 3).unwrap_or(0)];
+            assert!(!line.own_fault(status));
+            let cause = line.died(at(2 * kill + 1), Some(status), "killed");
+            assert_eq!(cause, Some(Cause::of(status)));
+            assert!(!line.waits(), "kill {kill}");
+        }
+        assert_eq!(line.recent(at(2000)), 1);
+    }
+
+    /// One that crashes again and again is started again and again, ever later, until another
+    /// program is given to it, at once.
+    #[test]
+    fn own_faults_are_followed_after_growing_pauses() {
+        let mut line = Succession::new("old");
+        let (mut now, mut pauses) = (at(0), Vec::new());
+        for death in 1..=12 {
+            line.started(now);
+            assert!(line.own_fault(11) && line.own_fault(1 << 8));
+            let cause = line.died(now, SEGV, "killed by signal 11 ");
+            let wanted = if death <= 4 {
+                Cause::Died(11)
+            } else {
+                Cause::Looping(death, "killed by signal 11".to_owned())
+            };
+            assert_eq!(cause, Some(wanted));
+            assert_eq!((line.waits(), line.loops(now)), (death > 4, death > 4));
+            let next = line.next().unwrap_or(now);
+            assert!(line.tries(next) || death <= 4);
+            pauses.push((next - now).as_secs());
+            now = next;
+        }
+        assert_eq!(pauses, [0, 0, 0, 0, 1, 2, 4, 8, 16, 30, 30, 30]);
+        let why = line.why(now);
+        assert!(
+            why.contains("12 times, the last: killed by signal 11)"),
+            "{why}"
+        );
+        line.change(now, "new");
+        assert_eq!(line.died(now, Some(0), ""), Some(Cause::Upgrade));
+        assert!(!line.waits() && *line.program() == "new");
     }
 
     #[test]
-    fn who_is_killed_from_outside_blames_only_what_came_last() {
+    fn one_that_was_stuck_or_could_not_be_named_was_ended_by_us() {
         let mut line = Succession::new("old");
         line.serves(at(0));
-        assert_eq!(line.proven(9), PROVEN_SOON);
-        assert_eq!(line.proven(11), PROVEN);
+        assert!(!line.own_fault(9) && line.own_fault(11));
         line.arm(at(1));
         while !line.look(line.next().unwrap_or_else(|| at(1)), true, false) {}
-        assert_eq!(line.proven(9), PROVEN, "it was stuck, and ended by us");
+        assert!(line.own_fault(9), "it was stuck, and ended by us");
         line.change(at(100), "new");
-        assert_eq!(line.proven(9), Duration::ZERO);
+        assert!(!line.own_fault(9), "it made room");
+        let mut line = Succession::new("old");
+        line.started(at(0));
+        line.unnamed();
+        assert!(!line.own_fault(9));
+        assert_eq!(line.died(at(0), KILLED, "no space"), None);
+        assert!(line.waits() && line.recent(at(0)) == 1);
     }
 
     #[test]
@@ -539,9 +581,11 @@ mod tests {
         }
         line.trial = None;
         for second in [130, 131, 132, 133] {
-            assert!(line.died(at(second), KILLED, "").is_some());
+            assert_eq!(line.died(at(second), SEGV, ""), Some(Cause::Died(11)));
+            assert!(!line.waits());
         }
-        assert_eq!(line.died(at(134), KILLED, ""), None);
+        line.died(at(134), SEGV, "");
+        assert!(line.waits());
     }
 
     #[test]
@@ -573,7 +617,9 @@ mod tests {
             assert_eq!(line.next(), Some(at(begun) + READY));
             assert!(line.look(at(begun) + READY, false, false));
             let cause = line.died(at(begun) + READY, KILLED, "");
-            assert_eq!(cause, (round < 4).then_some(Cause::Stuck), "{round}");
+            let looping = Cause::Looping(5, "stuck".to_owned());
+            let wanted = if round < 4 { Cause::Stuck } else { looping };
+            assert_eq!(cause, Some(wanted), "{round}");
         }
         assert_eq!(*line.program(), "only");
     }

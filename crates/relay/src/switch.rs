@@ -5,8 +5,10 @@
 //! containerd. An idle connection holds no memory.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::frame::{self, Cutter, Header, PAYLOAD_MAX, Piece};
+use crate::glance::glance;
 
 /// Most requests of one connection that may be unanswered. The next one is
 /// answered RESOURCE_EXHAUSTED rather than left unread: behind 1024 Waits
@@ -21,6 +23,10 @@ pub const UNSENT_MAX: usize = 1 << 20;
 pub const QUEUE_MAX: usize = 256 << 10;
 /// Deaths a request is allowed to have caused before it is answered with an error.
 pub const ATTEMPTS_MAX: u8 = 3;
+/// How long a request without a time-out of its own waits for a shim.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// An answer that is to come before its client gives up leaves so much earlier at most.
+const EARLY: Duration = Duration::from_millis(500);
 
 /// A request frame and its story.
 #[derive(Debug)]
@@ -30,7 +36,23 @@ struct Kept {
     attempts: u8,
     /// A shim has been seen to live with it: it is not what kills them.
     proven: bool,
+    /// When it came, as far as that was told.
+    came: Option<Instant>,
     frame: Box<[u8]>,
+}
+
+impl Kept {
+    /// When it is to be answered without a shim. A Wait without a time-out has no end: who
+    /// waits takes an error for the container's.
+    fn until(&self) -> Option<Instant> {
+        let seen = glance(&self.frame);
+        let time = match seen.timeout {
+            Some(timeout) => timeout.saturating_sub(EARLY.min(timeout / 4)),
+            None if seen.waits() => return None,
+            None => WAIT_MAX,
+        };
+        self.came?.checked_add(time)
+    }
 }
 
 /// What was dropped, for the log. Each stops counting at its maximum.
@@ -118,8 +140,42 @@ impl Relay {
             stream: header.stream,
             attempts: 0,
             proven: false,
+            came: None,
             frame,
         });
+    }
+
+    /// What has come since this was called last came now.
+    pub fn stamp(&mut self, now: Instant) {
+        let new = self.kept.iter_mut().rev();
+        for kept in new.take_while(|kept| kept.came.is_none()) {
+            kept.came = Some(now);
+        }
+    }
+
+    /// No shim serves. What would come too late for its client is answered
+    /// UNAVAILABLE, for that reason; when the next would.
+    pub fn expire(&mut self, now: Instant, why: impl Fn() -> String) -> Option<Instant> {
+        let begun = self.sent + usize::from(self.sent_part > 0);
+        let (mut place, mut late, mut next) = (0, Vec::new(), None::<Instant>);
+        self.kept.retain(|kept| {
+            let until = kept.until().filter(|_| place >= begun);
+            place += 1;
+            let goes = until.is_some_and(|until| until <= now);
+            if goes {
+                late.push((kept.stream, kept.frame.len()));
+            } else {
+                next = next.into_iter().chain(until).min();
+            }
+            !goes
+        });
+        release(&mut self.kept);
+        for (stream, len) in late {
+            self.kept_bytes -= len;
+            self.unsent_bytes -= len;
+            self.refuse(stream, frame::CODE_UNAVAILABLE, &why());
+        }
+        next
     }
 
     fn refuse(&mut self, stream: u32, code: u8, message: &str) {
@@ -243,15 +299,23 @@ impl Relay {
     }
 
     /// The shim is dead and all it wrote has been given to [`Relay::from_shim`].
-    /// A half answer is dropped. What it was given whole has one attempt more,
-    /// unless proven harmless; at [`ATTEMPTS_MAX`] it is answered with an
-    /// error. The rest will be the first the next shim gets, in the old order.
-    pub fn shim_died(&mut self) {
+    /// A half answer is dropped. If it died by its own fault, what it was given
+    /// whole, but a Wait, has one attempt more, unless proven harmless; at [`ATTEMPTS_MAX`] it
+    /// is answered with an error. The rest will be the first the next shim gets,
+    /// in the old order.
+    pub fn shim_died(&mut self, own_fault: bool) {
         self.answers.reset();
         let sent = std::mem::take(&mut self.sent);
         self.sent_part = 0;
-        for kept in self.kept.iter_mut().take(sent).filter(|kept| !kept.proven) {
-            kept.attempts += 1;
+        let blamed = if own_fault { sent } else { 0 };
+        for kept in self
+            .kept
+            .iter_mut()
+            .take(blamed)
+            .filter(|kept| !kept.proven)
+        {
+            // Who waits takes an error for the container's end, so a Wait is never to blame.
+            kept.attempts += u8::from(!glance(&kept.frame).waits());
         }
         let mut fatal = Vec::new();
         self.kept.retain(|kept| {
@@ -331,7 +395,7 @@ pub fn fuzz_one(data: &[u8]) {
                 }
                 relay.containerd_took(count);
             }
-            _ => relay.shim_died(),
+            _ => relay.shim_died(len & 1 == 0),
         }
         assert!(relay.unanswered() <= KEPT_MAX && relay.kept_bytes <= KEPT_BYTES_MAX);
         assert!(relay.sent <= relay.kept.len() && relay.unsent_bytes <= relay.kept_bytes);

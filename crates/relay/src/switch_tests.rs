@@ -9,7 +9,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::{CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, HEADER_LEN, REQUEST, RESPONSE};
+use crate::frame::{
+    CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, CODE_UNAVAILABLE, HEADER_LEN, REQUEST, RESPONSE,
+};
+use crate::glance::tests::payload;
 
 fn frame_of(stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes().to_vec();
@@ -101,7 +104,7 @@ fn a_half_answer_dies_with_its_shim_and_the_request_is_asked_again() {
     let answer = frame_of(1, RESPONSE, b"whole");
     relay.from_shim(&answer[..answer.len() - 1]);
     assert!(relay.for_containerd().is_empty());
-    relay.shim_died();
+    relay.shim_died(true);
     assert!(relay.for_containerd().is_empty());
     assert_eq!(shim_takes(&mut relay), [first, second].concat());
     relay.from_shim(&answer);
@@ -160,7 +163,7 @@ fn a_request_that_kills_three_shims_is_answered_by_the_relay() {
         }
         shim_takes(&mut relay);
         assert!(relay.for_containerd().is_empty(), "death {death}");
-        relay.shim_died();
+        relay.shim_died(true);
     }
     let told = cut(&containerd_takes(&mut relay));
     assert_eq!((told.len(), told[0].0.stream), (1, 5));
@@ -175,12 +178,12 @@ fn a_request_the_shim_never_had_whole_is_not_to_blame() {
     relay.from_containerd(&request);
     for _ in 0..10 {
         relay.shim_took(request.len() - 1);
-        relay.shim_died();
+        relay.shim_died(true);
     }
     assert_eq!(shim_takes(&mut relay), request);
     relay.prove();
     for _ in 0..10 {
-        relay.shim_died();
+        relay.shim_died(true);
         assert_eq!(shim_takes(&mut relay), request, "proven by time");
     }
 }
@@ -380,7 +383,7 @@ impl World {
             Op::Die => {
                 // The reaper reads the socketpair to its end, then tells.
                 self.shim_writes(usize::MAX);
-                self.relay.shim_died();
+                self.relay.shim_died(true);
                 self.deaths += 1;
                 self.relayed.clear();
                 self.shim.clear();
@@ -507,4 +510,72 @@ fn what_is_taken_ends_with_a_frame() {
     assert_eq!(relay.takes(&head), HEADER_LEN + PAYLOAD_MAX + 1);
     relay.from_containerd(&head);
     assert_eq!(relay.takes(&[0; 50]), PAYLOAD_MAX + 1);
+}
+
+/// Killed from outside, however often, a shim blames nobody; by its own fault it does.
+#[test]
+fn only_a_shims_own_fault_blames_what_was_with_it() {
+    let mut relay = Relay::new();
+    let request = frame_of(1, REQUEST, b"innocent");
+    relay.from_containerd(&request);
+    for _ in 0..1000 {
+        assert_eq!(shim_takes(&mut relay), request);
+        relay.shim_died(false);
+    }
+    for _ in 0..ATTEMPTS_MAX {
+        assert_eq!(
+            shim_takes(&mut relay),
+            request,
+            "and none of it was counted"
+        );
+        relay.shim_died(true);
+    }
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!((told.len(), code_of(&told[0].1)), (1, CODE_INTERNAL));
+    // An error would be taken for the container's end.
+    let wait = frame_of(3, REQUEST, &payload("Wait", None));
+    relay.from_containerd(&wait);
+    for _ in 0..100 {
+        assert_eq!(shim_takes(&mut relay), wait);
+        relay.shim_died(true);
+    }
+}
+
+/// Without a shim a request is answered before its client gives up; a Wait, whose error would
+/// be taken for the container's end, is not answered at all.
+#[test]
+fn without_a_shim_a_request_waits_for_as_long_as_its_client() {
+    let begun = Instant::now();
+    let at = |secs| begun + Duration::from_secs(secs);
+    let mut relay = Relay::new();
+    let asks = [
+        payload("State", Some(Duration::from_secs(10))),
+        payload("Wait", None),
+        payload("Kill", None),
+        payload("Start", Some(Duration::from_secs(100))),
+    ];
+    for (stream, ask) in (1..).step_by(2).zip(&asks) {
+        relay.from_containerd(&frame_of(stream, REQUEST, ask));
+    }
+    relay.stamp(at(0));
+    let why = || "no shim".to_owned();
+    let ten = at(10).checked_sub(EARLY).unwrap();
+    assert_eq!(relay.expire(at(9), why), Some(ten));
+    assert!(relay.for_containerd().is_empty());
+    assert_eq!(relay.expire(ten, why), Some(at(0) + WAIT_MAX));
+    // What comes later waits from then on.
+    relay.from_containerd(&frame_of(9, REQUEST, &asks[0]));
+    relay.stamp(at(29));
+    let late = at(39).checked_sub(EARLY).unwrap();
+    assert_eq!(relay.expire(at(30), why), Some(late));
+    let told = cut(&containerd_takes(&mut relay));
+    let told: Vec<_> = told.iter().map(|(h, f)| (h.stream, code_of(f))).collect();
+    assert_eq!(told, [(1, CODE_UNAVAILABLE), (5, CODE_UNAVAILABLE)]);
+    assert_eq!(relay.expire(at(10_000), why), None);
+    assert_eq!(relay.unanswered(), 1, "the Wait");
+    let wait = frame_of(3, REQUEST, &asks[1]);
+    assert_eq!(shim_takes(&mut relay), wait);
+    assert_eq!(relay.expire(at(20_000), why), None);
+    relay.from_shim(&frame_of(3, RESPONSE, b"137"));
+    assert_eq!(relay.unanswered(), 0);
 }

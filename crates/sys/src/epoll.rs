@@ -33,6 +33,16 @@ impl Interest {
         priority: false,
     };
 
+    /// Reading, writing, both or neither.
+    pub const fn of(read: bool, write: bool) -> Interest {
+        Interest {
+            read,
+            write,
+            hangup: false,
+            priority: false,
+        }
+    }
+
     fn flags(self) -> EpollFlags {
         let mut flags = EpollFlags::empty();
         flags.set(EpollFlags::EPOLLIN, self.read);

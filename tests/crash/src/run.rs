@@ -342,8 +342,7 @@ pub fn takeovers(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
         println!("  {name} {first}: {calls} calls of the next shim");
         for call in 1..=calls {
             for edge in [Edge::Before, Edge::After] {
-                // Before it is given the requests: with three deaths over it a pending
-                // Wait is refused by the reaper, as it should be.
+                // Before it is given the requests.
                 let again = if first.starts_with('@') {
                     String::new()
                 } else {

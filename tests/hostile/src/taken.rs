@@ -1,7 +1,5 @@
 //! A pair whose shim is killed while numbers flow through it: the kill, and the count
 //! that tells whether one of them is missing, doubled or torn.
-//!
-//! At most four kills of one pair in a minute: at the fifth the reaper leaves.
 
 use std::fs;
 use std::io::Write;
@@ -122,10 +120,11 @@ impl Armed {
         Ok(fs::rename(side, self.0.join(code))?)
     }
 
-    /// Whether somebody got there.
+    /// Whether somebody got there and knows what to do: it has written its pid.
     #[must_use]
     pub fn reached(&self, code: &str) -> bool {
-        self.0.join(code).with_extension("reached").exists()
+        let said = fs::read_to_string(self.0.join(code).with_extension("reached"));
+        said.is_ok_and(|said| said.parse::<u32>().is_ok())
     }
 }
 

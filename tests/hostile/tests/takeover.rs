@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use vigil_hostile::{Armed, FaultyRunc, Pair, counts, finished_though, succeeded, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::{Process, alive};
+use vigil_lab::process::{Process, alive, signal_if};
 use vigil_lab::{Kit, Spec, by, until};
 
 const KILL: i32 = 9;
@@ -217,19 +217,32 @@ fn an_earlier_execs_end_is_not_taken_for_a_later_ones() {
 }
 
 /// A journal that is gone: whoever takes over once made an empty one, said that there is no
-/// task, and nobody knew any more of what ran on. Now the pair leaves, and `delete` ends it.
+/// task, and nobody knew any more of what ran on; later the pair left, and the container with
+/// it. Now it runs on, whether a shim can serve it or not, until both are killed.
 #[test]
-fn without_its_journal_a_container_is_ended_and_not_forgotten() {
+fn without_its_journal_a_container_is_neither_ended_nor_forgotten() {
     trial(60, |kit| {
         let container = kit.running(&Spec::sleeper())?;
         let pair = Pair::of(&container.shim)?;
         std::fs::remove_file(container.bundle.dir.join("journal"))?;
         pair.signal(pair.shim, KILL)?;
-        until("the pair to leave", by(30.0), || {
+        let story = container.bundle.dir.join("takeovers");
+        until("an answer, or five crashes", by(30.0), || {
+            let told = std::fs::read_to_string(&story).unwrap_or_default();
+            let served = container.task().patient(0.2).state(&container.id, "");
+            (served.is_ok() || told.contains("looping 5")).then_some(())
+        })?;
+        let pid = i32::try_from(container.pid)?;
+        ensure!(alive(pid) && alive(pair.reaper), "it was given up");
+        // The reaper first: nobody starts another then.
+        pair.signal(pair.reaper, KILL)?;
+        until("the pair to be gone", by(30.0), || {
+            for left in container.shim.processes() {
+                signal_if(left.pid, KILL, |p| p.cmdline.contains("containerd-shim"));
+            }
             container.shim.processes().is_empty().then_some(())
         })?;
         container.shim.delete()?;
-        let pid = i32::try_from(container.pid)?;
         until("init to be dead", by(10.0), || (!alive(pid)).then_some(()))
     });
 }

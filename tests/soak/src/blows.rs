@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use vigil_lab::{CallError, Task};
+use vigil_lab::Task;
 
 use crate::judge::Harm;
 use crate::life::Life;
@@ -21,7 +21,6 @@ const PATIENCE: f64 = 20.0;
 #[derive(Debug)]
 pub struct Blows<'a> {
     life: &'a Life,
-    through_containerd: bool,
     pair: &'a Pair,
     task: Task,
     took: Mutex<Vec<Duration>>,
@@ -31,10 +30,9 @@ pub struct Blows<'a> {
 impl<'a> Blows<'a> {
     /// Against the shims of `pair`, asking on a connection of its own.
     #[must_use]
-    pub fn new(life: &'a Life, pair: &'a Pair, task: &Task, through_containerd: bool) -> Self {
+    pub fn new(life: &'a Life, pair: &'a Pair, task: &Task) -> Self {
         Self {
             life,
-            through_containerd,
             pair,
             task: task.patient(PATIENCE),
             took: Mutex::default(),
@@ -44,7 +42,7 @@ impl<'a> Blows<'a> {
 
     /// One blow; `false` if there was nobody to hit.
     pub fn strike<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> bool {
-        // Before it falls: what is answered then may be excused by it.
+        // Before it falls, so that what is answered then is not taken for unprovoked.
         self.life.kills.fetch_add(1, Ordering::SeqCst);
         let Some(at) = self.pair.strike_the_shim(&self.life.story) else {
             self.life.kills.fetch_sub(1, Ordering::SeqCst);
@@ -70,12 +68,6 @@ impl<'a> Blows<'a> {
                 all.push(took);
             }
             Err(_) if self.life.asked().shutdown => {}
-            Err(error) if self.life.excuses(&error) => {}
-            // containerd ends a container whose Create it was told has failed.
-            Err(CallError::Closed)
-                if self.through_containerd
-                    && !self.life.asked().created
-                    && self.life.excuses_many_deaths() => {}
             Err(error) => self
                 .life
                 .wrong(Harm::Lost, format!("Connect, after blow {number}: {error}")),

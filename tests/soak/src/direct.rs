@@ -235,7 +235,7 @@ impl Stage<'_> {
             let of_shim = self.pair.get().zip(self.shim.get());
             let mut outcome = match of_shim.filter(|_| plan.blow.victims == Victims::Shim) {
                 Some((pair, shim)) => {
-                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task, false));
+                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
                     self.strike_all(blows, scope, &reports, came);
                     // It goes on as if nothing had been.
                     let _ = driver.take().map(ScopedJoinHandle::join);
@@ -365,7 +365,7 @@ impl Stage<'_> {
                     Err(error) if !error.is(Code::NotFound) => return Err(error),
                     Ok(()) | Err(_) => {}
                 }
-                // Create was given up by the reaper, and may be under way still.
+                // Create failed.
                 if !asked.created
                     && let Err(error) = shim.task.delete(id, "")
                 {
@@ -389,10 +389,6 @@ impl Stage<'_> {
             && let Err(error) = shim.task.shutdown(id)
         {
             life.fault(format!("Shutdown, in the end: {error}"));
-        }
-        // One that three shims died over was given up, and the pair would be idle for a minute.
-        if asked.shutdown && life.excused() > 0 {
-            let _ = shim.task.shutdown(id);
         }
         if let Err(error) = pair.gone() {
             life.fault(format!("{error:#}"));
@@ -579,7 +575,7 @@ impl Stage<'_> {
                 }
             ));
             let Err(error) = done else { continue };
-            if life.is_struck() || life.excuses(&error) {
+            if life.is_struck() {
                 return Ok(());
             }
             let asked = life.asked();
@@ -587,8 +583,6 @@ impl Stage<'_> {
                 Step::Shutdown => true,
                 // Their container may just have ended, or be frozen.
                 Step::Exec { .. } if asked.may_end || asked.pause => true,
-                Step::Create if life.excuses_what_is_given_up(&error) => return Ok(()),
-                Step::Exec { .. } => life.excuses_what_is_given_up(&error),
                 Step::Pause | Step::Resume | Step::Update => asked.may_end || asked.pause,
                 // Whether a signal went out is not known of a shim that died over it.
                 Step::Kill(_) if life.plan.blow.victims == Victims::Shim => true,

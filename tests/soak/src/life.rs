@@ -27,7 +27,6 @@ pub struct Life {
     pub states: AtomicU64,
     /// Blows to a shim whose reaper lives on.
     pub kills: AtomicU64,
-    excused: AtomicU64,
     asked: Mutex<Asked>,
     kill_sent: AtomicBool,
     witness: Mutex<Option<Witness>>,
@@ -37,9 +36,6 @@ pub struct Life {
     waited: Mutex<Option<u32>>,
     faults: Mutex<Vec<(Harm, String)>>,
 }
-
-/// The code of an answer that the reaper makes.
-const INTERNAL: i32 = 13;
 
 /// Between two questions.
 const LOOK: Duration = Duration::from_millis(4);
@@ -61,7 +57,6 @@ impl Life {
             struck: AtomicBool::new(false),
             states: AtomicU64::new(0),
             kills: AtomicU64::new(0),
-            excused: AtomicU64::new(0),
             asked: Mutex::default(),
             kill_sent: AtomicBool::new(false),
             witness: Mutex::default(),
@@ -95,37 +90,6 @@ impl Life {
     #[must_use]
     pub fn faults(&self) -> Vec<(Harm, String)> {
         held(&self.faults).clone()
-    }
-
-    /// Whether an error is the reaper's own: it answers so what three shims had in their
-    /// hands when they died, since it may be what kills them.
-    pub fn excuses(&self, error: &CallError) -> bool {
-        let own = matches!(error, CallError::Status { code: INTERNAL, .. });
-        let excused = own && self.kills.load(Ordering::SeqCst) >= 3;
-        self.excused.fetch_add(u64::from(excused), Ordering::SeqCst);
-        excused
-    }
-
-    /// The same of Create and of the start of an exec that four shims died over: it is not
-    /// begun once more, since with the fifth the container would go.
-    pub fn excuses_what_is_given_up(&self, error: &CallError) -> bool {
-        let given_up = error.is(Code::Unknown) && self.kills.load(Ordering::SeqCst) >= 4;
-        self.excused
-            .fetch_add(u64::from(given_up), Ordering::SeqCst);
-        given_up
-    }
-
-    /// The same where only the failure is seen, and not its code.
-    pub fn excuses_many_deaths(&self) -> bool {
-        let many = self.kills.load(Ordering::SeqCst) >= 3;
-        self.excused.fetch_add(u64::from(many), Ordering::SeqCst);
-        many
-    }
-
-    /// Requests that were excused.
-    #[must_use]
-    pub fn excused(&self) -> u64 {
-        self.excused.load(Ordering::SeqCst)
     }
 
     /// Notes what is asked or answered.
@@ -239,11 +203,6 @@ impl Life {
             before.long_dead = dead_since.is_some_and(|at| at.elapsed() > Duration::from_secs(1));
             let answer = task.state(&self.id, "");
             let after = self.asked();
-            // Who asked for a Create that was given up may take everything back.
-            if !after.created && self.kills.load(Ordering::SeqCst) >= 3 {
-                std::thread::sleep(LOOK);
-                continue;
-            }
             match answer {
                 Ok(state) => {
                     let status = state.status.value();
@@ -258,7 +217,6 @@ impl Life {
                         held(&self.told).push(("State".into(), state.exit_status));
                     }
                 }
-                Err(error) if self.excuses(&error) => {}
                 Err(error) => {
                     if let Some(why) = impossible_error(&error, &before, &after, self.is_struck()) {
                         let closed = error == CallError::Closed || error.is(Code::NotFound);

@@ -160,7 +160,7 @@ fn work(
         let harms: Vec<_> = faults.iter().map(|(harm, _)| *harm).collect();
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         let before = tally.kills() / PROGRESS;
-        tally.add(&outcome.unwrap_or_default(), failed, &harms, life.excused());
+        tally.add(&outcome.unwrap_or_default(), failed, &harms);
         if tally.kills() / PROGRESS > before {
             println!("  {} kills, {} violations", tally.kills(), tally.failed());
         }

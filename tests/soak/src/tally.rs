@@ -46,7 +46,6 @@ pub struct Tally {
     failed: u64,
     again: u64,
     states: u64,
-    excused: u64,
     steps: BTreeMap<String, u64>,
     daemons: BTreeMap<&'static str, u64>,
     harms: BTreeMap<Harm, u64>,
@@ -61,14 +60,13 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds a life, with what was wrong in it and the requests that were excused.
-    pub fn add(&mut self, outcome: &Outcome, failed: bool, harms: &[Harm], excused: u64) {
+    /// Adds a life, with what was wrong in it.
+    pub fn add(&mut self, outcome: &Outcome, failed: bool, harms: &[Harm]) {
         self.lives += 1;
         self.kills += outcome.kills;
         self.failed += u64::from(failed);
         self.again += u64::from(outcome.again);
         self.states += outcome.states;
-        self.excused += excused;
         self.took.extend(&outcome.took);
         for harm in harms {
             *self.harms.entry(*harm).or_default() += 1;
@@ -136,11 +134,6 @@ impl Tally {
             ms(500),
             ms(990),
             ms(1000)
-        )?;
-        writeln!(
-            f,
-            "  | requests that were given up after three deaths in a moment, four in a minute | {} |",
-            self.excused
         )?;
         let grew = self.elders.iter().filter(|elder| elder.reaper.len() > 1);
         let grew: Vec<_> = grew.collect();

@@ -39,7 +39,7 @@ impl Daemon {
                 .map(|(found, task)| (pair.get_or_init(|| found), task));
             match found {
                 Ok((pair, task)) => {
-                    let blows = blows.get_or_init(|| Blows::new(life, pair, &task, true));
+                    let blows = blows.get_or_init(|| Blows::new(life, pair, &task));
                     scope.spawn(move || life.ask_state(&task, stop, || false));
                     strike_all(life, blows, scope);
                 }
@@ -112,7 +112,7 @@ impl Daemon {
         life.story.add(format!("{args:?}: {} {words}", ran.status));
         // A container that ends by itself may have ended.
         let fine = ran.status.code() == Some(status) || life.asked().may_end;
-        if !fine && !life.excuses_many_deaths() {
+        if !fine {
             let what = format!("{args:?} gave {}, not {status}: {words}", ran.status);
             life.wrong(Harm::Other, what);
         }
@@ -138,12 +138,8 @@ impl Daemon {
         life.story.add(format!("ctr run: {}", ran.status));
         if !ran.status.success() {
             let words = String::from_utf8_lossy(&ran.stderr).into_owned();
-            // Create, or Start, was with three shims when they died; what a Start that was
-            // given up has started nobody else will end.
             let _ = self.containerd.try_ctr(&["tasks", "rm", "-f", id])?;
-            if !life.excuses_many_deaths() {
-                life.wrong(Harm::Lost, format!("ctr run: {}: {words}", ran.status));
-            }
+            life.wrong(Harm::Lost, format!("ctr run: {}: {words}", ran.status));
             return Ok(false);
         }
         life.note(|a| (a.created, a.started) = (true, true));

@@ -27,7 +27,7 @@ fn good(pair: &Pair) -> PathBuf {
 }
 
 /// Asks for a shim of that program; the story of takeovers after it.
-fn change(pair: &Pair, program: &Path) -> Vec<String> {
+pub fn change(pair: &Pair, program: &Path) -> Vec<String> {
     let next = pair.path(names::NEXT);
     std::os::unix::fs::symlink(program, &next).unwrap();
     pair.signal(signal::USR1);
@@ -37,7 +37,7 @@ fn change(pair: &Pair, program: &Path) -> Vec<String> {
     story(pair)
 }
 
-fn story(pair: &Pair) -> Vec<String> {
+pub fn story(pair: &Pair) -> Vec<String> {
     let told = Takeovers::read(&pair.path(names::TAKEOVERS)).unwrap();
     told.last.into_iter().map(|one| one.cause).collect()
 }

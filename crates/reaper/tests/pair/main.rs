@@ -450,20 +450,57 @@ fn a_request_that_kills_is_given_up() {
     assert_ne!(held, 0);
 }
 
-fn the_fifth_death_in_a_minute_ends_the_pair() {
+/// Once the fifth death in a minute ended the pair, and the container with it.
+fn a_hundred_kills_in_a_row_end_nothing() {
     let pair = Pair::serving();
     let mut client = pair.client();
-    for _ in 0..4 {
+    let mut other = pair.client();
+    let waits = other.ask("ignore");
+    for kill in 0..100 {
         let shim = pair.shim_pid();
+        let asked = client.ask("echo x");
         let pidfd = pidfd::open(shim).unwrap();
         pidfd::send_signal(&pidfd, signal::KILL).unwrap();
+        assert_eq!(client.answer(asked).as_deref(), Some(&b"x"[..]), "{kill}");
         until("a successor", || pair.shim_pid() != shim);
-        assert_eq!(client.call("echo x"), "x");
     }
+    assert!(!pidfd::is_dead(&pair.pidfd).unwrap(), "the reaper has left");
+    assert_eq!(other.call("echo y"), "y");
+    assert_ne!(waits, 0);
+}
+
+/// One that crashes again and again is started again and again, ever later, and nobody is hung
+/// up on; another program is tried at once.
+fn a_shim_that_crashes_in_a_row_is_followed_ever_later() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    for _ in 0..2 {
+        let stream = client.ask("die half");
+        let told = client.answer(stream).unwrap();
+        assert!(String::from_utf8_lossy(&told).contains("3 times"));
+    }
+    // Six by now, and a pause of two seconds.
+    let asked = client.ask("echo later");
+    let begun = Instant::now();
+    assert_eq!(client.answer(asked).as_deref(), Some(&b"later"[..]));
+    assert!(begun.elapsed() > Duration::from_millis(500), "no pause");
+    let causes = change::story(&pair);
+    let wanted = ["died 6", "died 6", "died 6", "died 6"];
+    assert_eq!(causes[..4], wanted);
+    assert_eq!(
+        causes[4..],
+        [
+            "looping 5 killed by signal 6",
+            "looping 6 killed by signal 6"
+        ]
+    );
     let pidfd = pidfd::open(pair.shim_pid()).unwrap();
-    pidfd::send_signal(&pidfd, signal::KILL).unwrap();
-    assert_eq!(client.answer(99), None, "the connection is closed");
-    assert_eq!(pair.ended(), Some(1));
+    pidfd::send_signal(&pidfd, 6).unwrap();
+    until("the pause", || change::story(&pair).len() == 7);
+    let asked = client.ask("echo mended");
+    let program = std::env::current_exe().unwrap();
+    assert_eq!(change::change(&pair, &program).last().unwrap(), "upgrade");
+    assert_eq!(client.answer(asked).as_deref(), Some(&b"mended"[..]));
 }
 
 /// One that was stopped is replaced, before anybody has to wait for it; one that goes on
@@ -728,7 +765,8 @@ fn main() {
         the_end_is_an_end
         a_killed_shim_is_succeeded
         a_request_that_kills_is_given_up
-        the_fifth_death_in_a_minute_ends_the_pair
+        a_hundred_kills_in_a_row_end_nothing
+        a_shim_that_crashes_in_a_row_is_followed_ever_later
         a_stopped_shim_is_replaced
         another_program_takes_over_and_stays
         a_program_that_does_not_do_is_given_up

@@ -29,8 +29,8 @@ const RECORDING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_micros(200);
 /// … and at most.
 const LOOK_MAX: Duration = Duration::from_millis(10);
-/// Deaths of shims in a minute after which what is under way is not begun anew:
-/// it may be what kills them, and one death more is the last.
+/// Shims that died by their own fault in a row, after which what is under way is not begun
+/// anew: it may be what kills them.
 const ANEW_MAX: u32 = 3;
 
 /// How the calls that a dead shim had left came to their end.

@@ -1,0 +1,144 @@
+//! Deaths of the shim, in any number: none costs a container. Killed from outside it is
+//! followed at once; one that crashes again and again is followed ever later, and whoever
+//! asks meanwhile is told so in time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use vigil_hostile::{Pair, a_while, succeeded, trial};
+use vigil_lab::process::{alive, signal_if};
+use vigil_lab::{CallError, Kit, Spec, by, until};
+
+const UNAVAILABLE: i32 = 14;
+const RUNNING: i32 = 2;
+const ABRT: i32 = 6;
+
+/// Runs the tool that lies beside the shim; its exit code and what it said.
+fn vigil(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
+    let state = kit.scratch.path("by-state");
+    let tasks = state.join("io.containerd.runtime.v2.task");
+    if !tasks.exists() {
+        std::fs::create_dir_all(&state)?;
+        symlink(kit.scratch.path("state"), &tasks)?;
+    }
+    let out = Command::new(kit.binary.path.with_file_name("vigil"))
+        .args(args)
+        .env("VIGIL_CONTAINERD_STATE", &state)
+        .env_remove("CONTAINERD_NAMESPACE")
+        .output()?;
+    let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((out.status.code().unwrap_or(-1), text.concat()))
+}
+
+/// Five kills in a minute once ended the pair, and containerd the container: here are thirty,
+/// while execs are made and State is asked, and every one of them is answered.
+#[test]
+fn thirty_kills_in_a_row_cost_nothing() {
+    trial(120, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let over = AtomicBool::new(false);
+        let (made, asked) = std::thread::scope(|scope| -> Result<(usize, usize)> {
+            let asking = scope.spawn(|| -> Result<usize> {
+                let (task, mut asked) = (container.task().patient(60.0), 0);
+                while !over.load(Ordering::Relaxed) {
+                    let state = task.state(&container.id, "").context("State")?;
+                    ensure!(state.status.value() == RUNNING, "{state:?}");
+                    asked += 1;
+                }
+                Ok(asked)
+            });
+            let making = scope.spawn(|| -> Result<usize> {
+                let (task, mut made) = (container.task().patient(60.0), 0);
+                while !over.load(Ordering::Relaxed) {
+                    let exec = format!("e{made}");
+                    let _streams = kit.exec(&container, &exec, &Spec::sh("exit 4"))?;
+                    task.start(&container.id, &exec).context("Start")?;
+                    let ended = task.wait(&container.id, &exec).context("Wait")?;
+                    ensure!(ended.exit_status == 4, "{ended:?}");
+                    task.delete(&container.id, &exec).context("Delete")?;
+                    made += 1;
+                }
+                Ok(made)
+            });
+            let killed = (|| {
+                let mut pair = Pair::of(&container.shim)?;
+                for _ in 0..30 {
+                    a_while(100);
+                    pair = succeeded(&container.shim, &pair)?;
+                }
+                Ok(())
+            })();
+            over.store(true, Ordering::Relaxed);
+            let (made, asked) = (making.join().unwrap()?, asking.join().unwrap()?);
+            killed.map(|()| (made, asked))
+        })?;
+        println!("{made} execs, {asked} States");
+        ensure!(
+            alive(i32::try_from(container.pid)?),
+            "the container is gone"
+        );
+        Ok(())
+    });
+}
+
+/// A shim that aborts whenever it is started: the container runs on, whoever asks is told in
+/// time what is the matter, who waits for its end goes on waiting, the operator sees it, and
+/// another program serves at once.
+#[test]
+fn one_that_crashes_again_and_again_is_told_of_and_mended() {
+    trial(120, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let (task, id) = (container.task().patient(100.0), container.id.clone());
+        let waiting = {
+            let (task, id) = (task.clone(), id.clone());
+            std::thread::spawn(move || task.wait(&id, ""))
+        };
+        let pair = Pair::of(&container.shim)?;
+        let shows = |word: &str| vigil(kit, &["ps"]).is_ok_and(|(_, said)| said.contains(word));
+        // The eighth is followed by a pause of eight seconds.
+        until("the eighth crash", by(60.0), || {
+            for other in container.shim.processes() {
+                if other.pid != pair.reaper {
+                    signal_if(other.pid, ABRT, |p| p.cmdline.contains("serve"));
+                }
+            }
+            shows("crash-looping, 8").then_some(())
+        })?;
+        let (code, said) = vigil(kit, &["ps"])?;
+        ensure!(
+            code == 3 && said.contains("its shim crashes again and again"),
+            "{code}: {said}"
+        );
+        let brief = container.task().patient(1.0);
+        for answer in [
+            brief.state(&id, "").map(drop),
+            brief.kill(&id, "", 9, false),
+        ] {
+            let Err(CallError::Status { code, message }) = &answer else {
+                bail!("{answer:?}");
+            };
+            ensure!(*code == UNAVAILABLE, "{answer:?}");
+            ensure!(
+                message.contains("crashes again and again (8 times, the last: killed by signal 6"),
+                "{message}"
+            );
+        }
+        ensure!(alive(i32::try_from(container.pid)?) && !waiting.is_finished());
+        let binary = kit.binary.path.to_string_lossy().into_owned();
+        let (code, said) = vigil(kit, &["upgrade", &id, "--binary", &binary])?;
+        ensure!(code == 0 && said.contains("upgraded"), "{code}: {said}");
+        ensure!(task.state(&id, "")?.status.value() == RUNNING);
+        ensure!(Pair::of(&container.shim)?.reaper == pair.reaper);
+        ensure!(!shows("crashes again"), "mended, and not seen to be");
+        task.kill(&id, "", 9, false)?;
+        ensure!(waiting.join().unwrap()?.exit_status == 137);
+        let notes = std::fs::read("/run/vigil/crashes")?;
+        let notes = String::from_utf8_lossy(&notes);
+        ensure!(notes.contains(&id), "no note of a crash");
+        Ok(())
+    });
+}
