@@ -36,7 +36,7 @@ impl Conn {
     pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd) -> Result<Conn> {
         Ok(Conn {
             number,
-            own: Watched::new(epoll, own, token_of(number), Interest::READ)?,
+            own: epoll.watch(own, token_of(number))?,
             pair: None,
             relay: Relay::new(),
             sent_at: None,
@@ -57,8 +57,7 @@ impl Conn {
 
     /// A shim serves it from now on, with what is unanswered first.
     pub(crate) fn give(&mut self, epoll: &Epoll, pair: OwnedFd) -> Result<()> {
-        let token = token_of(self.number) + 1;
-        self.pair = Some(Watched::new(epoll, pair, token, Interest::READ)?);
+        self.pair = Some(epoll.watch(pair, token_of(self.number) + 1)?);
         self.cut_at = None;
         self.settle();
         Ok(())
@@ -155,28 +154,19 @@ impl Conn {
         self.own.want(own).is_ok() && self.pair.as_mut().is_none_or(|fd| fd.want(pair).is_ok())
     }
 
-    /// A peer that is gone shows at the next read, so errors mean "not now".
     fn write(&mut self) {
-        while !self.relay.for_containerd().is_empty() {
-            match scm::send(self.own.as_fd(), self.relay.for_containerd(), &[]) {
-                Ok(count) => self.relay.containerd_took(count),
-                Err(_) => break,
-            }
+        while let Some(count) = scm::send_now(self.own.as_fd(), self.relay.for_containerd()) {
+            self.relay.containerd_took(count);
         }
         let Some(pair) = &self.pair else { return };
-        while !self.relay.for_shim().is_empty() {
-            match scm::send(pair.as_fd(), self.relay.for_shim(), &[]) {
-                Ok(count) => {
-                    let now = Instant::now();
-                    if has_lived(self.sent_at, now) {
-                        self.relay.prove();
-                    }
-                    self.relay.shim_took(count);
-                    self.sent_at = Some(now);
-                    self.sends = true;
-                }
-                Err(_) => break,
+        while let Some(count) = scm::send_now(pair.as_fd(), self.relay.for_shim()) {
+            let now = Instant::now();
+            if has_lived(self.sent_at, now) {
+                self.relay.prove();
             }
+            self.relay.shim_took(count);
+            self.sent_at = Some(now);
+            self.sends = true;
         }
     }
 

@@ -19,10 +19,11 @@ use vigil_journal::pair::{Incarnation, Pair};
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{BootId, names};
 use vigil_relay::Burst;
+use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
 use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS};
-use vigil_sys::epoll::{Epoll, Interest, Watched};
+use vigil_sys::epoll::Epoll;
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
 use vigil_sys::signal::{self, Signals};
@@ -128,13 +129,11 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
     let bell = step("make a doorbell", Doorbell::new())?;
     let epoll = step("make an epoll set", Epoll::new())?;
     step("listen", listen::listen(config.listener.as_fd(), BACKLOG))?;
-    let listener = Watched::new(&epoll, &config.listener, LISTENER, Interest::READ);
+    let listener = epoll.watch(&config.listener, LISTENER);
     let listener = step("watch the listener", listener)?;
-    let signals = Watched::new(&epoll, signals, SIGNALS, Interest::READ);
-    let signals = step("watch signals", signals)?;
+    let signals = step("watch signals", epoll.watch(signals, SIGNALS))?;
     let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
-    let control = Watched::new(&epoll, control, CONTROL, Interest::READ);
-    let control = step("watch the control socket", control)?;
+    let control = step("watch the control socket", epoll.watch(control, CONTROL))?;
 
     let program = step("keep its program", fd::duplicate(&config.program))?;
     let shim = start_shim(config, &program, &theirs, &bell, ready, 0)?;
@@ -165,9 +164,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         spare: successor::spare(),
         ready: None,
         heard: None,
-        going: false,
-        told_to_go: false,
-        until: None,
+        departure: Departure::default(),
     })
 }
 

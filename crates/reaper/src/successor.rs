@@ -9,7 +9,6 @@ use std::time::Instant;
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
 use vigil_relay::tokens::CONTROL;
-use vigil_sys::epoll::{Interest, Watched};
 use vigil_sys::{fd, process, scm, wait};
 
 use crate::conn::Conn;
@@ -66,10 +65,8 @@ impl Reaper<'_> {
             return None;
         }
         let (now, line) = (Instant::now(), &self.line);
-        let conns = self.conns.iter_mut();
-        conns
-            .filter_map(|conn| conn.expire(now, || line.why(now)))
-            .min()
+        let late = |conn: &mut Conn| conn.expire(now, || line.why(now));
+        self.conns.iter_mut().filter_map(late).min()
     }
 
     /// Somebody may have put a link to another program beside the journal.
@@ -79,7 +76,7 @@ impl Reaper<'_> {
             return;
         }
         match fd::hold(&next) {
-            Ok(program) if !self.going && (self.serving || self.mends()) => {
+            Ok(program) if !self.departure.is_near() && (self.serving || self.mends()) => {
                 self.line.change(Instant::now(), program);
                 self.tell(&ToShim::Retire, &[]);
                 // Nobody is to make room: at once, whatever the pause.
@@ -111,7 +108,7 @@ impl Reaper<'_> {
         self.spare.clear();
         let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
         let (heard, ready) = step("make a pipe", fd::pipe())?;
-        let control = Watched::new(&self.epoll, control, CONTROL, Interest::READ);
+        let control = self.epoll.watch(control, CONTROL);
         let control = step("watch the control socket", control)?;
         let (program, recent) = (self.line.program(), self.line.recent(Instant::now()));
         self.shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;

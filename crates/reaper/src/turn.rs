@@ -11,6 +11,7 @@ use vigil_journal::exits::{Death, Recorder};
 use vigil_journal::takeovers::Takeovers;
 use vigil_relay::Burst;
 use vigil_relay::control::ToShim;
+use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
 use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS, owner_of};
@@ -75,11 +76,12 @@ pub(crate) struct Reaper<'c> {
     /// Where a successor says why it cannot serve.
     pub(crate) heard: Option<OwnedFd>,
 
-    /// No other shim follows: the end was announced, or we were told to go.
-    pub(crate) going: bool,
-    pub(crate) told_to_go: bool,
-    /// When nothing is waited for any longer.
-    pub(crate) until: Option<Instant>,
+    /// If it is near, no other shim follows.
+    pub(crate) departure: Departure,
+}
+
+fn is_due(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at <= Instant::now())
 }
 
 impl Reaper<'_> {
@@ -127,8 +129,9 @@ impl Reaper<'_> {
             return Ok(code);
         }
         self.look_at_the_clock();
-        let done = self.going && !self.shim_lives && self.conns.iter().all(Conn::flushed);
-        let over = self.until.is_some_and(|until| until <= Instant::now());
+        let near = self.departure.is_near();
+        let done = near && !self.shim_lives && self.conns.iter().all(Conn::flushed);
+        let over = is_due(self.departure.until());
         Ok((done || over).then(|| self.leave()))
     }
 
@@ -136,14 +139,14 @@ impl Reaper<'_> {
     fn patience(&self, late: Option<Instant>) -> Option<Duration> {
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
         let cuts = cuts.filter(|_| self.control.is_some());
-        let times = cuts.chain(self.until).chain(self.listen_at).chain(late);
+        let until = self.departure.until();
+        let times = cuts.chain(until).chain(self.listen_at).chain(late);
         let first = times.chain(self.line.next()).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-        if due(self.listen_at) {
+        if is_due(self.listen_at) {
             self.listen();
             if self.serving {
                 self.hand_out();
@@ -151,7 +154,7 @@ impl Reaper<'_> {
         }
         if self.line.tries(Instant::now()) {
             self.try_again();
-        } else if due(self.line.next()) {
+        } else if is_due(self.line.next()) {
             self.look_at_the_shim();
         }
         // One that is dying closes everything before it can be waited for.
@@ -159,7 +162,7 @@ impl Reaper<'_> {
             return;
         }
         // The shim lives on without these: it has closed them.
-        while let Some(cut) = self.conns.iter().position(|conn| due(conn.cut_at)) {
+        while let Some(cut) = self.conns.iter().position(|conn| is_due(conn.cut_at)) {
             self.close_conn(cut);
         }
     }
@@ -173,9 +176,8 @@ impl Reaper<'_> {
                     let stopped = wait::is_stopped(self.shim.pid);
                     self.line.stopped(Instant::now(), stopped);
                 }
-                signal::TERM | signal::INT if !self.told_to_go => {
-                    self.told_to_go = true;
-                    self.go_within(FLUSH);
+                signal::TERM | signal::INT if self.departure.told() => {
+                    self.departure.within(Instant::now(), FLUSH);
                     self.tell(&ToShim::Leave, &[]);
                 }
                 signal::USR1 => self.change_program(),
@@ -185,13 +187,6 @@ impl Reaper<'_> {
             }
         }
         Ok(None)
-    }
-
-    /// No other shim is started, and everything ends in that time at the latest.
-    pub(crate) fn go_within(&mut self, time: Duration) {
-        let at = Instant::now() + time;
-        self.going = true;
-        self.until = Some(self.until.map_or(at, |until| until.min(at)));
     }
 
     /// Now: the shim goes with us, and what it had under way: nobody would be
@@ -207,7 +202,7 @@ impl Reaper<'_> {
             self.deaths_due = true;
             self.bury();
         }
-        i32::from(!self.going)
+        i32::from(!self.departure.is_near())
     }
 
     pub(crate) fn kill_shim(&self) {
@@ -256,8 +251,8 @@ impl Reaper<'_> {
         let _ = (0..64).all(|_| self.serve_control());
         self.control = None;
         self.keep_unanswered(status);
-        if self.going {
-            self.go_within(FLUSH);
+        if self.departure.is_near() {
+            self.departure.within(Instant::now(), FLUSH);
             return None;
         }
         if let Some(ready) = self.ready.take() {
@@ -324,10 +319,8 @@ impl Reaper<'_> {
         if sent {
             self.arm();
         }
-        if self
-            .burst
-            .is_over(self.conns.iter().map(|conn| conn.relay.held()))
-        {
+        let held = self.conns.iter().map(|conn| conn.relay.held());
+        if self.burst.is_over(held) {
             release_heap();
         }
     }

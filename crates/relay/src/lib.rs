@@ -7,6 +7,7 @@
 mod burst;
 pub mod cause;
 pub mod control;
+pub mod departure;
 mod frame;
 mod glance;
 pub mod pace;

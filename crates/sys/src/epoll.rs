@@ -86,6 +86,11 @@ impl Epoll {
         self.0.add(fd, EpollEvent::new(interest.flags(), token))
     }
 
+    /// Owns a descriptor and tells when it can be read.
+    pub fn watch<F: AsFd>(&self, fd: F, token: u64) -> Result<Watched<F>> {
+        Watched::new(self, fd, token, Interest::READ)
+    }
+
     /// Changes what is told about a descriptor of the set.
     pub fn modify(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> Result<()> {
         self.0

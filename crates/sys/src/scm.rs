@@ -87,6 +87,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     }
 }
 
+/// What of these bytes goes now, without descriptors; `None`: nothing, or there are none. A
+/// peer that is gone shows at the next read, so an error means "not now".
+pub fn send_now(socket: BorrowedFd<'_>, bytes: &[u8]) -> Option<usize> {
+    (!bytes.is_empty()).then(|| send(socket, bytes, &[]).ok())?
+}
+
 /// Receives one message (or what a stream has) into `bytes`, and appends the
 /// descriptors that came with it to `fds`; 0 is the end. `EMSGSIZE`: a message
 /// was longer than `bytes`. `ENOBUFS`: more than [`FDS_MAX`] descriptors were
