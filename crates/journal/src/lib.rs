@@ -2,11 +2,12 @@
 //!
 //! Owns the bytes of every file Vigil keeps in a bundle: the journal (written
 //! by the shim alone), the exit records (written by the reaper alone), `pair`,
-//! `takeovers` and `lock`. It must never know what a record means, delete what it cannot
+//! `takeovers`, `lock` and a file for each exec. It must never know what a record means, delete what it cannot
 //! read, or map memory itself. Every byte is described in `FORMAT.md`.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod asked;
 mod boot;
 mod compact;
 #[doc(hidden)]

@@ -10,6 +10,13 @@ use crate::{Effect, ExecId, Exit, Moment, Published, RequestId, TaskEvent};
 /// that may be dropped are dropped and counted.
 pub const OUTBOX_MAX: usize = 1024;
 
+/// Bytes an exec takes in a snapshot at most, besides its id, twice, and its plan.
+const EXEC_LEN: usize = 360;
+
+pub(crate) fn exec_len(exec: &ExecId, plan: &ExecPlan) -> usize {
+    2 * exec.as_str().len() + EXEC_LEN + plan.len()
+}
+
 /// See the module.
 pub(crate) struct Draft<'a> {
     task: &'a Task,
@@ -56,9 +63,10 @@ impl<'a> Draft<'a> {
         self.task.plan.as_deref()
     }
 
-    /// Bytes held by what execs were asked to be.
-    pub(crate) fn exec_plans_len(&self) -> usize {
-        self.task.exec_plans.values().map(ExecPlan::len).sum()
+    /// Bytes that the execs take in a snapshot, about.
+    pub(crate) fn execs_len(&self) -> usize {
+        let execs = self.task.exec_plans.iter();
+        execs.map(|(exec, plan)| exec_len(exec, plan)).sum()
     }
 
     pub(crate) fn exec_phase(&self, exec: &ExecId) -> Option<&ExecPhase> {

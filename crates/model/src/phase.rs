@@ -168,19 +168,60 @@ pub struct Exec {
     pub streams: u32,
 }
 
-/// What `Exec` asked for; the spec is kept until the exec runs.
+/// What `Exec` asked for. It may be long, and hold what nobody should find
+/// later: with a `file` beside the journal that holds it, the journal has none of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "KeptPlan", into = "KeptPlan")]
 pub struct ExecPlan {
-    /// Its streams.
+    /// Its streams; read from the journal they are empty if there is a file.
     pub stdio: Stdio,
-    /// JSON of an OCI `Process`; emptied once the exec runs.
+    /// JSON of an OCI `Process`, if it is not in the file; emptied once the
+    /// exec runs.
     pub spec: String,
+    /// Sum of the file that holds both.
+    pub file: Option<u32>,
+}
+
+/// The same in the journal.
+#[derive(Serialize, Deserialize)]
+struct KeptPlan {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stdio: Option<Stdio>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spec: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<u32>,
+}
+
+impl From<KeptPlan> for ExecPlan {
+    fn from(kept: KeptPlan) -> Self {
+        Self {
+            stdio: kept.stdio.unwrap_or_default(),
+            spec: kept.spec.unwrap_or_default(),
+            file: kept.file,
+        }
+    }
+}
+
+impl From<ExecPlan> for KeptPlan {
+    fn from(plan: ExecPlan) -> Self {
+        let ExecPlan { stdio, spec, file } = plan;
+        let inside = file.is_none();
+        Self {
+            stdio: inside.then_some(stdio),
+            spec: inside.then_some(spec),
+            file,
+        }
+    }
 }
 
 impl ExecPlan {
-    /// Bytes it holds, about.
+    /// Bytes it takes in the journal, about, besides those that each exec takes.
     #[expect(clippy::len_without_is_empty, reason = "a size, not a collection")]
     pub fn len(&self) -> usize {
+        if self.file.is_some() {
+            return 0;
+        }
         let stdio = &self.stdio;
         self.spec.len() + stdio.stdin.len() + stdio.stdout.len() + stdio.stderr.len()
     }
@@ -320,6 +361,13 @@ impl Standing {
     /// Whether init has ended and that was not told yet.
     pub(crate) fn ends(&self) -> bool {
         matches!(self.phase, Phase::Stopped { told: false, .. })
+    }
+
+    /// Execs that run or are being started.
+    pub(crate) fn execs_alive(&self) -> usize {
+        let alive =
+            |exec: &&Exec| matches!(exec.phase, ExecPhase::Starting | ExecPhase::Running { .. });
+        self.execs.values().filter(alive).count()
     }
 
     /// Whether an exec's end, or the outcome of its start, has still to be told.

@@ -4,18 +4,19 @@
 //! their decision into a `Draft`. Nothing here changes a task: that is
 //! [`Step::commit`], which records first.
 
-use crate::draft::Draft;
+use crate::draft::{Draft, exec_len};
 use crate::event::{Event, What};
 use crate::phase::{Exec, ExecPhase, ExecPlan, Phase, Plan, Signalling, Task, Verb};
 use crate::record::{Change, Record};
 use crate::{Because, Effect, ExecId, Exit, Incarnation, Kind, Refusal, Status, TaskEvent, Who};
 
-/// Execs a task may hold that were not deleted. Each needs an exit record of
-/// its own, of which a journal has 1022: one that could not be had would be
-/// noticed only when the process runs.
+/// Execs that may run at one time. Each needs an exit record of its own, of
+/// which there are 1022: one that could not be had would be noticed only when
+/// the process runs.
 pub const EXECS_MAX: usize = 1000;
-/// Bytes of specs and stream names they may hold together.
-pub const EXEC_PLANS_LEN_MAX: usize = 512 << 10;
+/// Bytes that all that were not deleted may take in a snapshot: room for some
+/// 1,600 of them.
+pub const EXECS_LEN_MAX: usize = 800 << 10;
 /// Signals on their way at one time.
 pub const SIGNALLING_MAX: usize = 64;
 
@@ -103,6 +104,10 @@ pub(crate) fn not_created() -> Refusal {
 
 pub(crate) fn no_exec(exec: &ExecId) -> Refusal {
     Refusal::new(Kind::NotFound, format!("exec {exec} does not exist"))
+}
+
+fn exhausted(says: impl Into<String>) -> Refusal {
+    Refusal::new(Kind::ResourceExhausted, says)
 }
 
 fn finished() -> Refusal {
@@ -367,18 +372,12 @@ fn exec_asked(draft: &mut Draft<'_>, exec: ExecId, plan: ExecPlan) -> Result<(),
             format!("exec {exec} already exists"),
         ));
     }
-    if draft.now().execs.len() >= EXECS_MAX {
-        return Err(Refusal::new(
-            Kind::ResourceExhausted,
-            format!("the container has {EXECS_MAX} execs that were not deleted"),
-        ));
-    }
     // All of them go into a snapshot, which has a bound.
-    if draft.exec_plans_len() + plan.len() > EXEC_PLANS_LEN_MAX {
-        return Err(Refusal::new(
-            Kind::ResourceExhausted,
-            format!("the execs that were not deleted hold {EXEC_PLANS_LEN_MAX} bytes of specs"),
-        ));
+    if draft.execs_len() + exec_len(&exec, &plan) > EXECS_LEN_MAX {
+        return Err(exhausted(format!(
+            "the container has {} execs that were not deleted, and the journal no room for another",
+            draft.now().execs.len()
+        )));
     }
     draft.change(Change::ExecAdded {
         exec: exec.clone(),
@@ -416,6 +415,10 @@ fn exec_start_asked(draft: &mut Draft<'_>, exec: ExecId) -> Result<(), Refusal> 
         }
     }
     takes_execs(draft)?;
+    if draft.now().execs_alive() >= EXECS_MAX {
+        let says = format!("{EXECS_MAX} execs run in the container");
+        return Err(exhausted(says));
+    }
     draft.change(Change::ExecStarting(exec.clone()));
     draft.effect(Effect::StartExec(exec));
     Ok(())
@@ -537,10 +540,7 @@ fn kill_asked(draft: &mut Draft<'_>, who: Who, signal: u32, all: bool) -> Result
         },
     };
     if draft.now().signalling.len() >= SIGNALLING_MAX {
-        return Err(Refusal::new(
-            Kind::ResourceExhausted,
-            "too many signals are on their way",
-        ));
+        return Err(exhausted("too many signals are on their way"));
     }
     let asked = draft.asked();
     draft.change(Change::Signalling(Signalling {

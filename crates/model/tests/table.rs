@@ -36,7 +36,7 @@ fn one_line(value: &impl std::fmt::Debug) -> String {
             "exit 3",
         ),
         (
-            "ExecPlan { stdio: Stdio { stdin: \"\", stdout: \"\", stderr: \"\", terminal: false }, spec: \"{}\" }",
+            "ExecPlan { stdio: Stdio { stdin: \"\", stdout: \"\", stderr: \"\", terminal: false }, spec: \"{}\", file: None }",
             "plan",
         ),
     ] {

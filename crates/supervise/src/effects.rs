@@ -17,7 +17,7 @@ use crate::jobs::create::{Begun, Made, NotMade};
 use crate::jobs::{self, exec::Started, gone, update::Updating, verbs};
 use crate::owner::{Ending, Message, Owner};
 use crate::replies::Outcome;
-use crate::{clock, ooms};
+use crate::{asked, clock, ooms};
 
 /// How long init's exit waits for its execs' and for its output; above what
 /// streams may take by themselves.
@@ -356,6 +356,8 @@ impl Owner {
         let tools = self.hands.tools.clone();
         let number = self.streams_number(&Who::Exec(exec.clone()));
         let streams = tools.streams(number);
+        let spec = asked::spec(&self.place, &exec, &asked);
+        let asked = (asked.stdio, spec);
         let job = jobs::exec::start(tools, plan, exec.clone(), asked, streams);
         self.exec_again(exec, job);
     }
@@ -549,6 +551,7 @@ impl Owner {
 
     pub(crate) fn exec_over(&mut self, exec: ExecId, over: ExecOver) {
         let pid_file = jobs::exec::pid_file(&self.hands.tools, &exec);
+        let at = exec.clone();
         match over {
             Ok(started) => {
                 let who = Who::Exec(exec.clone());
@@ -571,6 +574,7 @@ impl Owner {
             }
         }
         // Recorded now, one way or the other.
+        asked::started(&self.place, &at, self.task.exec_plans.get(&at));
         vigil_host::runc::forget_pid_file(&pid_file);
     }
 
@@ -632,8 +636,17 @@ impl Owner {
                 Who::Init => Point::ExitJournaled,
                 Who::Exec(_) => Point::ExecExitJournaled,
             };
-            self.happen(What::Exited { who, exit });
+            self.happen(What::Exited {
+                who: who.clone(),
+                exit,
+            });
             points::reach(gate);
+            // On record: another process can have its place.
+            if let Who::Exec(_) = who
+                && self.ledger.takes_new_work().is_ok()
+            {
+                self.hands.unpin(&who);
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use vigil_model::request::Create;
 use vigil_model::{Answer, Exit, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
+use crate::control::Control;
 use crate::jobs::update::Updating;
 use crate::kept::Kept;
 use crate::owner::Place;
@@ -334,12 +335,14 @@ impl Hands {
             if let Some(streams) = streams {
                 streams.close_all(LAST_DRAIN).await;
             }
-            if let Some(pin) = pin
-                && let Err(error) = control.unregister(pin).await
-            {
-                log::warn!("pin not given back: {}", vigil_host::chain(&error));
-            }
+            give_back(control, pin).await;
         });
+    }
+
+    /// Gives back the place of a process whose end is on record.
+    pub(crate) fn unpin(&mut self, who: &Who) {
+        let pin = self.pins.remove(who);
+        tokio::spawn(give_back(self.tools.control.clone(), pin));
     }
 }
 
@@ -361,5 +364,13 @@ fn same_directory(ours: &std::path::Path, asked: &str) -> Result<(), Refusal> {
                 ours.display()
             ),
         )),
+    }
+}
+
+async fn give_back(control: Control, pin: Option<usize>) {
+    if let Some(pin) = pin
+        && let Err(error) = control.unregister(pin).await
+    {
+        log::warn!("pin not given back: {}", vigil_host::chain(&error));
     }
 }

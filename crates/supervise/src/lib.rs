@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod again;
+mod asked;
 mod bundle;
 mod clock;
 pub mod control;

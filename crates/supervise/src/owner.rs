@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
 use vigil_model::{
     Answer, Because, Event, ExecId, ExecPlan, Exit, Kind, Namespace, Options, Phase, Published,
-    Refusal, Request, RequestId, Status, Step, Task, TaskId, Verb, What, Who, request, show, step,
-    waited,
+    Refusal, Request, RequestId, Status, Stdio, Step, Task, TaskId, Verb, What, Who, request, show,
+    step, waited,
 };
 
 use crate::control::FromReaper;
@@ -25,7 +25,7 @@ use crate::limits::Limits;
 use crate::parent::Parent;
 use crate::replies::{Outcome, Replies, answer};
 use crate::stdio::{SlotId, Streams};
-use crate::{clock, outbox};
+use crate::{asked, clock, outbox};
 use vigil_sys::map;
 use vigil_sys::points::{self, Point};
 
@@ -348,16 +348,7 @@ impl Owner {
             Request::Start(Who::Init) => self.ask_verb(Verb::Start, request, reply),
             Request::Start(Who::Exec(exec)) => self.ask_exec_start(exec, reply),
             Request::Exec { exec, stdio, spec } => {
-                let outcome = match String::from_utf8(spec) {
-                    Ok(spec) => self.immediate(What::ExecAsked {
-                        exec,
-                        plan: ExecPlan { stdio, spec },
-                    }),
-                    Err(_) => Err(Refusal::new(
-                        Kind::InvalidArgument,
-                        format!("the process spec of exec {exec} is not UTF-8"),
-                    )),
-                };
+                let outcome = self.ask_exec(&exec, stdio, &spec);
                 answer(Some(reply), outcome);
             }
             Request::State(who) => {
@@ -401,7 +392,7 @@ impl Owner {
             Request::Delete(Who::Exec(ref exec)) => {
                 self.look_at_exits();
                 let exec = exec.clone();
-                self.ask_exec_delete(exec, request, reply);
+                self.ask_exec_delete(&exec, request, reply);
             }
             Request::CloseStdin(who) => {
                 let outcome = self.process(&who).map(|()| {
@@ -435,10 +426,26 @@ impl Owner {
         }
     }
 
-    /// A request that is answered as soon as its step is taken.
-    fn immediate(&mut self, what: What) -> Outcome {
-        let step = self.decide(what)?;
+    fn ask_exec(&mut self, exec: &ExecId, stdio: Stdio, spec: &[u8]) -> Outcome {
+        if std::str::from_utf8(spec).is_err() {
+            return Err(Refusal::new(
+                Kind::InvalidArgument,
+                format!("the process spec of exec {exec} is not UTF-8"),
+            ));
+        }
+        let file = asked::file(&self.place, exec, &stdio, spec)?;
+        let plan = ExecPlan {
+            stdio,
+            spec: String::new(),
+            file: Some(file.sum),
+        };
+        let step = self.decide(What::ExecAsked {
+            exec: exec.clone(),
+            plan,
+        })?;
         JournalLedger::takes(&step)?;
+        // What the journal names is there.
+        asked::write(&self.place, exec, &file)?;
         self.carry(step);
         Ok(Answer::Done)
     }
@@ -512,17 +519,18 @@ impl Owner {
         }
     }
 
-    fn ask_exec_delete(&mut self, exec: ExecId, request: Request, reply: Reply) {
+    fn ask_exec_delete(&mut self, exec: &ExecId, request: Request, reply: Reply) {
         let now = clock::now();
         let never = Exit {
             status: Status::Unknown(Because::NeverRan),
             at: now,
         };
-        let found = self.task.standing.execs.get(&exec);
+        let found = self.task.standing.execs.get(exec);
         let (pid, exit) = found.map_or((0, never), |found| found.deleted(now));
-        match self.decide(What::ExecDeleteAsked(exec)) {
+        match self.decide(What::ExecDeleteAsked(exec.clone())) {
             Ok(step) => {
                 self.carry(step);
+                asked::deleted(&self.place, exec);
                 points::reach(Point::ExecDeletedNotTold);
                 let exit = exit.of_a_life();
                 answer(Some(reply), Ok(Answer::Deleted { pid, exit }));

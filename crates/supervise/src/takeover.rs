@@ -14,13 +14,13 @@ use vigil_model::{
     Effect, ExecId, ExecPhase, Milestone, Phase, Signalling, What, Who, forgotten, outstanding,
 };
 
-use crate::Error;
 use crate::exits::Process;
 use crate::jobs::{self, Held};
 use crate::kept::{Kept, streams_of};
 use crate::ooms;
 use crate::owner::Owner;
 use crate::stdio::{SlotId, Streams};
+use crate::{Error, asked};
 
 /// For workers that are killed to be gone.
 const WORKERS_WAIT: Duration = Duration::from_millis(500);
@@ -55,6 +55,7 @@ impl Owner {
         );
         self.end_workers().await;
         self.forget_pid_files();
+        asked::know_again(&self.place, &mut self.task);
         let mut held = self.adopt().await?;
         self.know_again().await?;
         let undone = outstanding(&self.task);
@@ -344,6 +345,8 @@ impl Owner {
         let number = self.streams_number(&who);
         let held = self.resuming.remove(&who).unwrap_or_default();
         let held = tools.held_streams(number, held);
+        let spec = asked::spec(&self.place, &exec, &asked);
+        let asked = (asked.stdio, spec);
         let job = jobs::resume::exec(tools, plan, exec.clone(), asked, held, self.recorded());
         self.exec_again(exec, job);
     }

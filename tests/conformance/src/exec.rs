@@ -41,6 +41,7 @@ crate::behaviours! {
     "§4 Terminal of an exec: it is one, and its size is what ResizePty says." exec_terminal_and_resize;
     "§3.5 Execs die with init, and are accounted for." execs_die_with_init;
     "§3.4 Exec: one that is too large harms no other." exec_too_large_harms_nobody;
+    "§3.4 Exec: one nearly as long as ttrpc's longest message, 4 MiB, runs." exec_as_long_as_a_message;
     "§3.4 Two execs at a time have their own statuses." execs_do_not_mix;
 }
 
@@ -463,4 +464,28 @@ fn init_dies_while_an_exec_starts(kit: &Kit) -> Result<()> {
         Code::FailedPrecondition,
         "Start after init's exit",
     )
+}
+
+/// A namespace of a thousand Services makes such environments.
+fn exec_as_long_as_a_message(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    let mut process = Spec::sh("[ ${#V3879} = 990 ] && exit 4").process();
+    let env = (0..3880).map(|n| format!("V{n:04}={}", "x".repeat(990)));
+    process["env"] = std::iter::once("PATH=/bin".to_owned()).chain(env).collect();
+    // Without it the kernel takes no more than 2 MiB.
+    process["rlimits"] =
+        serde_json::json!([{"type": "RLIMIT_STACK", "hard": 64 << 20, "soft": 64 << 20}]);
+    let mut spec = exec_spec(&Spec::args(&["true"]));
+    spec.value = serde_json::to_vec(&process)?;
+    c.task().exec(&ExecProcessRequest {
+        id: c.id.clone(),
+        exec_id: "large".into(),
+        spec: Some(spec).into(),
+        ..ExecProcessRequest::default()
+    })?;
+    c.task().start(&c.id, "large")?;
+    let exit = c.task().wait(&c.id, "large")?;
+    ensure!(exit.exit_status == 4, "{exit:?}");
+    c.task().delete(&c.id, "large").map(drop)?;
+    Ok(())
 }

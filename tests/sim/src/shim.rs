@@ -374,6 +374,7 @@ impl Turn<'_> {
             }
             Ask::Exec(exec) => {
                 let plan = vigil_model::ExecPlan {
+                    file: None,
                     stdio: vigil_model::Stdio::default(),
                     spec: "{}".to_owned(),
                 };

@@ -64,6 +64,7 @@ pub fn exec_plan() -> ExecPlan {
     ExecPlan {
         stdio: Stdio::default(),
         spec: "{}".to_owned(),
+        file: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vigil_host::proc::{self, Checked};
 use vigil_host::runc::{Call, Invocation, process_document};
 use vigil_host::stdio::Owner as StdioOwner;
-use vigil_model::{ExecId, ExecPlan, Incarnation, Plan, Refusal};
+use vigil_model::{ExecId, Incarnation, Plan, Refusal, Stdio};
 use vigil_sys::pidfd;
 use vigil_sys::points::{self, Point};
 
@@ -23,26 +23,32 @@ pub(crate) struct Started {
     pub(crate) streams: Streams<Kept>,
 }
 
+/// The streams it was asked to have, and its spec, if it can be had.
+pub(crate) type Spec = (Stdio, Result<String, Refusal>);
+
 /// Starts it, or leaves nothing of it.
 pub(crate) async fn start(
     tools: Tools,
     plan: Box<Plan>,
     exec: ExecId,
-    asked: ExecPlan,
+    (asked, spec): Spec,
     streams: Streams<Kept>,
 ) -> Result<Started, Refusal> {
     let place = &tools.place;
     let stdio = Asked {
-        stdio: &asked.stdio,
+        stdio: &asked,
         task: &place.id,
         namespace: &place.namespace,
         owner: StdioOwner::from(&plan.create.options),
     };
-    let document = match process_document(asked.spec.as_bytes(), asked.stdio.terminal) {
+    let document = spec.and_then(|spec| {
+        process_document(spec.as_bytes(), asked.terminal).map_err(|error| super::refusal(&error))
+    });
+    let document = match document {
         Ok(document) => document,
-        Err(error) => {
+        Err(refusal) => {
             streams.close_all(Duration::ZERO).await;
-            return Err(super::refusal(&error));
+            return Err(refusal);
         }
     };
     let (child, mut streams) = streams

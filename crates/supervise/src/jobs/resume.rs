@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use vigil_host::observe::RuncState;
 use vigil_host::proc;
 use vigil_host::strays::{self, Errand};
-use vigil_model::{Claim, ExecId, ExecPlan, Incarnation, Kind, Plan, Refusal};
+use vigil_model::{Claim, ExecId, Incarnation, Kind, Plan, Refusal};
 
 use super::create::{Begun, Made, NotMade};
-use super::exec::{Started, pid_file};
+use super::exec::{Spec, Started, pid_file};
 use super::identify::{self, Identified};
 use super::update::Stop;
 use super::{Tools, create, exec, gone, runtime, verbs};
@@ -261,7 +261,7 @@ pub(crate) async fn exec(
     tools: Tools,
     plan: Box<Plan>,
     exec: ExecId,
-    asked: ExecPlan,
+    asked: Spec,
     mut held: Streams<Kept>,
     others: Vec<Process>,
 ) -> Result<Started, Refusal> {
