@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vigil_host::enact::{RUN, Report, reconcile_to_gone};
-use vigil_host::observe::Subject;
+use vigil_host::observe::{self, Subject};
 use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
-use vigil_journal::{exits, names};
+use vigil_journal::{Owner, exits, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
@@ -47,12 +47,13 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     let mut case = Case::asked(flags, &bundle);
     let socket = socket(flags, &bundle);
-    let last_words = last_words::of(&bundle);
-    let _lock = match lock(flags, &bundle, socket.as_deref()) {
+    let owner = Owner::of_bundle(&bundle, flags.namespace.as_str(), flags.id.as_str());
+    let last_words = last_words::of(&bundle, &owner);
+    let _lock = match lock(flags, &owner, &bundle, socket.as_deref()) {
         Ok(lock) => lock,
         Err(error) if error.is::<leave::AtWork>() => {
             // It ends in time, as we do. What is on record it will tell too.
-            let Some(end) = on_record(&bundle) else {
+            let Some(end) = on_record(&bundle, &owner) else {
                 return Err(error);
             };
             eprintln!("note: {error}");
@@ -66,15 +67,14 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     if let Some((words, at)) = last_words {
         eprintln!("note: {words}");
-        let whose = (&flags.namespace, &flags.id);
-        let replayed = vigil_journal::replay(&bundle.join(names::JOURNAL));
+        let replayed = vigil_journal::replay(&bundle.join(names::JOURNAL), &owner);
         let gist = replayed.map_or_else(|_| Vec::new(), |replayed| crash::gist(&replayed));
-        crash::tell(&bundle, whose, at, words, &gist);
+        crash::tell(&bundle, &owner, at, words, &gist);
     }
     // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
     let socket = socket.filter(|path| leave::is_deserted(path));
     points::reach(Point::DeleteLocked);
-    let subject = subject(flags, &bundle, socket);
+    let subject = subject(flags, &owner, &bundle, socket);
     let report = reconcile_to_gone(&subject, deadline);
     tell(&report);
     if report.may_live() {
@@ -90,7 +90,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         );
     }
     points::reach(Point::DeleteNotRecorded);
-    let end = keep_end_of(&bundle, &report);
+    let end = keep_end_of(&bundle, &owner, &report);
     points::reach(Point::DeleteNotPrinted);
     answer(&end)?;
     if !report.left.is_empty() {
@@ -104,13 +104,13 @@ pub fn run(flags: &Flags) -> Result<()> {
 }
 
 /// Records how it ended, unless that was told before; which it was then.
-pub(crate) fn keep_end_of(bundle: &Path, report: &Report) -> Ended {
+pub(crate) fn keep_end_of(bundle: &Path, owner: &Owner, report: &Report) -> Ended {
     let end = Ended {
         pid: report.pid,
-        exit: remembered(bundle).map_or(report.exit, |it| it.task.dated(report.exit)),
+        exit: remembered(bundle, owner).map_or(report.exit, |it| it.task.dated(report.exit)),
     };
-    let end = ended::read(bundle).unwrap_or(end);
-    keep_end(bundle, &end);
+    let end = ended::read(bundle, owner).unwrap_or(end);
+    keep_end(bundle, owner, &end);
     end
 }
 
@@ -123,11 +123,11 @@ fn answer(end: &Ended) -> Result<()> {
 }
 
 /// The end that somebody has recorded already.
-fn on_record(bundle: &Path) -> Option<Ended> {
-    if let Some(end) = ended::read(bundle) {
+fn on_record(bundle: &Path, owner: &Owner) -> Option<Ended> {
+    if let Some(end) = ended::read(bundle, owner) {
         return Some(end);
     }
-    let task = remembered(bundle).ok()?.task;
+    let task = remembered(bundle, owner).ok()?.task;
     let phase = &task.standing.phase;
     if let Phase::Deleted { pid, exit } = phase {
         let (pid, exit) = (*pid, *exit);
@@ -136,7 +136,7 @@ fn on_record(bundle: &Path) -> Option<Ended> {
     let init = phase.init()?;
     let exit = match phase {
         Phase::Stopped { exit, .. } => *exit,
-        _ => task.dated(recorded_exit(bundle, init)?),
+        _ => task.dated(recorded_exit(bundle, owner, init)?),
     };
     Some(Ended {
         pid: init.pid,
@@ -146,9 +146,14 @@ fn on_record(bundle: &Path) -> Option<Ended> {
 
 /// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there
 /// is no lock to be had, a pair may be alive all the same: then who listens has to leave.
-fn lock(flags: &Flags, bundle: &Path, socket: Option<&Path>) -> Result<Option<File>> {
+fn lock(
+    flags: &Flags,
+    owner: &Owner,
+    bundle: &Path,
+    socket: Option<&Path>,
+) -> Result<Option<File>> {
     if bundle.is_dir() {
-        match leave::take_lock_from(bundle, socket.map(|socket| (socket, flags))) {
+        match leave::take_lock_from(bundle, owner, socket.map(|socket| (socket, flags))) {
             Ok(file) => return Ok(Some(file)),
             Err(error) if leave::is_without_lock(&error) => {
                 eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
@@ -169,7 +174,7 @@ fn lock(flags: &Flags, bundle: &Path, socket: Option<&Path>) -> Result<Option<Fi
 
 /// The pair's socket: where it said it is, or where it must be.
 pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
-    let said = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok();
+    let said = proc::read_line(&bundle.join(names::ADDRESS)).ok();
     let said = said
         .as_deref()
         .and_then(|uri| uri.trim().strip_prefix("unix://"));
@@ -187,18 +192,28 @@ pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
 
 /// Everything that was recorded, gathered, and nothing of the pair's at work any more: for
 /// who holds the lock.
-pub(crate) fn subject(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> Subject {
-    let (subject, midway) = recorded(flags, bundle, socket);
+pub(crate) fn subject(
+    flags: &Flags,
+    owner: &Owner,
+    bundle: &Path,
+    socket: Option<PathBuf>,
+) -> Subject {
+    let (subject, midway) = recorded(flags, owner, bundle, socket);
     // A call of runc may have outlived the pair in the middle of it.
     if midway {
-        end_calls(&subject);
+        end_calls(&subject, owner);
     }
     subject
 }
 
 /// Everything that was recorded, gathered; what cannot be read is not known. And whether
 /// something may have been under way.
-pub(crate) fn recorded(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) -> (Subject, bool) {
+pub(crate) fn recorded(
+    flags: &Flags,
+    owner: &Owner,
+    bundle: &Path,
+    socket: Option<PathBuf>,
+) -> (Subject, bool) {
     let mut subject = Subject::unrecorded(
         flags.id.clone(),
         flags.namespace.clone(),
@@ -206,10 +221,10 @@ pub(crate) fn recorded(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) ->
         Path::new(RUNC_ROOT),
     );
     subject.socket = socket;
-    let told = Takeovers::read(&bundle.join(names::TAKEOVERS));
+    let told = Takeovers::read(&bundle.join(names::TAKEOVERS), owner);
     subject.takeovers = told.map_or(0, |told| told.count);
     let mut midway = true;
-    match remembered(bundle) {
+    match remembered(bundle, owner) {
         Ok(Remembered { task, boot, whole }) => {
             midway = task.standing.midway() || !whole;
             subject.recall(&task, boot);
@@ -223,13 +238,13 @@ pub(crate) fn recorded(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) ->
     if subject.exit.is_none()
         && let Some(init) = &subject.init
     {
-        subject.exit = recorded_exit(bundle, init);
+        subject.exit = recorded_exit(bundle, owner, init);
     }
     // The journal is bad, or failed before it could name init.
     if subject.init.is_none()
         && subject.exit.is_none()
         && subject.said != Said::Nothing
-        && let Some((init, exit)) = ended_init(bundle)
+        && let Some((init, exit)) = ended_init(bundle, owner)
     {
         subject.init = Some(init);
         subject.exit = Some(exit);
@@ -238,9 +253,9 @@ pub(crate) fn recorded(flags: &Flags, bundle: &Path, socket: Option<PathBuf>) ->
 }
 
 /// Before anything is judged: a runc still at work would undo the clean-up.
-fn end_calls(subject: &Subject) {
+fn end_calls(subject: &Subject, owner: &Owner) {
     let deadline = Instant::now() + CALLS;
-    let pair = Pair::read(&subject.bundle.join(names::PAIR)).ok();
+    let pair = Pair::read(&subject.bundle.join(names::PAIR), owner).ok();
     let session = pair.map(|pair| pair.reaper.pid);
     let id = subject.id.as_str();
     match strays::end(&subject.runtime.root, id, session, deadline) {
@@ -261,9 +276,9 @@ pub(crate) struct Remembered {
     whole: bool,
 }
 
-pub(crate) fn remembered(bundle: &Path) -> Result<Remembered> {
+pub(crate) fn remembered(bundle: &Path, owner: &Owner) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
-    let replayed = vigil_journal::replay(&path)?;
+    let replayed = vigil_journal::replay(&path, owner)?;
     if let vigil_journal::Tail::Corrupt { at, damage, .. } = replayed.tail {
         bail!("{} is corrupt at byte {at} ({damage:?})", path.display());
     }
@@ -272,6 +287,9 @@ pub(crate) fn remembered(bundle: &Path) -> Result<Remembered> {
         .iter()
         .map(|record| (record.kind, &record.payload[..]));
     let task = Task::replay(frames).with_context(|| format!("cannot read {}", path.display()))?;
+    if replayed.header.owner.is_none() {
+        observe::planned_for(&task, bundle)?;
+    }
     let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
     Ok(Remembered {
         task,
@@ -281,8 +299,8 @@ pub(crate) fn remembered(bundle: &Path) -> Result<Remembered> {
 }
 
 /// What the reaper saw of init's end, if the shim did not live to record it.
-fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
-    let snapshot = match exits::read(&bundle.join(names::EXITS)) {
+fn recorded_exit(bundle: &Path, owner: &Owner, init: &Incarnation) -> Option<Exit> {
+    let snapshot = match exits::read(&bundle.join(names::EXITS), owner) {
         Ok(snapshot) => snapshot,
         Err(error) => {
             eprintln!("warning: {error}");
@@ -295,15 +313,17 @@ fn recorded_exit(bundle: &Path, init: &Incarnation) -> Option<Exit> {
 
 /// Init and its end where the journal does not name it. Nobody is signalled by it: it is
 /// dead.
-fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
-    let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
+fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
+    let snapshot = exits::read(&bundle.join(names::EXITS), owner).ok()?;
     let exits = snapshot.exits().ok()?;
-    let death = match std::fs::read_to_string(bundle.join("init.pid")) {
+    let death = match proc::read_line(&bundle.join("init.pid")) {
         // The number runc wrote down, if a registered process of that number has died.
         Ok(pid) => exits.registered(pid.trim().parse().ok()?)?,
         // A Delete has taken it away. Init is the first to be registered, and its slot is
         // its own for as long as the pair lives.
-        Err(error) if error.kind() == ErrorKind::NotFound => exits.pinned(0)?,
+        Err(vigil_host::Error::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            exits.pinned(0)?
+        }
         Err(_) => return None,
     };
     if death.start_ticks == 0 {
@@ -322,14 +342,14 @@ fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
 
 /// Records what was found before it is told, so that a second `delete` tells
 /// the same. The lock is ours, so nobody else writes the journal.
-fn keep_end(bundle: &Path, end: &Ended) {
+fn keep_end(bundle: &Path, owner: &Owner, end: &Ended) {
     if !bundle.is_dir() {
         return;
     }
-    let kept = match remember_end(bundle, end) {
+    let kept = match remember_end(bundle, owner, end) {
         Ok(true) => return,
-        Ok(false) => ended::write(bundle, end),
-        Err(error) => ended::write(bundle, end).with_context(|| format!("{error:#}")),
+        Ok(false) => ended::write(bundle, owner, end),
+        Err(error) => ended::write(bundle, owner, end).with_context(|| format!("{error:#}")),
     };
     if let Err(error) = kept {
         eprintln!(
@@ -340,9 +360,12 @@ fn keep_end(bundle: &Path, end: &Ended) {
 }
 
 /// Whether the journal says the same from now on.
-fn remember_end(bundle: &Path, end: &Ended) -> Result<bool> {
+fn remember_end(bundle: &Path, owner: &Owner, end: &Ended) -> Result<bool> {
     let path = bundle.join(names::JOURNAL);
-    let opened = vigil_journal::Journal::open(&path, vigil_journal::Settings::default())?;
+    // Before anything is written to it.
+    remembered(bundle, owner)?;
+    let settings = vigil_journal::Settings::default();
+    let opened = vigil_journal::Journal::open(&path, owner, settings)?;
     let frames = opened.replayed.records.iter();
     let mut task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
     if let Some(record) = Record::of_end(&task, end.pid, end.exit, vigil_supervise::now()) {

@@ -5,18 +5,18 @@
 use std::path::Path;
 
 use vigil_journal::pair::Pair;
-use vigil_journal::{exits, lock, names};
+use vigil_journal::{Owner, exits, lock, names};
 use vigil_model::Moment;
 use vigil_sys::wait;
 
 /// A sentence, and when, unless the pair lives, or has left in order, or nothing is known of it.
-pub fn of(bundle: &Path) -> Option<(String, Moment)> {
+pub fn of(bundle: &Path, owner: &Owner) -> Option<(String, Moment)> {
     if lock::is_held(&bundle.join(names::LOCK)).unwrap_or(false) {
         return None;
     }
-    let pair = Pair::read(&bundle.join(names::PAIR)).ok()?;
+    let pair = Pair::read(&bundle.join(names::PAIR), owner).ok()?;
     let shim = pair.shim?;
-    let death = exits::read(&bundle.join(names::EXITS))
+    let death = exits::read(&bundle.join(names::EXITS), owner)
         .ok()
         .and_then(|snapshot| snapshot.exits().ok()?.find(shim.pid, shim.start_ticks));
     match death {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, bail};
 use vigil_host::proc::{self, Checked};
 use vigil_journal::pair::{self, Pair};
-use vigil_journal::{lock, names};
+use vigil_journal::{Owner, lock, names};
 use vigil_model::{BootId, Incarnation};
 use vigil_protocol::Flags;
 use vigil_sys::fd::{self, Watch};
@@ -46,32 +46,36 @@ pub fn is_without_lock(error: &Error) -> bool {
 }
 
 /// Takes the lock of the bundle, making whoever holds it leave.
-pub fn take_lock(bundle: &Path) -> Result<File> {
-    take_lock_from(bundle, None)
+pub fn take_lock(bundle: &Path, owner: &Owner) -> Result<File> {
+    take_lock_from(bundle, owner, None)
 }
 
 /// As [`take_lock`]. Where the bundle does not say who holds it, whoever
 /// listens on this socket and is the container's shim is asked.
-pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<File> {
+pub fn take_lock_from(
+    bundle: &Path,
+    owner: &Owner,
+    listening: Option<(&Path, &Flags)>,
+) -> Result<File> {
     let path = bundle.join(names::LOCK);
     let deadline = Instant::now() + LOCK;
     let was_there = path.exists();
     match lock::hold(&path) {
         Ok(file) if was_there => return Ok(file),
         // A pair may hold the one that was removed.
-        Ok(file) => return end_pair(bundle, listening).map(|()| file),
+        Ok(file) => return end_pair(bundle, owner, listening).map(|()| file),
         Err(lock::LockError::Held { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     // Torn or not there yet: nobody is signalled by guess. Who holds the lock
     // without it is a pair about to write it, or to fail. Not printed: one byte
     // on stderr would spoil the address of a `start` that succeeds.
-    let (mut holders, mut unread) = ask(bundle)?;
+    let (mut holders, mut unread) = ask(bundle, owner)?;
     if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
         return Ok(file);
     }
     if unread.is_some() {
-        (holders, unread) = ask(bundle)?;
+        (holders, unread) = ask(bundle, owner)?;
         if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
             return Ok(file);
         }
@@ -102,8 +106,8 @@ pub fn take_lock_from(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Resu
 }
 
 /// Ends the pair this bundle or this socket names, without a lock to tell when it is gone.
-fn end_pair(bundle: &Path, listening: Option<(&Path, &Flags)>) -> Result<()> {
-    let (pair, unread) = ask(bundle)?;
+fn end_pair(bundle: &Path, owner: &Owner, listening: Option<(&Path, &Flags)>) -> Result<()> {
+    let (pair, unread) = ask(bundle, owner)?;
     for number in [None, Some(signal::KILL)] {
         let deadline = Instant::now() + ASKED;
         for process in &pair {
@@ -144,13 +148,24 @@ pub fn end_child(bundle: &Path, reaper: u32) -> Result<Option<File>> {
 
 /// Asks the pair of this bundle to leave; its living processes, or why they are
 /// not known.
-fn ask(bundle: &Path) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
-    let pair = match Pair::read(&bundle.join(names::PAIR)) {
+fn ask(bundle: &Path, owner: &Owner) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
+    let path = bundle.join(names::PAIR);
+    let (pair, found) = match Pair::read_any(&path) {
         Ok(pair) => pair,
         Err(error) => return Ok((Vec::new(), Some(error))),
     };
-    let reaper = open(&pair.reaper)?;
-    let shim = pair.shim.as_ref().map(open).transpose()?.flatten();
+    let anonymous = found.is_none();
+    if let Err(source) = owner.claims(&path, found.as_ref()) {
+        return Ok((Vec::new(), Some(pair::PairError::NotOurs { source })));
+    }
+    // Version 1 does not say whose it is, but the processes do.
+    let ours = |process: &pair::Incarnation| {
+        let there = open(process)?;
+        let fits = !anonymous || is_shim_of(process.pid, &owner.namespace, &owner.id);
+        Ok::<_, Error>(there.filter(|_| fits))
+    };
+    let reaper = ours(&pair.reaper)?;
+    let shim = pair.shim.as_ref().map(ours).transpose()?.flatten();
     // The reaper ends its shim; a shim without one leaves by the same signal.
     if let Some(asked) = reaper.as_ref().or(shim.as_ref()) {
         // Gone meanwhile is what we want.
@@ -206,8 +221,8 @@ pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
 /// Whether the pair that holds this bundle has processes of a container, as far as is known:
 /// below its reaper, or, below a shim that lives without one, its init, which hangs there no
 /// more.
-pub fn anyone_of(bundle: &Path) -> Result<bool> {
-    let Ok(pair) = Pair::read(&bundle.join(names::PAIR)) else {
+pub fn anyone_of(bundle: &Path, owner: &Owner) -> Result<bool> {
+    let Ok(pair) = Pair::read(&bundle.join(names::PAIR), owner) else {
         return Ok(false);
     };
     if open(&pair.reaper)?.is_some() {
@@ -216,7 +231,7 @@ pub fn anyone_of(bundle: &Path) -> Result<bool> {
     let Some(shim) = pair.shim.filter(|shim| matches!(open(shim), Ok(Some(_)))) else {
         return Ok(false);
     };
-    let init = match crate::delete::remembered(bundle) {
+    let init = match crate::delete::remembered(bundle, owner) {
         Ok(remembered) => remembered.task.standing.phase.live_init().cloned(),
         Err(_) => None,
     };
@@ -270,7 +285,7 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
 }
 
 /// Whether a process was started as the shim of this container, by its own arguments.
-fn is_shim_of(pid: u32, flags: &Flags) -> bool {
+fn is_shim_of(pid: u32, namespace: &str, id: &str) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
     let has = |flag: &[u8], value: &str| {
@@ -278,7 +293,7 @@ fn is_shim_of(pid: u32, flags: &Flags) -> bool {
             .windows(2)
             .any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
     };
-    has(b"-namespace", flags.namespace.as_str()) && has(b"-id", flags.id.as_str())
+    has(b"-namespace", namespace) && has(b"-id", id)
 }
 
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so
@@ -290,7 +305,7 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
     let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else {
         return Ok(());
     };
-    if !is_shim_of(reaper.pid, flags) {
+    if !is_shim_of(reaper.pid, flags.namespace.as_str(), flags.id.as_str()) {
         bail!(
             "process {} listens on the socket and is no shim of container {}",
             reaper.pid,

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use vigil_host::enact::reconcile_to_gone;
 use vigil_host::observe::{Below, Subject};
 use vigil_host::proc;
-use vigil_journal::names;
+use vigil_journal::{Owner, names};
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
 use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LISTENER_FD, LOCK_FD, READY_FD};
@@ -76,7 +76,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         Err(error) if error.kind() == ErrorKind::NotFound => return end_without_bundle(flags),
         bundle => bundle.context("cannot see the bundle")?,
     };
-    crash::keep_last_words(bundle.join(names::PANIC));
+    let owner = Owner::of_bundle(&bundle, flags.namespace.as_str(), flags.id.as_str());
+    crash::keep_last_words(bundle.join(names::PANIC), &owner);
     let level = if flags.debug {
         log::LevelFilter::Debug
     } else {

@@ -15,7 +15,8 @@ use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
 use vigil_host::enact::RUN;
 use vigil_host::sweep;
-use vigil_journal::{exits, lock, names};
+use vigil_journal::owner::draw_salt;
+use vigil_journal::{Owner, exits, lock, names};
 use vigil_model::Options;
 use vigil_protocol::Flags;
 use vigil_protocol::address::Address;
@@ -108,6 +109,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     constrain(&mut stdin)?;
     let (heard, ready) = fd::pipe().context("cannot make the ready pipe")?;
     let config = Config {
+        owner: Owner::with_salt(flags.namespace.as_str(), flags.id.as_str(), draw_salt()),
         listener,
         lock,
         exits: exits.into(),
@@ -175,8 +177,9 @@ fn hold(flags: &Flags, bundle: &Path, socket: &Path, made: &mut Made) -> Result<
             Ok(file.into())
         }
         Err(lock::LockError::Held { .. }) => {
-            refuse_if_busy(flags, socket, || leave::anyone_of(bundle))?;
-            let file = leave::take_lock(bundle)?;
+            let owner = Owner::of(flags.namespace.as_str(), flags.id.as_str());
+            refuse_if_busy(flags, socket, || leave::anyone_of(bundle, &owner))?;
+            let file = leave::take_lock(bundle, &owner)?;
             made.0.push(path);
             Ok(file.into())
         }

@@ -21,7 +21,7 @@ use vigil_host::observe::Subject;
 use vigil_host::proc::{self, Checked};
 use vigil_host::sweep;
 use vigil_journal::pair::{self, Pair};
-use vigil_journal::{lock, names};
+use vigil_journal::{Owner, lock, names};
 use vigil_model::{Namespace, TaskId};
 use vigil_protocol::Flags;
 use vigil_sys::fd::{self, Watch};
@@ -79,7 +79,10 @@ impl<'a> Case<'a> {
             flags,
             bundle,
             dir: File::open(bundle).ok(),
-            reaper: reaper(bundle),
+            reaper: reaper(
+                bundle,
+                &Owner::of(flags.namespace.as_str(), flags.id.as_str()),
+            ),
             asked_by: None,
             forgotten: false,
         }
@@ -219,7 +222,8 @@ impl<'a> Case<'a> {
         };
         let same = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
         let same = same.is_some_and(|then| (then.dev(), then.ino()) == (now.dev(), now.ino()));
-        if same && reaper(self.bundle) == self.reaper {
+        let owner = Owner::of(self.flags.namespace.as_str(), self.flags.id.as_str());
+        if same && reaper(self.bundle, &owner) == self.reaper {
             Place::Bundle
         } else {
             Place::Taken
@@ -232,7 +236,7 @@ impl<'a> Case<'a> {
         let place = self.place();
         let mut found = Vec::new();
         if place == Place::Bundle
-            && let Ok(pair) = Pair::read(&self.bundle.join(names::PAIR))
+            && let Ok(pair) = Pair::read(&self.bundle.join(names::PAIR), &self.owner())
         {
             let both = std::iter::once(pair.reaper).chain(pair.shim);
             found.extend(both.filter_map(|one| Some((one.pid, leave::open(&one).ok()??))));
@@ -247,7 +251,7 @@ impl<'a> Case<'a> {
             claims = stone.claims;
         } else if place == Place::Bundle {
             // Looked at only: a call of its pair may be at work.
-            let (subject, _) = delete::recorded(self.flags, self.bundle, None);
+            let (subject, _) = delete::recorded(self.flags, &self.owner(), self.bundle, None);
             known.extend(subject.init);
             known.extend(subject.execs);
             claims = subject.claims;
@@ -292,13 +296,13 @@ impl<'a> Case<'a> {
         let socket = socket.filter(|path| leave::is_deserted(path));
         let subject = Subject {
             again: true,
-            ..delete::subject(self.flags, self.bundle, socket)
+            ..delete::subject(self.flags, &self.owner(), self.bundle, socket)
         };
         let report = reconcile_to_gone(&subject, Instant::now() + TRY);
         if report.may_live() {
             return false;
         }
-        delete::keep_end_of(self.bundle, &report);
+        delete::keep_end_of(self.bundle, &self.owner(), &report);
         if !report.left.is_empty() {
             return false;
         }
@@ -310,8 +314,14 @@ impl<'a> Case<'a> {
         true
     }
 
+    /// Whose the files of the bundle are to be.
+    fn owner(&self) -> Owner {
+        let flags = self.flags;
+        Owner::of_bundle(self.bundle, flags.namespace.as_str(), flags.id.as_str())
+    }
+
     fn pair_lives(&self) -> bool {
-        let Ok(pair) = Pair::read(&self.bundle.join(names::PAIR)) else {
+        let Ok(pair) = Pair::read(&self.bundle.join(names::PAIR), &self.owner()) else {
             return false;
         };
         let mut both = std::iter::once(pair.reaper).chain(pair.shim);
@@ -336,8 +346,8 @@ impl<'a> Case<'a> {
     }
 }
 
-fn reaper(bundle: &Path) -> Option<pair::Incarnation> {
-    let pair = Pair::read(&bundle.join(names::PAIR)).ok()?;
+fn reaper(bundle: &Path, owner: &Owner) -> Option<pair::Incarnation> {
+    let pair = Pair::read(&bundle.join(names::PAIR), owner).ok()?;
     Some(pair.reaper)
 }
 
@@ -389,10 +399,14 @@ impl sweep::Bundles for Dead {
     fn is_of(&self, stone: &Tombstone) -> bool {
         // What is not there is not ours to make.
         let lock = std::fs::symlink_metadata(stone.bundle.join(names::LOCK));
-        let named = delete::remembered(&stone.bundle)
+        let owner = Owner::of_bundle(&stone.bundle, &stone.namespace, &stone.id);
+        let named = delete::remembered(&stone.bundle, &owner)
             .ok()
             .and_then(|remembered| remembered.task.standing.phase.init().cloned());
-        lock.is_ok() && reaper(&stone.bundle).is_some() && named.is_some() && named == stone.init
+        lock.is_ok()
+            && reaper(&stone.bundle, &owner).is_some()
+            && named.is_some()
+            && named == stone.init
     }
 
     fn finish(&self, stone: &Tombstone) -> bool {

@@ -85,6 +85,8 @@ mod tests {
     #[test]
     fn hints_are_few_and_the_newest() {
         let note = |number: usize| CrashNote {
+            format: vigil_host::enact::FORMAT,
+            salt: None,
             id: format!("c{number}"),
             namespace: "n".to_owned(),
             at: Moment { secs: 0, nanos: 0 },

@@ -85,7 +85,7 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
     let pair_file = found.bundle.join(names::PAIR);
     for look in 0..LOOKS {
         // Gone with its bundle, if containerd was quicker.
-        let recorded = match Pair::read(&pair_file) {
+        let recorded = match Pair::read(&pair_file, &found.owner()) {
             Ok(recorded) => recorded,
             Err(_) if !found.bundle.exists() => break,
             Err(_) if look > 0 => break,

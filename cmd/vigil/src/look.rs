@@ -82,7 +82,7 @@ impl Look {
 
     /// Looks.
     pub fn once(found: &Found, runc_root: &Path, belief: &Belief) -> Self {
-        let recorded = Recorded::read(&found.bundle);
+        let recorded = Recorded::read(&found.bundle, &found.owner());
         let mut notes = recorded.notes.clone();
         let pair = pair::look(&found.bundle, recorded.pair.as_ref(), &mut notes);
         let mut subject = Subject::unrecorded(

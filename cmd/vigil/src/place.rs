@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use vigil_host::enact::RUN;
-use vigil_journal::names;
+use vigil_journal::{Owner, names};
 use vigil_model::{Namespace, TaskId};
 
 use crate::{Code, Exit};
@@ -185,6 +185,11 @@ pub fn namespace(text: &str) -> Result<Namespace> {
 }
 
 impl Found {
+    /// Whose the files in it are to be.
+    pub fn owner(&self) -> Owner {
+        Owner::of_bundle(&self.bundle, self.namespace.as_str(), self.id.as_str())
+    }
+
     /// A bundle by its path, whose last two names are namespace and id.
     pub fn at(bundle: &Path) -> Result<Self> {
         let bundle = fs::canonicalize(bundle).map_err(|e| {

@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use vigil_host::enact::status_of;
-use vigil_host::observe::Subject;
+use vigil_host::observe::{Subject, planned_for};
 use vigil_host::{chain, proc};
 use vigil_journal::exits::Death;
 use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
-use vigil_journal::{Replayed, Tail, exits, names, replay};
+use vigil_journal::{Owner, Replayed, Tail, exits, names, replay};
 use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Phase, Status, Task};
 
 /// What could be read.
@@ -31,28 +31,35 @@ pub struct Recorded {
     pub seen_end: Option<Exit>,
     /// Where the pair listens.
     pub socket: Option<PathBuf>,
+    /// Which life of its id this container is; `None`: its files do not say.
+    pub salt: Option<u64>,
     /// What could not be read, and why.
     pub notes: Vec<String>,
 }
 
 impl Recorded {
     /// Reads everything.
-    pub fn read(bundle: &Path) -> Self {
+    pub fn read(bundle: &Path, owner: &Owner) -> Self {
         let mut notes = Vec::new();
-        let replayed = keep(replay(&bundle.join(names::JOURNAL)), &mut notes);
+        let replayed = keep(replay(&bundle.join(names::JOURNAL), owner), &mut notes);
         let task = replayed
             .as_ref()
-            .and_then(|replayed| believe(replayed, &mut notes));
-        let pair = keep(Pair::read(&bundle.join(names::PAIR)), &mut notes);
-        let takeovers = keep(Takeovers::read(&bundle.join(names::TAKEOVERS)), &mut notes);
+            .and_then(|replayed| believe(bundle, replayed, &mut notes));
+        let pair = keep(Pair::read(&bundle.join(names::PAIR), owner), &mut notes);
+        let takeovers = keep(
+            Takeovers::read(&bundle.join(names::TAKEOVERS), owner),
+            &mut notes,
+        );
         let (named, seen_end) = match &task {
             Some(task) => match (task.standing.phase.init(), &task.standing.phase) {
-                (Some(init), _) => (None, seen_end(bundle, init, &mut notes)),
+                (Some(init), _) => (None, seen_end(bundle, owner, init, &mut notes)),
                 // Recording may have failed before init could be named.
-                (None, Phase::Creating | Phase::Created { .. }) => ended_init(bundle).unzip(),
+                (None, Phase::Creating | Phase::Created { .. }) => {
+                    ended_init(bundle, owner).unzip()
+                }
                 (None, _) => (None, None),
             },
-            None => ended_init(bundle).unzip(),
+            None => ended_init(bundle, owner).unzip(),
         };
         let socket = address(bundle);
         if socket.is_none() {
@@ -66,6 +73,7 @@ impl Recorded {
             named,
             seen_end,
             socket,
+            salt: (owner.salt != 0).then_some(owner.salt),
             notes,
         }
     }
@@ -91,33 +99,44 @@ impl Recorded {
 }
 
 /// The task, unless something acknowledged may be missing from the journal.
-fn believe(replayed: &Replayed, notes: &mut Vec<String>) -> Option<Task> {
+fn believe(bundle: &Path, replayed: &Replayed, notes: &mut Vec<String>) -> Option<Task> {
     if let Tail::Corrupt { at, damage, .. } = &replayed.tail {
         notes.push(format!("the journal is corrupt at byte {at}: {damage:?}"));
         return None;
     }
     let frames = replayed.records.iter();
     let frames = frames.map(|record| (record.kind, &record.payload[..]));
-    keep(Task::replay(frames), notes)
+    let task = keep(Task::replay(frames), notes)?;
+    if replayed.header.owner.is_none() {
+        keep(planned_for(&task, bundle), notes)?;
+    }
+    Some(task)
 }
 
-fn seen_end(bundle: &Path, init: &Incarnation, notes: &mut Vec<String>) -> Option<Exit> {
-    let snapshot = keep(exits::read(&bundle.join(names::EXITS)), notes)?;
+fn seen_end(
+    bundle: &Path,
+    owner: &Owner,
+    init: &Incarnation,
+    notes: &mut Vec<String>,
+) -> Option<Exit> {
+    let snapshot = keep(exits::read(&bundle.join(names::EXITS), owner), notes)?;
     let death = keep(snapshot.exits(), notes)?.find(init.pid, init.start_ticks)?;
     Some(exit_of(&death))
 }
 
 /// Init and its end where the journal does not name it. Nobody is signalled by it: it is
 /// dead.
-fn ended_init(bundle: &Path) -> Option<(Incarnation, Exit)> {
-    let snapshot = exits::read(&bundle.join(names::EXITS)).ok()?;
+fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
+    let snapshot = exits::read(&bundle.join(names::EXITS), owner).ok()?;
     let exits = snapshot.exits().ok()?;
-    let death = match std::fs::read_to_string(bundle.join("init.pid")) {
+    let death = match proc::read_line(&bundle.join("init.pid")) {
         // The number runc wrote down, if a registered process of that number has died.
         Ok(pid) => exits.registered(pid.trim().parse().ok()?)?,
         // A Delete has taken it away. Init is the first to be registered, and its slot is
         // its own for as long as the pair lives.
-        Err(error) if error.kind() == ErrorKind::NotFound => exits.pinned(0)?,
+        Err(vigil_host::Error::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            exits.pinned(0)?
+        }
         Err(_) => return None,
     };
     if death.start_ticks == 0 {
@@ -144,7 +163,7 @@ fn exit_of(death: &Death) -> Exit {
 }
 
 fn address(bundle: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(bundle.join(names::ADDRESS)).ok()?;
+    let text = proc::read_line(&bundle.join(names::ADDRESS)).ok()?;
     let path = text.trim().strip_prefix("unix://")?;
     path.starts_with('/').then(|| PathBuf::from(path))
 }

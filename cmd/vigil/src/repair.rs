@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
-use vigil_host::observe::{Below, Subject, observe};
+use vigil_host::observe::{Below, Subject, observe, planned_for};
 use vigil_host::{chain, strays, sweep};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Settings, names};
@@ -262,7 +262,7 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     let mut report = reconcile(&subject, observe(&subject), goal, &node.kept.run, until);
     report.notes.extend(calls);
     if goal == Goal::Gone && !report.may_live() {
-        remember(&found.bundle, &report)?;
+        remember(found, &report)?;
     }
     drop(lock);
     Ok(report)
@@ -340,12 +340,19 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
 
 /// Records the end before anybody asks for it: containerd, when it is back,
 /// runs `delete` and is told this.
-fn remember(bundle: &Path, report: &Report) -> Result<()> {
-    let path = bundle.join(names::JOURNAL);
+fn remember(found: &Found, report: &Report) -> Result<()> {
+    let path = found.bundle.join(names::JOURNAL);
     if !path.exists() {
         return Ok(());
     }
-    let opened = Journal::open(&path, Settings::default())?;
+    let owner = found.owner();
+    let replayed = vigil_journal::replay(&path, &owner)?;
+    if replayed.header.owner.is_none() {
+        let frames = replayed.records.iter();
+        let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
+        planned_for(&task, &found.bundle)?;
+    }
+    let opened = Journal::open(&path, &owner, Settings::default())?;
     let frames = opened.replayed.records.iter();
     let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
     if let Some(record) = Record::of_end(&task, report.pid, report.exit, now()) {

@@ -43,8 +43,11 @@ pub fn run(args: &Args) -> Result<Answer> {
     let belief = Asking::new(&args.ask).belief(found.namespace.as_str(), found.id.as_str());
     let look = Look::at(&found, &args.node.runc_root, &belief);
     let mut unread = Vec::new();
+    let life = look.recorded.salt.map(|salt| format!("{salt:016x}"));
     let crashes = crashes::read(&args.node.kept.run, &mut unread, |note| {
-        note.id == found.id.as_str() && note.namespace == found.namespace.as_str()
+        let own = note.id == found.id.as_str() && note.namespace == found.namespace.as_str();
+        // An earlier container of this id is another one.
+        own && (life.is_none() || note.salt.is_none() || note.salt == life)
     });
     let versions = Versions::of(&look);
     let text = if args.json {

@@ -281,7 +281,7 @@ struct Living {
 }
 
 fn living(found: &Found) -> Result<Living, (Outcome, String)> {
-    let pair = Pair::read(&found.bundle.join(names::PAIR))
+    let pair = Pair::read(&found.bundle.join(names::PAIR), &found.owner())
         .map_err(|error| (Outcome::NoPair, chain(&error)))?;
     match proc::open_checked(&pair::incarnation(&pair.reaper)) {
         Ok(Checked::Same(pidfd)) if pidfd::is_dead(&pidfd) == Ok(false) => Ok(Living {
@@ -295,7 +295,9 @@ fn living(found: &Found) -> Result<Living, (Outcome, String)> {
 
 /// The version of the shim that serves now.
 fn serving(found: &Found) -> Option<String> {
-    let shim = Pair::read(&found.bundle.join(names::PAIR)).ok()?.shim?;
+    let shim = Pair::read(&found.bundle.join(names::PAIR), &found.owner())
+        .ok()?
+        .shim?;
     pair::version(&shim).ok()
 }
 
@@ -332,7 +334,8 @@ fn ask(
     if seen.ok() != Some(program.file) {
         bail!("its reaper does not see that file by that name");
     }
-    let told = |bundle: &Path| Takeovers::read(&bundle.join(names::TAKEOVERS));
+    let owner = found.owner();
+    let told = |bundle: &Path| Takeovers::read(&bundle.join(names::TAKEOVERS), &owner);
     let before = told(bundle)?.count;
     let next = bundle.join(names::NEXT);
     put(&program.path, &next)?;

@@ -68,7 +68,7 @@ fn graveyard() -> Node {
     let torn = node.lived("k8s.io", "corrupt", &life().created(&init).started());
     let journal = torn.join(names::JOURNAL);
     let mut bytes = fs::read(&journal).unwrap();
-    bytes[200] ^= 0xff;
+    bytes[376] ^= 0xff;
     fs::write(&journal, bytes).unwrap();
     // The journal is lost; the reaper saw the end of what runc named.
     let named = node.lived("k8s.io", "named", &life());
@@ -86,6 +86,7 @@ fn graveyard() -> Node {
 
 fn keepsakes(node: &Node) {
     let line = |id: &str, status, after, left: &[&str]| Line {
+        format: vigil_host::enact::FORMAT,
         id: id.to_owned(),
         namespace: "default".to_owned(),
         found: "still running".to_owned(),
@@ -101,6 +102,7 @@ fn keepsakes(node: &Node) {
         .append(&run)
         .unwrap();
     let stone = Tombstone {
+        format: vigil_host::enact::FORMAT,
         id: "older".to_owned(),
         namespace: "default".to_owned(),
         bundle: node.path().join("gone"),
@@ -259,7 +261,8 @@ fn takeovers_and_crashes() {
         let last = told.last.back_mut().unwrap();
         (last.at_secs, last.at_nanos) = (common::THEN + second, 500_000_000);
     }
-    told.write(&bundle.join(names::TAKEOVERS)).unwrap();
+    told.write(&bundle.join(names::TAKEOVERS), &common::owner(&bundle))
+        .unwrap();
     let run = node.run_dir();
     for (id, words) in [
         ("often", Some("panicked at x.rs:1:\n\u{1b}[2Jno")),
@@ -267,8 +270,10 @@ fn takeovers_and_crashes() {
         ("gone", None),
     ] {
         let note = CrashNote {
+            format: vigil_host::enact::FORMAT,
             id: id.to_owned(),
             namespace: "default".to_owned(),
+            salt: None,
             at: common::at(3),
             version: "0.1.0".to_owned(),
             how: "killed by signal 6".to_owned(),
@@ -326,7 +331,8 @@ fn upgrade() {
         if let Some(cause) = cause {
             told.add(cause);
         }
-        told.write(&bundle.join("story")).unwrap();
+        told.write(&bundle.join("story"), &common::owner(&bundle))
+            .unwrap();
         let reaper = reaper(&bundle, asked);
         node.revive(&bundle, &reaper.incarnation(), &dead(102));
         kept.push(reaper);
@@ -363,7 +369,8 @@ fn upgrade() {
         let bundle = node.lived("other", id, &life);
         let mut told = Takeovers::default();
         told.add("refused exit status 3");
-        told.write(&bundle.join("story")).unwrap();
+        told.write(&bundle.join("story"), &common::owner(&bundle))
+            .unwrap();
         let reaper = reaper(&bundle, "cp story takeovers; rm next");
         node.revive(&bundle, &reaper.incarnation(), &dead(102));
         kept.push(reaper);
@@ -467,7 +474,7 @@ fn repair_kills_what_a_dead_pair_left_and_records_how_it_ended() {
 fn a_tombstone_of_an_id_in_use_is_left_alone() {
     let mut node = Node::new();
     keepsakes(&node);
-    let mut stone = Tombstone::read(&node.run_dir().join("tombstones/default-older.json")).unwrap();
+    let mut stone = Tombstone::read(&node.run_dir().join("tombstones/default+older.json")).unwrap();
     stone.bundle = node.bundle("other", "older");
     stone.write(&node.run_dir()).unwrap();
     let starting = node.run(&["repair", "--all", "--write"]);

@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_reconcile::{Goal, Said, Verdict, plan, row};
 
-pub use keepsakes::{CrashNote, Line, RUN, Stuck, Tombstone};
+pub use keepsakes::{CrashNote, FORMAT, Line, RUN, Stuck, Tombstone};
 pub use report::{Left, Report, Source};
 
 use crate::cgroup::Hierarchies;

@@ -534,3 +534,26 @@ fn note<T>(result: crate::Result<T>, notes: &mut Vec<String>) -> Option<T> {
 pub(crate) fn said(error: &crate::Error) -> String {
     crate::chain(error)
 }
+
+/// An error if this task, of a journal that does not say whose it is (version 1), was
+/// planned for another bundle than this one: then the journal is another container's.
+pub fn planned_for(task: &Task, bundle: &Path) -> crate::Result<()> {
+    let Some(plan) = &task.plan else {
+        return Ok(());
+    };
+    let planned = Path::new(&plan.create.bundle);
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    if planned.as_os_str().is_empty()
+        || planned == bundle
+        || real(planned).is_some_and(|planned| real(bundle) == Some(planned))
+    {
+        return Ok(());
+    }
+    Err(crate::Error::Malformed {
+        path: bundle.join("journal"),
+        problem: format!(
+            "this journal is of the container in {}, not of the one here; it is not used",
+            planned.display()
+        ),
+    })
+}

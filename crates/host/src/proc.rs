@@ -8,7 +8,9 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use vigil_sys::fd::{NO_LINK_NO_WAIT, NO_WAIT};
 
 use vigil_model::{BootId, Incarnation};
 use vigil_sys::{Errno, pidfd, points};
@@ -391,6 +393,21 @@ pub fn descendants(ancestor: u32) -> Result<Vec<u32>> {
 
 /// Reads a whole small file, refusing to read more than `max` bytes of it.
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
+    read_opened(path, max, NO_WAIT)
+}
+
+/// A text of a line or so that Vigil, containerd or runc keeps in a bundle: whole, of at most a
+/// page, neither through a link nor waiting for a fifo's writer.
+pub fn read_line(path: &Path) -> Result<String> {
+    read_own(path, 4096).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// As [`read_bounded`], of a file of Vigil's own: those are no links.
+pub(crate) fn read_own(path: &Path, max: u64) -> Result<Vec<u8>> {
+    read_opened(path, max, NO_LINK_NO_WAIT)
+}
+
+fn read_opened(path: &Path, max: u64, flags: i32) -> Result<Vec<u8>> {
     let failed = |op| {
         move |source| Error::File {
             op,
@@ -398,17 +415,26 @@ pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
             source,
         }
     };
-    // Opening a fifo waits for its writer; a bundle holds files only.
-    let meta = fs::metadata(path).map_err(failed("look at"))?;
+    let irregular = || Error::Malformed {
+        path: path.to_owned(),
+        problem: "not a regular file".to_owned(),
+    };
+    // Opening a fifo would wait for its writer; what was opened is looked at, since another
+    // may have its name by now.
+    let opened = fs::File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open(path);
+    let file = opened.map_err(|source| match fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() && !there.is_dir() && flags != NO_WAIT => irregular(),
+        Ok(_) | Err(_) => failed("look at")(source),
+    })?;
+    let meta = file.metadata().map_err(failed("look at"))?;
     if !meta.is_file() {
-        return Err(Error::Malformed {
-            path: path.to_owned(),
-            problem: "not a regular file".to_owned(),
-        });
+        return Err(irregular());
     }
     let mut bytes = Vec::new();
     if meta.len() <= max {
-        let file = fs::File::open(path).map_err(failed("open"))?;
         file.take(max + 1)
             .read_to_end(&mut bytes)
             .map_err(failed("read"))?;

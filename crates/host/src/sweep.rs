@@ -43,7 +43,7 @@ pub enum Swept {
 /// Whether there is a stone to be taken up now, of another container than
 /// `own`. A look at one directory.
 pub fn due(run: &Path, own: Option<(&str, &str)>) -> bool {
-    let own = own.map(|(namespace, id)| format!("{namespace}-{id}.json"));
+    let own = own.map(|(namespace, id)| Tombstone::name_of(namespace, id));
     let now = SystemTime::now();
     stones(run).is_ok_and(|stones| {
         stones.iter().any(|path| {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{During, Error};
 use crate::frame::{
-    FILE_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, VERSION, encode,
+    FILE_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, encode,
 };
 use crate::names::SIDE_SUFFIX;
 use crate::replay::Record;
@@ -63,11 +63,11 @@ pub(crate) fn write_zeros(file: &mut impl Storage, mut from: u64, to: u64) -> io
 pub(crate) fn write_side<D: Directory>(
     directory: &D,
     name: &str,
-    header: Header,
+    header: &Header,
     records: &[(u64, u16, &[u8])],
     settings: Settings,
 ) -> Result<Side<D::File>, (During, io::Error)> {
-    let mut image = Vec::from(header.encode());
+    let mut image = header.encode();
     for (seq, kind, payload) in records {
         encode(&mut image, header.seed(), *seq, *kind, payload);
     }
@@ -148,13 +148,13 @@ impl<D: Directory> Journal<D> {
             .map(|(_, _, payload)| (FRAME_BYTES_MIN + payload.len()) as u64)
             .sum();
         let header = Header {
-            version: VERSION,
-            boot: self.header.boot,
+            // Also the version: a program before this one may be taken again.
             generation: self.header.generation.saturating_add(1),
             start_seq,
             capacity: capacity_for(used, self.settings),
+            ..self.header.clone()
         };
-        let side = write_side(&self.directory, &self.name, header, records, self.settings)?;
+        let side = write_side(&self.directory, &self.name, &header, records, self.settings)?;
         if let Err(error) = self.directory.rename(&side_name(&self.name), &self.name) {
             let _ = self.directory.remove(&side_name(&self.name));
             return Err((During::Name, error));

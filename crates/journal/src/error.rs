@@ -179,6 +179,12 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// It says that it is another container's, or of another life of this one.
+    #[error(transparent)]
+    NotOurs {
+        /// Whose, and whose it was to be.
+        source: crate::owner::NotOurs,
+    },
     /// A file that cannot be read could not be moved out of the way.
     #[error("{path}: cannot set the file aside")]
     SetAside {

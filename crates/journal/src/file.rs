@@ -1,8 +1,8 @@
 //! The real file system behind the seam.
 //!
 //! Owns how files are opened: readable by root alone, close-on-exec (the
-//! standard library's rule), never through a fifo or a directory. Opening a
-//! fifo for reading would wait for its writer, so the type is asked first.
+//! standard library's rule), never through a link, and only if it is a regular file. Opening a
+//! fifo for reading would wait for its writer, so it is opened without waiting.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,6 +11,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::storage::{Directory, Storage};
+
+/// `O_NOFOLLOW` and `O_NONBLOCK` of Linux. Written out, since only `sys` may use the C
+/// library's; a test opens a link and a fifo by them.
+pub(crate) const NO_LINK: i32 = if cfg!(any(target_arch = "aarch64", target_arch = "arm")) {
+    0o100_000
+} else {
+    0o400_000
+};
+pub(crate) const NO_WAIT: i32 = 0o4000;
 
 /// A file on a real file system.
 #[derive(Debug)]
@@ -83,22 +92,30 @@ impl Directory for Folder {
     }
 }
 
-/// Opens what must be a regular file, for reading and, if asked, writing.
+/// Opens what must be a regular file, for reading and, if asked, writing: neither through a
+/// link nor waiting for a fifo's other end, and looked at through the descriptor, so that
+/// nobody can put something else in its place in between.
 pub(crate) fn open_regular(path: &Path, write: bool) -> Result<DiskFile, Error> {
     let failed = |source| Error::Open {
         path: path.to_owned(),
         source,
     };
-    let kind = fs::symlink_metadata(path).map_err(failed)?.file_type();
-    if !kind.is_file() {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(NO_LINK | NO_WAIT)
+        .open(path);
+    let file = opened.map_err(|source| match fs::symlink_metadata(path) {
+        // A link, a directory or a socket is refused at once.
+        Ok(there) if !there.is_file() => Error::NotAFile {
+            path: path.to_owned(),
+        },
+        Ok(_) | Err(_) => failed(source),
+    })?;
+    if !file.metadata().map_err(failed)?.is_file() {
         return Err(Error::NotAFile {
             path: path.to_owned(),
         });
     }
-    OpenOptions::new()
-        .read(true)
-        .write(write)
-        .open(path)
-        .map(DiskFile)
-        .map_err(failed)
+    Ok(DiskFile(file))
 }

@@ -19,7 +19,9 @@ mod file;
 mod frame;
 pub mod lock;
 pub mod names;
+pub mod owner;
 pub mod pair;
+pub mod panic;
 mod replay;
 mod storage;
 pub mod takeovers;
@@ -29,9 +31,10 @@ pub use boot::{BOOT_ID_BYTES, BootId, BootIdError};
 pub use error::{During, Error};
 pub use file::{DiskFile, Folder};
 pub use frame::{
-    FILE_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, Header, HeaderFault, MAGIC, PAYLOAD_BYTES_MAX,
-    VERSION,
+    FILE_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, HEADER_BYTES_V1, Header, HeaderFault, MAGIC,
+    PAYLOAD_BYTES_MAX, VERSION,
 };
+pub use owner::{NotOurs, Owner};
 pub use replay::{Damage, Record, Replayed, Tail, replay, scan};
 pub use storage::{Directory, Storage};
 pub use writer::{Journal, Opened, PREALLOC_BYTES, Settings, set_aside};

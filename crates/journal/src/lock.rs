@@ -16,6 +16,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::file::{NO_LINK, NO_WAIT};
+
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -49,15 +51,17 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(NO_LINK | NO_WAIT)
         .open(path);
     let file = match opened {
         // A file system that has become read-only: the lock needs no writing.
         // One that is not there cannot be made: that is what stands in the way.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            File::open(path).map_err(|_| error)
+            look_at(path).map_err(|_| error)
         }
         opened => opened,
     }
+    .and_then(regular)
     .map_err(failed)?;
     match file.try_lock() {
         // Removed or replaced since it was opened: then this is not the lock any more, and
@@ -73,12 +77,30 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
     }
 }
 
+/// Opens for looking alone: not through a link, and without waiting for a fifo's writer.
+fn look_at(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(NO_LINK | NO_WAIT)
+        .open(path)
+}
+
+/// Something else that has the lock's name is no lock.
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        let says = "not a regular file";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, says))
+    }
+}
+
 /// Whether the path still leads to this file.
 fn is_at(file: &File, path: &Path) -> bool {
     let same =
         |ours: Metadata, there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
     file.metadata()
-        .and_then(|ours| Ok(same(ours, fs::metadata(path)?)))
+        .and_then(|ours| Ok(same(ours, fs::symlink_metadata(path)?)))
         .unwrap_or(false)
 }
 
@@ -91,7 +113,7 @@ pub fn is_held(path: &Path) -> Result<bool, LockError> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(failed)?;
+    let file = look_at(path).and_then(regular).map_err(failed)?;
     match file.try_lock_shared() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),

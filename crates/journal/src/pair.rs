@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::boot::BootId;
 use crate::file::{DiskFile, open_regular};
 use crate::names::SIDE_SUFFIX;
+use crate::owner::{NotOurs, Owner};
 use crate::storage::Storage;
 
 /// Bytes of every `pair` file: the text, then newlines. One size, below a
@@ -20,7 +21,7 @@ use crate::storage::Storage;
 pub const PAIR_BYTES: usize = 512;
 
 const TITLE: &str = "vigil-pair";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// One process, as the kernel told it apart from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,12 @@ pub enum PairError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// It names another container's pair, or one of another life of this one.
+    #[error(transparent)]
+    NotOurs {
+        /// Whose, and whose it was to be.
+        source: NotOurs,
     },
     /// The bytes are no pair.
     #[error("{path}: not a pair")]
@@ -175,10 +182,11 @@ pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
 
 impl Pair {
     /// The file's bytes.
-    pub fn to_bytes(&self) -> [u8; PAIR_BYTES] {
+    pub fn to_bytes(&self, owner: &Owner) -> [u8; PAIR_BYTES] {
         let mut text = String::with_capacity(PAIR_BYTES);
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{TITLE} {VERSION}");
+        let _ = writeln!(text, "{}", owner.line());
         let _ = writeln!(text, "reaper {}", self.reaper);
         if let Some(shim) = &self.shim {
             let _ = writeln!(text, "shim {shim}");
@@ -192,8 +200,8 @@ impl Pair {
         bytes
     }
 
-    /// Takes exactly what [`Pair::to_bytes`] gives.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+    /// Takes exactly what [`Pair::to_bytes`] gives, and says whose it is; version 1 did not.
+    pub fn parse(bytes: &[u8]) -> Result<(Self, Option<Owner>), ParseError> {
         // The title first: of a later version not even the size is known.
         let title_end = bytes
             .iter()
@@ -222,34 +230,46 @@ impl Pair {
         if sum != format!("{:08x}", crate::crc32c::crc32c(covered)) {
             return Err(ParseError::Sum);
         }
-        let lines: Vec<&str> = body.split('\n').skip(1).collect();
+        let mut lines: Vec<&str> = body.split('\n').skip(1).collect();
+        let mut before = 2;
+        let mut owner = None;
+        if version > 1 {
+            let line = lines.first().and_then(|line| Owner::parse_line(line));
+            owner = Some(line.ok_or(ParseError::Line { line: 2 })?);
+            lines.remove(0);
+            before = 3;
+        }
         let who = |line: usize, role: &str| {
             lines
                 .get(line)
                 .and_then(|text| Incarnation::parse(text.strip_prefix(role)?.strip_prefix(' ')?))
-                .ok_or(ParseError::Line { line: line + 2 })
+                .ok_or(ParseError::Line {
+                    line: line + before,
+                })
         };
         let pair = Pair {
             reaper: who(0, "reaper")?,
             shim: (lines.len() > 1).then(|| who(1, "shim")).transpose()?,
         };
         if lines.len() > 2 {
-            return Err(ParseError::Line { line: 4 });
+            return Err(ParseError::Line { line: before + 2 });
         }
-        Ok(pair)
+        Ok((pair, owner))
     }
 
     /// Replaces the file at `path`, by way of a side name and a rename. If the
     /// file system has no room for the side file, the old file is overwritten
     /// in place: same size, one write within a page, and the checksum tells a
     /// mixture apart.
-    pub fn write(&self, path: &Path) -> Result<(), PairError> {
-        let bytes = self.to_bytes();
+    pub fn write(&self, path: &Path, owner: &Owner) -> Result<(), PairError> {
+        let bytes = self.to_bytes(owner);
         let result = replace(path, &bytes).or_else(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenOptions::new()
-                .write(true)
-                .open(path)?
-                .write_all_at(&bytes, 0),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                match open_regular(path, true) {
+                    Ok(file) => file.0.write_all_at(&bytes, 0),
+                    Err(_) => Err(error),
+                }
+            }
             _ => Err(error),
         });
         result.map_err(|source| PairError::Write {
@@ -258,8 +278,18 @@ impl Pair {
         })
     }
 
-    /// Reads and checks the file at `path`.
-    pub fn read(path: &Path) -> Result<Self, PairError> {
+    /// Reads and checks the file at `path`, which must be this owner's: nobody is signalled
+    /// by what was copied here from elsewhere.
+    pub fn read(path: &Path, whose: &Owner) -> Result<Self, PairError> {
+        let (pair, owner) = Self::read_any(path)?;
+        whose
+            .claims(path, owner.as_ref())
+            .map_err(|source| PairError::NotOurs { source })?;
+        Ok(pair)
+    }
+
+    /// Reads and checks the file at `path`, whosever it is, and says whose.
+    pub fn read_any(path: &Path) -> Result<(Self, Option<Owner>), PairError> {
         let failed = |source| PairError::Read {
             path: path.to_owned(),
             source,

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::file::open_regular;
-use crate::frame::{
-    FILE_BYTES_MAX, FRAME_BYTES_MIN, Frame, HEADER_BYTES, Header, HeaderFault, seed,
-};
+use crate::frame::{FILE_BYTES_MAX, FRAME_BYTES_MIN, Frame, Header, HeaderFault};
+use crate::owner::Owner;
 use crate::storage::Storage;
 
 /// Generations to either side that a strange record is compared with.
@@ -87,6 +86,11 @@ pub enum Damage {
         /// The number that was found.
         found: u64,
     },
+    /// The file is shorter than it was made.
+    Cut {
+        /// Its length in bytes when it was made.
+        capacity: u32,
+    },
     /// A good record of another generation of this journal.
     OtherGeneration {
         /// That generation.
@@ -96,14 +100,14 @@ pub enum Damage {
 
 /// Reads a journal and changes nothing, not even a torn tail: for `delete` and
 /// the operator's tool. A record being appended at this moment may show as
-/// [`Tail::Torn`].
-pub fn replay(path: &Path) -> Result<Replayed, Error> {
+/// [`Tail::Torn`]. A file that says it is another's than `whose` is [`Error::NotOurs`].
+pub fn replay(path: &Path, whose: &Owner) -> Result<Replayed, Error> {
     let file = open_regular(path, false)?;
-    read(&file, path)
+    read(&file, path, whose)
 }
 
 /// Reads the whole of an open journal.
-pub(crate) fn read(file: &impl Storage, path: &Path) -> Result<Replayed, Error> {
+pub(crate) fn read(file: &impl Storage, path: &Path, whose: &Owner) -> Result<Replayed, Error> {
     let failed = |source| Error::Read {
         path: path.to_owned(),
         source,
@@ -116,7 +120,7 @@ pub(crate) fn read(file: &impl Storage, path: &Path) -> Result<Replayed, Error> 
         });
     }
     let bytes = read_all(file, len).map_err(failed)?;
-    scan(&bytes).map_err(|fault| {
+    let replayed = scan(&bytes).map_err(|fault| {
         let path = path.to_owned();
         match fault {
             HeaderFault::Short => Error::Short {
@@ -127,7 +131,11 @@ pub(crate) fn read(file: &impl Storage, path: &Path) -> Result<Replayed, Error> 
             HeaderFault::Newer { version } => Error::Newer { path, version },
             HeaderFault::Damaged => Error::Damaged { path },
         }
-    })
+    })?;
+    whose
+        .claims(path, replayed.header.owner.as_ref())
+        .map_err(|source| Error::NotOurs { source })?;
+    Ok(replayed)
 }
 
 /// At most `len` bytes; fewer if the file was cut meanwhile.
@@ -152,7 +160,7 @@ pub fn scan(bytes: &[u8]) -> Result<Replayed, HeaderFault> {
     let header = Header::decode(bytes)?;
     let own = header.seed();
     let mut records = Vec::new();
-    let mut end = HEADER_BYTES;
+    let mut end = header.bytes();
     let mut expected = header.start_seq;
     while let Some(frame) = Frame::shape(&bytes[end..]) {
         if frame.seq != expected || !frame.holds(own) {
@@ -169,10 +177,24 @@ pub fn scan(bytes: &[u8]) -> Result<Replayed, HeaderFault> {
         };
         expected = next;
     }
+    let tail = match judge(bytes, &header, end, expected) {
+        // Written in advance in full before it got its name, and never shortened since: some
+        // of the records may have gone with the rest, and what is left may end with a whole one.
+        Tail::Clean | Tail::Torn { .. } if (bytes.len() as u64) < u64::from(header.capacity) => {
+            Tail::Corrupt {
+                at: bytes.len() as u64,
+                damage: Damage::Cut {
+                    capacity: header.capacity,
+                },
+                kept: None,
+            }
+        }
+        tail => tail,
+    };
     Ok(Replayed {
         header,
         records,
-        tail: judge(bytes, &header, end, expected),
+        tail,
         end: end as u64,
     })
 }
@@ -211,7 +233,7 @@ fn whole_but_wrong(rest: &[u8], header: &Header, expected: u64) -> Option<Damage
     let nearest = header.generation.saturating_sub(NEIGHBOURS).max(1);
     (nearest..=header.generation.saturating_add(NEIGHBOURS))
         .filter(|generation| *generation != header.generation)
-        .find(|generation| frame.holds(seed(*generation)))
+        .find(|generation| frame.holds(header.seed_of(*generation)))
         .map(|generation| Damage::OtherGeneration { generation })
 }
 

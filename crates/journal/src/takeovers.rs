@@ -9,10 +9,13 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::error::Error;
+use crate::file::open_regular;
+use crate::owner::{NotOurs, Owner};
 use crate::pair::{ParseError, number, replace};
 
 /// Most takeovers that are told of; the older ones are only counted.
@@ -23,7 +26,7 @@ pub const CAUSE_BYTES_MAX: usize = 200;
 const FILE_BYTES_MAX: usize = 8 << 10;
 
 const TITLE: &str = "vigil-takeovers";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +59,18 @@ pub enum TakeoversError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// They are of another container's pair, or of another life of this one.
+    #[error(transparent)]
+    NotOurs {
+        /// Whose, and whose they were to be.
+        source: NotOurs,
+    },
+    /// Something else has the name.
+    #[error("{path}: not a regular file")]
+    NotAFile {
+        /// It.
+        path: PathBuf,
     },
     /// The bytes are no such file.
     #[error("{path}: not a file of takeovers")]
@@ -99,9 +114,10 @@ impl Takeovers {
     }
 
     /// The file's bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self, owner: &Owner) -> Vec<u8> {
         // Writing to a String cannot fail.
-        let mut text = format!("{TITLE} {VERSION}\ncount {}\n", self.count);
+        let owner = owner.line();
+        let mut text = format!("{TITLE} {VERSION}\n{owner}\ncount {}\n", self.count);
         for one in &self.last {
             let _ = writeln!(text, "{}.{:09} {}", one.at_secs, one.at_nanos, one.cause);
         }
@@ -110,16 +126,17 @@ impl Takeovers {
         text.into_bytes()
     }
 
-    /// Takes exactly what [`Takeovers::to_bytes`] gives.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+    /// Takes exactly what [`Takeovers::to_bytes`] gives, and says whose they are; version 1
+    /// did not.
+    pub fn parse(bytes: &[u8]) -> Result<(Self, Option<Owner>), ParseError> {
         let text = std::str::from_utf8(bytes).map_err(|_| ParseError::Sum)?;
         let title = text.split('\n').next().unwrap_or_default();
         let version = title.strip_prefix(TITLE).and_then(|v| v.strip_prefix(' '));
-        match version.and_then(number) {
+        let version = match version.and_then(number) {
             None | Some(0) => return Err(ParseError::Foreign),
-            Some(VERSION) => {}
+            Some(version @ 1..=VERSION) => version,
             Some(version) => return Err(ParseError::Newer { version }),
-        }
+        };
         let body = text
             .strip_suffix('\n')
             .and_then(|t| t.rsplit_once("\nsum "));
@@ -130,40 +147,65 @@ impl Takeovers {
         }
         let malformed = |line: usize| ParseError::Line { line };
         let mut lines = body.split('\n').skip(1);
+        let mut before = 2;
+        let mut owner = None;
+        if version > 1 {
+            let line = lines.next().and_then(Owner::parse_line);
+            owner = Some(line.ok_or(malformed(2))?);
+            before = 3;
+        }
         let count = lines.next().and_then(|line| line.strip_prefix("count "));
         let mut takeovers = Takeovers {
-            count: count.and_then(number).ok_or(malformed(2))?,
+            count: count.and_then(number).ok_or(malformed(before))?,
             last: VecDeque::new(),
         };
         for (at, line) in lines.enumerate() {
-            let one = Takeover::parse(line).ok_or(malformed(at + 3))?;
+            let one = Takeover::parse(line).ok_or(malformed(at + before + 1))?;
             takeovers.last.push_back(one);
         }
         if takeovers.last.len() > STORY_MAX {
-            return Err(malformed(STORY_MAX + 3));
+            return Err(malformed(STORY_MAX + before + 1));
         }
-        Ok(takeovers)
+        Ok((takeovers, owner))
     }
 
     /// Replaces the file at `path`, whole or not at all.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        replace(path, &self.to_bytes())
+    pub fn write(&self, path: &Path, owner: &Owner) -> io::Result<()> {
+        replace(path, &self.to_bytes(owner))
     }
 
-    /// Reads and checks the file at `path`; none if there is no such file.
-    pub fn read(path: &Path) -> Result<Self, TakeoversError> {
+    /// Reads and checks the file at `path`, which must be this owner's; none if there is no
+    /// such file.
+    pub fn read(path: &Path, whose: &Owner) -> Result<Self, TakeoversError> {
         let failed = |source| TakeoversError::Read {
             path: path.to_owned(),
             source,
         };
-        let bytes = match read_bounded(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            bytes => bytes.map_err(failed)?,
-        };
-        Takeovers::parse(&bytes).map_err(|source| TakeoversError::Parse {
+        let mut bytes = Vec::new();
+        match open_regular(path, false) {
+            Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(Error::Open { source, .. }) => return Err(failed(source)),
+            Err(_) => {
+                return Err(TakeoversError::NotAFile {
+                    path: path.to_owned(),
+                });
+            }
+            Ok(file) => {
+                let bounded = file.0.take(FILE_BYTES_MAX as u64).read_to_end(&mut bytes);
+                bounded.map_err(failed)?;
+            }
+        }
+        let parsed = Takeovers::parse(&bytes).map_err(|source| TakeoversError::Parse {
             path: path.to_owned(),
             source,
-        })
+        });
+        let (takeovers, owner) = parsed?;
+        whose
+            .claims(path, owner.as_ref())
+            .map_err(|source| TakeoversError::NotOurs { source })?;
+        Ok(takeovers)
     }
 }
 
@@ -178,16 +220,4 @@ impl Takeover {
             cause: cause.to_owned(),
         })
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    use std::io::Read;
-    // Not to be kept waiting by something else of that name.
-    if !std::fs::symlink_metadata(path)?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(FILE_BYTES_MAX as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

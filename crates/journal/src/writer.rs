@@ -15,6 +15,7 @@ use crate::error::{During, Error};
 use crate::file::{Folder, open_regular};
 use crate::frame::{FILE_BYTES_MAX, FRAME_BYTES_MIN, Header, PAYLOAD_BYTES_MAX, VERSION, encode};
 use crate::names::BAD_SUFFIX;
+use crate::owner::Owner;
 use crate::replay::{Replayed, Tail, read};
 use crate::storage::{Directory, Storage};
 
@@ -80,19 +81,24 @@ impl Journal {
     /// A new, empty journal at `path`, generation 1, its preallocation written
     /// with real zeros. Fails with [`Error::Exists`] if the name is taken;
     /// after any error or crash nothing has that name.
-    pub fn create(path: &Path, boot: BootId, settings: Settings) -> Result<Self, Error> {
+    pub fn create(
+        path: &Path,
+        boot: BootId,
+        owner: &Owner,
+        settings: Settings,
+    ) -> Result<Self, Error> {
         let (folder, name) = place(path)?;
-        Self::create_in(folder, name, boot, settings)
+        Self::create_in(folder, name, (boot, owner), settings)
     }
 
     /// Opens for appending. A torn tail is cut; a corrupt file is kept as
     /// `<path>.bad-<generation>` and replaced by a new generation holding the
     /// records before the damage. A file that is no journal at all is an error
-    /// and is not touched, see [`set_aside`].
-    pub fn open(path: &Path, settings: Settings) -> Result<Opened, Error> {
+    /// and is not touched, see [`set_aside`]; nor is one of another owner.
+    pub fn open(path: &Path, whose: &Owner, settings: Settings) -> Result<Opened, Error> {
         let (folder, name) = place(path)?;
         let file = open_regular(path, true)?;
-        Self::open_in(folder, name, file, settings)
+        Self::open_in(folder, name, (file, whose), settings)
     }
 }
 
@@ -116,7 +122,7 @@ impl<D: Directory> Journal<D> {
     pub fn create_in(
         directory: D,
         name: &str,
-        boot: BootId,
+        (boot, owner): (BootId, &Owner),
         settings: Settings,
     ) -> Result<Self, Error> {
         let header = Header {
@@ -125,13 +131,14 @@ impl<D: Directory> Journal<D> {
             generation: 1,
             start_seq: 1,
             capacity: compact::capacity_for(0, settings),
+            owner: Some(owner.clone()),
         };
         let failed = |(during, source)| Error::Create {
             path: directory.path(name),
             during,
             source,
         };
-        let side = compact::write_side(&directory, name, header, &[], settings).map_err(failed)?;
+        let side = compact::write_side(&directory, name, &header, &[], settings).map_err(failed)?;
         // A link, not a rename: it never replaces what somebody else put there.
         let side_name = compact::side_name(name);
         let named = directory.link(&side_name, name);
@@ -168,17 +175,17 @@ impl<D: Directory> Journal<D> {
     pub fn open_in(
         directory: D,
         name: &str,
-        file: D::File,
+        (file, whose): (D::File, &Owner),
         settings: Settings,
     ) -> Result<Opened<D>, Error> {
-        let mut replayed = read(&file, &directory.path(name))?;
+        let mut replayed = read(&file, &directory.path(name), whose)?;
         // What a crash inside a compaction left; its space may be needed.
         let _ = directory.remove(&compact::side_name(name));
         let mut journal = Journal {
             name: name.to_owned(),
             next_seq: replayed.header.start_seq + replayed.records.len() as u64,
             end: replayed.end,
-            header: replayed.header,
+            header: replayed.header.clone(),
             directory,
             file,
             settings,

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{boot, record};
+use common::{boot, owner, record};
 use proptest::prelude::*;
 use vigil_journal::crash::{CrashDisk, Loss, Stop};
 use vigil_journal::{Damage, Error, Journal, Opened, Record, Settings, Tail};
@@ -33,20 +33,20 @@ fn act() -> impl Strategy<Value = Act> {
 
 fn settings(durable: bool) -> Settings {
     Settings {
-        prealloc: 512,
+        prealloc: 2048,
         durable,
     }
 }
 
 fn open(disk: &CrashDisk, settings: Settings) -> Result<Opened<CrashDisk>, Error> {
     let file = disk.open(NAME).expect("there is a journal");
-    Journal::open_in(disk.clone(), NAME, file, settings)
+    Journal::open_in(disk.clone(), NAME, (file, &owner()), settings)
 }
 
 /// Plays the acts until the disk stops. Gives what was acknowledged, and what
 /// would be there had the act that failed succeeded.
 fn play(disk: &CrashDisk, acts: &[Act], settings: Settings) -> Option<(Vec<Record>, Vec<Record>)> {
-    let mut journal = Journal::create_in(disk.clone(), NAME, boot(), settings).ok()?;
+    let mut journal = Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings).ok()?;
     let mut model: Vec<Record> = Vec::new();
     for act in acts {
         let seq = journal.next_seq();
@@ -171,7 +171,8 @@ fn a_crash_while_a_torn_tail_is_cut_leaves_a_torn_tail() {
     // Across pages, and beyond the preallocation, so that cutting takes several acts.
     for (first, torn_at) in [(10, 9000), (10, 200), (9000, 7000)] {
         let disk = CrashDisk::default();
-        let mut journal = Journal::create_in(disk.clone(), NAME, boot(), roomy()).unwrap();
+        let mut journal =
+            Journal::create_in(disk.clone(), NAME, (boot(), &owner()), roomy()).unwrap();
         journal.append(1, &vec![1; first]).unwrap();
         disk.stop_at(Stop {
             at: disk.acts(),
@@ -208,7 +209,8 @@ fn roomy() -> Settings {
 /// A disk with a journal of three records whose second is bad.
 fn bad_middle() -> CrashDisk {
     let disk = CrashDisk::default();
-    let mut journal = Journal::create_in(disk.clone(), NAME, boot(), settings(true)).unwrap();
+    let mut journal =
+        Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings(true)).unwrap();
     journal.append(1, b"one").unwrap();
     let second = usize::try_from(journal.used()).unwrap();
     journal.append(2, b"two").unwrap();
@@ -270,7 +272,8 @@ fn a_bad_file_that_cannot_be_replaced_opens_latched_and_is_not_touched() {
 #[test]
 fn a_full_disk_takes_what_was_preallocated_then_latches() {
     let disk = CrashDisk::default();
-    let mut journal = Journal::create_in(disk.clone(), NAME, boot(), settings(false)).unwrap();
+    let mut journal =
+        Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings(false)).unwrap();
     disk.limit_space(Some(disk.used()));
     let mut acknowledged = 0;
     let error = loop {
@@ -279,7 +282,7 @@ fn a_full_disk_takes_what_was_preallocated_then_latches() {
             Err(error) => break error,
         }
     };
-    assert_eq!(acknowledged, (512 - 80) / 40);
+    assert_eq!(acknowledged, (2048 - 256) / 40);
     let Error::Append { source, seq, .. } = error else {
         panic!("{error:?}");
     };
@@ -301,18 +304,19 @@ fn a_full_disk_takes_what_was_preallocated_then_latches() {
 
 #[test]
 fn a_compaction_without_space_leaves_the_reserve() {
-    for room in 0..600 {
+    for room in (0..2200).step_by(7) {
         let disk = CrashDisk::default();
-        let mut journal = Journal::create_in(disk.clone(), NAME, boot(), settings(false)).unwrap();
+        let mut journal =
+            Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings(false)).unwrap();
         while !journal.needs_compaction() {
             journal.append(1, &[1; 20]).unwrap();
         }
         let before = disk.bytes(NAME).unwrap();
         disk.limit_space(Some(disk.used() + room));
         match journal.compact(2, b"snapshot") {
-            Ok(_) => assert!(room >= 512),
+            Ok(_) => assert!(room >= 2048),
             Err(Error::Compact { source, .. }) => {
-                assert!(room < 512);
+                assert!(room < 2048);
                 assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
                 assert_eq!(disk.bytes(NAME).unwrap(), before, "untouched");
                 assert_eq!(disk.names(), [NAME], "its space is given back");
@@ -328,7 +332,8 @@ fn creation_on_a_full_disk_leaves_nothing() {
     for room in [0, 1, 80, 511] {
         let disk = CrashDisk::default();
         disk.limit_space(Some(room));
-        let error = Journal::create_in(disk.clone(), NAME, boot(), settings(false)).unwrap_err();
+        let error = Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings(false))
+            .unwrap_err();
         assert!(matches!(error, Error::Create { .. }), "{error:?}");
         assert!(disk.names().is_empty());
     }
@@ -337,10 +342,12 @@ fn creation_on_a_full_disk_leaves_nothing() {
 #[test]
 fn a_directory_that_cannot_be_synced_after_the_rename_latches() {
     let disk = CrashDisk::default();
-    let mut journal = Journal::create_in(disk.clone(), NAME, boot(), settings(true)).unwrap();
+    let mut journal =
+        Journal::create_in(disk.clone(), NAME, (boot(), &owner()), settings(true)).unwrap();
     journal.append(1, b"a").unwrap();
     let rehearsal = CrashDisk::default();
-    let mut twin = Journal::create_in(rehearsal.clone(), NAME, boot(), settings(true)).unwrap();
+    let mut twin =
+        Journal::create_in(rehearsal.clone(), NAME, (boot(), &owner()), settings(true)).unwrap();
     twin.append(1, b"a").unwrap();
     twin.compact(2, b"b").unwrap();
     disk.stop_at(Stop {

@@ -12,12 +12,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{boot, payloads, record, small};
+use common::{boot, owner, payloads, record, small};
 use vigil_journal::crash::CrashDisk;
 use vigil_journal::exits::{Death, Recorder, Slot, WORDS};
 use vigil_journal::pair::{Incarnation, Pair};
 use vigil_journal::takeovers::{Takeover, Takeovers};
-use vigil_journal::{Damage, Journal, Tail, VERSION, exits, replay};
+use vigil_journal::{Damage, Error, Journal, Owner, Tail, VERSION, exits, replay};
 
 fn folder(version: u16) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/journals/v{version}"))
@@ -25,7 +25,8 @@ fn folder(version: u16) -> PathBuf {
 
 fn clean() -> CrashDisk {
     let disk = CrashDisk::default();
-    let mut journal = Journal::create_in(disk.clone(), "journal", boot(), small()).unwrap();
+    let mut journal =
+        Journal::create_in(disk.clone(), "journal", (boot(), &owner()), small()).unwrap();
     journal.append(1, b"create").unwrap();
     journal.append(0x0203, b"").unwrap();
     journal.append(2, &(0..=255).collect::<Vec<u8>>()).unwrap();
@@ -35,7 +36,7 @@ fn clean() -> CrashDisk {
 fn compacted() -> Vec<u8> {
     let disk = clean();
     let file = disk.open("journal").unwrap();
-    let mut journal = Journal::open_in(disk.clone(), "journal", file, small())
+    let mut journal = Journal::open_in(disk.clone(), "journal", (file, &owner()), small())
         .unwrap()
         .journal;
     journal.compact(9, b"snapshot").unwrap();
@@ -55,7 +56,7 @@ fn death(pid: u32) -> Death {
 
 fn some_exits() -> Vec<u8> {
     let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     recorder.pin(11, 4_500, 0).unwrap();
     recorder.pin(12, 4_600, 0).unwrap();
     recorder.record(death(11));
@@ -100,17 +101,17 @@ fn some_takeovers() -> Takeovers {
 fn today() -> Vec<(&'static str, Vec<u8>)> {
     let clean = clean().bytes("journal").unwrap();
     let mut torn = clean.clone();
-    torn[300..].fill(0);
+    torn[476..].fill(0);
     let mut bad_middle = clean.clone();
-    bad_middle[98] ^= 1;
+    bad_middle[274] ^= 1;
     vec![
         ("clean", clean),
         ("torn", torn),
         ("bad-middle", bad_middle),
         ("compacted", compacted()),
         ("exits", some_exits()),
-        ("pair", some_pair().to_bytes().to_vec()),
-        ("takeovers", some_takeovers().to_bytes()),
+        ("pair", some_pair().to_bytes(&owner()).to_vec()),
+        ("takeovers", some_takeovers().to_bytes(&owner())),
     ]
 }
 
@@ -146,13 +147,13 @@ fn version_1_is_read() {
         record(2, 0x0203, b""),
         record(3, 2, &(0..=255).collect::<Vec<u8>>()),
     ];
-    let clean = replay(&folder.join("clean")).unwrap();
+    let clean = replay(&folder.join("clean"), &owner()).unwrap();
     assert_eq!(clean.tail, Tail::Clean);
     assert_eq!(clean.records, all);
     assert_eq!(clean.header.boot, boot());
     assert_eq!((clean.header.generation, clean.header.start_seq), (1, 1));
 
-    let torn = replay(&folder.join("torn")).unwrap();
+    let torn = replay(&folder.join("torn"), &owner()).unwrap();
     assert_eq!(
         torn.tail,
         Tail::Torn {
@@ -162,7 +163,7 @@ fn version_1_is_read() {
     );
     assert_eq!(torn.records, all[..2]);
 
-    let bad = replay(&folder.join("bad-middle")).unwrap();
+    let bad = replay(&folder.join("bad-middle"), &owner()).unwrap();
     assert!(bad.records.is_empty());
     assert_eq!(
         bad.tail,
@@ -176,7 +177,7 @@ fn version_1_is_read() {
         }
     );
 
-    let compacted = replay(&folder.join("compacted")).unwrap();
+    let compacted = replay(&folder.join("compacted"), &owner()).unwrap();
     assert_eq!(compacted.tail, Tail::Clean);
     assert_eq!(compacted.header.generation, 2);
     assert_eq!(payloads(&compacted), [&b"snapshot"[..], b"after"]);
@@ -189,9 +190,9 @@ fn version_1_can_be_written_on() {
     for name in ["clean", "torn", "bad-middle", "compacted"] {
         let path = bundle.path().join(name);
         fs::copy(folder(1).join(name), &path).unwrap();
-        let mut journal = Journal::open(&path, small()).unwrap().journal;
+        let mut journal = Journal::open(&path, &owner(), small()).unwrap().journal;
         journal.append(5, b"on").unwrap();
-        let after = replay(&path).unwrap();
+        let after = replay(&path, &owner()).unwrap();
         assert_eq!(after.tail, Tail::Clean, "{name}");
         assert_eq!(payloads(&after).last(), Some(&&b"on"[..]));
     }
@@ -200,7 +201,7 @@ fn version_1_can_be_written_on() {
 #[test]
 #[cfg_attr(target_endian = "big", ignore = "the file is in the host's byte order")]
 fn exits_pair_and_takeovers_of_version_1_are_read() {
-    let snapshot = exits::read(&folder(1).join("exits")).unwrap();
+    let snapshot = exits::read(&folder(1).join("exits"), &owner()).unwrap();
     let exits = snapshot.exits().unwrap();
     assert_eq!(exits.boot_id(), Some(boot()));
     assert_eq!(exits.pinned(0), Some(death(11)));
@@ -212,7 +213,65 @@ fn exits_pair_and_takeovers_of_version_1_are_read() {
         })
     );
     assert_eq!(exits.ring().collect::<Vec<_>>(), [(0, death(99))]);
-    assert_eq!(Pair::read(&folder(1).join("pair")).unwrap(), some_pair());
-    let takeovers = Takeovers::read(&folder(1).join("takeovers")).unwrap();
+    assert_eq!(
+        Pair::read(&folder(1).join("pair"), &owner()).unwrap(),
+        some_pair()
+    );
+    let takeovers = Takeovers::read(&folder(1).join("takeovers"), &owner()).unwrap();
     assert_eq!(takeovers, some_takeovers());
+}
+
+#[test]
+#[cfg_attr(target_endian = "big", ignore = "exits are in the host's byte order")]
+fn version_2_is_read_and_says_whose_it_is() {
+    let folder = folder(2);
+    let clean = replay(&folder.join("clean"), &owner()).unwrap();
+    assert_eq!(clean.tail, Tail::Clean);
+    assert_eq!(clean.records.len(), 3);
+    assert_eq!(clean.header.owner, Some(owner()));
+    let torn = replay(&folder.join("torn"), &owner()).unwrap();
+    let dropped = 174;
+    assert_eq!(torn.tail, Tail::Torn { at: 302, dropped });
+    let bad = replay(&folder.join("bad-middle"), &owner()).unwrap();
+    assert!(matches!(bad.tail, Tail::Corrupt { at: 256, .. }));
+    let compacted = replay(&folder.join("compacted"), &owner()).unwrap();
+    assert_eq!(payloads(&compacted), [&b"snapshot"[..], b"after"]);
+    let snapshot = exits::read(&folder.join("exits"), &owner()).unwrap();
+    let exits = snapshot.exits().unwrap();
+    assert_eq!(exits.owner(), Some(owner()));
+    assert_eq!(exits.pinned(0), Some(death(11)));
+    assert_eq!(
+        Pair::read(&folder.join("pair"), &owner()).unwrap(),
+        some_pair()
+    );
+    let takeovers = Takeovers::read(&folder.join("takeovers"), &owner()).unwrap();
+    assert_eq!(takeovers, some_takeovers());
+}
+
+/// Another container's files under this one's names, and those of another life of it: its
+/// `delete` killed the other container.
+#[test]
+fn every_file_of_another_owner_is_refused() {
+    let folder = folder(2);
+    for whose in [
+        Owner::of("default", "stranger"),
+        Owner::with_salt("default", "web-1", 7),
+    ] {
+        for name in ["clean", "torn", "bad-middle", "compacted"] {
+            let path = folder.join(name);
+            let error = replay(&path, &whose).unwrap_err();
+            assert!(matches!(error, Error::NotOurs { .. }), "{name}: {error:?}");
+            let before = fs::read(&path).unwrap();
+            let copy = tempfile::tempdir().unwrap();
+            let path = copy.path().join("journal");
+            fs::write(&path, &before).unwrap();
+            let error = Journal::open(&path, &whose, small()).unwrap_err();
+            assert!(matches!(error, Error::NotOurs { .. }), "{name}: {error:?}");
+            assert_eq!(fs::read(&path).unwrap(), before, "{name} was touched");
+        }
+        let exits = exits::read(&folder.join("exits"), &whose).unwrap_err();
+        assert!(matches!(exits, exits::ExitsError::NotOurs { .. }));
+        assert!(Pair::read(&folder.join("pair"), &whose).is_err());
+        assert!(Takeovers::read(&folder.join("takeovers"), &whose).is_err());
+    }
 }

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::boot;
+use common::{boot, owner};
 use tempfile::TempDir;
 use vigil_journal::exits::{self, ExitsError};
 use vigil_journal::pair::{Incarnation, Pair};
@@ -64,7 +64,7 @@ fn the_last_records_are_written_on_a_full_tmpfs() {
         return;
     };
     let path = disk.path().join("journal");
-    let mut journal = Journal::create(&path, boot(), Settings::default()).unwrap();
+    let mut journal = Journal::create(&path, boot(), &owner(), Settings::default()).unwrap();
     while !journal.needs_compaction() {
         journal.append(1, &[1; 100]).unwrap();
     }
@@ -73,7 +73,7 @@ fn the_last_records_are_written_on_a_full_tmpfs() {
         journal.compact(2, b"snapshot"),
         Err(Error::Compact { .. })
     ));
-    let mut acknowledged = replay(&path).unwrap().records.len();
+    let mut acknowledged = replay(&path, &owner()).unwrap().records.len();
     assert!(acknowledged > 60);
     let reserve = (0..1000)
         .take_while(|_| journal.append(3, &[3; 100]).is_ok())
@@ -82,11 +82,11 @@ fn the_last_records_are_written_on_a_full_tmpfs() {
     assert!(reserve > 65, "{reserve}");
     acknowledged += reserve;
     assert!(journal.latched().is_some());
-    let mut opened = Journal::open(&path, Settings::default()).unwrap();
+    let mut opened = Journal::open(&path, &owner(), Settings::default()).unwrap();
     assert_eq!(opened.replayed.records.len(), acknowledged);
     fs::remove_file(disk.path().join("filler")).unwrap();
     opened.journal.compact(2, b"room again").unwrap();
-    assert_eq!(replay(&path).unwrap().records.len(), 1);
+    assert_eq!(replay(&path, &owner()).unwrap().records.len(), 1);
 }
 
 #[test]
@@ -103,11 +103,11 @@ fn a_pair_can_be_replaced_on_a_full_tmpfs() {
         pidfd_inode: None,
     };
     let mut pair = Pair { reaper, shim: None };
-    pair.write(&path).unwrap();
+    pair.write(&path, &owner()).unwrap();
     disk.fill();
     pair.shim = Some(Incarnation { pid: 10, ..reaper });
-    pair.write(&path).unwrap();
-    assert_eq!(Pair::read(&path).unwrap(), pair);
+    pair.write(&path, &owner()).unwrap();
+    assert_eq!(Pair::read(&path, &owner()).unwrap(), pair);
     assert!(!disk.path().join("pair.new").exists());
 }
 

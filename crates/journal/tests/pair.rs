@@ -6,8 +6,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use common::boot;
+use common::{boot, owner};
 use proptest::prelude::*;
+use vigil_journal::Owner;
 use vigil_journal::pair::{Incarnation, PAIR_BYTES, Pair, PairError, ParseError};
 
 fn incarnation() -> impl Strategy<Value = Incarnation> {
@@ -51,7 +52,7 @@ proptest! {
     #[test]
     fn a_pair_comes_back(reaper in incarnation(), shim in prop::option::of(incarnation())) {
         let pair = Pair { reaper, shim };
-        prop_assert_eq!(Pair::parse(&pair.to_bytes()), Ok(pair));
+        prop_assert_eq!(Pair::parse(&pair.to_bytes(&owner())), Ok((pair, Some(owner()))));
     }
 
     #[test]
@@ -60,9 +61,9 @@ proptest! {
     ) {
         let a = Pair { reaper: a, shim: Some(b) };
         let b = Pair { reaper: b, shim: None };
-        let mut mixed = a.to_bytes();
-        mixed[..cut].copy_from_slice(&b.to_bytes()[..cut]);
-        if let Ok(pair) = Pair::parse(&mixed) {
+        let mut mixed = a.to_bytes(&owner());
+        mixed[..cut].copy_from_slice(&b.to_bytes(&owner())[..cut]);
+        if let Ok((pair, _)) = Pair::parse(&mixed) {
             prop_assert!(pair == a || pair == b);
         }
     }
@@ -75,8 +76,10 @@ proptest! {
 
 #[test]
 fn the_biggest_pair_fits_and_no_flipped_bit_passes() {
-    let bytes = biggest().to_bytes();
-    assert_eq!(Pair::parse(&bytes), Ok(biggest()));
+    let longest = "x".repeat(vigil_journal::owner::NAME_BYTES_MAX);
+    let owner = Owner::with_salt(&longest, &longest, u64::MAX);
+    let bytes = biggest().to_bytes(&owner);
+    assert_eq!(Pair::parse(&bytes), Ok((biggest(), Some(owner))));
     for at in 0..PAIR_BYTES {
         for bit in 0..8 {
             let mut bad = bytes;
@@ -88,7 +91,7 @@ fn the_biggest_pair_fits_and_no_flipped_bit_passes() {
 
 #[test]
 fn each_fault_has_its_name() {
-    let good = biggest().to_bytes();
+    let good = biggest().to_bytes(&owner());
     let boot = boot();
     let one = format!("pid=1 start=2 pidns=3 boot={boot}");
     assert!(Pair::parse(&sealed(&format!("vigil-pair 1\nreaper {one}\n"))).is_ok());
@@ -98,8 +101,16 @@ fn each_fault_has_its_name() {
         (b"{}".to_vec(), ParseError::Foreign),
         (b"vigil-pair 0\n".to_vec(), ParseError::Foreign),
         (
-            b"vigil-pair 2\nnew\n".to_vec(),
-            ParseError::Newer { version: 2 },
+            b"vigil-pair 3\nnew\n".to_vec(),
+            ParseError::Newer { version: 3 },
+        ),
+        (
+            sealed(&format!("vigil-pair 2\nreaper {one}\n")),
+            ParseError::Line { line: 2 },
+        ),
+        (
+            sealed(&format!("vigil-pair 2\n{}\n", owner().line())),
+            ParseError::Line { line: 3 },
         ),
         (sealed("vigil-pair 1\n"), ParseError::Line { line: 2 }),
         (sealed("vigil-pair 1\nx\n"), ParseError::Line { line: 2 }),
@@ -143,13 +154,13 @@ fn writing_replaces_the_file_whole() {
     let bundle = tempfile::tempdir().unwrap();
     let path = bundle.path().join("pair");
     let mut pair = biggest();
-    pair.write(&path).unwrap();
+    pair.write(&path, &owner()).unwrap();
     let first = fs::metadata(&path).unwrap().ino();
     // A leftover of a reaper killed while writing is in nobody's way.
     fs::write(bundle.path().join("pair.new"), "half").unwrap();
     pair.shim = None;
-    pair.write(&path).unwrap();
-    assert_eq!(Pair::read(&path).unwrap(), pair);
+    pair.write(&path, &owner()).unwrap();
+    assert_eq!(Pair::read(&path, &owner()).unwrap(), pair);
     assert_ne!(fs::metadata(&path).unwrap().ino(), first);
     assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 1);
 }
@@ -158,16 +169,19 @@ fn writing_replaces_the_file_whole() {
 fn what_is_no_pair_on_disk_has_a_name() {
     let bundle = tempfile::tempdir().unwrap();
     let path = bundle.path().join("pair");
-    assert!(matches!(Pair::read(&path), Err(PairError::Read { .. })));
     assert!(matches!(
-        Pair::read(bundle.path()),
+        Pair::read(&path, &owner()),
+        Err(PairError::Read { .. })
+    ));
+    assert!(matches!(
+        Pair::read(bundle.path(), &owner()),
         Err(PairError::NotAFile { .. })
     ));
-    let mut long = biggest().to_bytes().to_vec();
+    let mut long = biggest().to_bytes(&owner()).to_vec();
     long.push(b'\n');
     fs::write(&path, long).unwrap();
     assert!(matches!(
-        Pair::read(&path),
+        Pair::read(&path, &owner()),
         Err(PairError::Parse {
             source: ParseError::Size { .. },
             ..
@@ -175,7 +189,25 @@ fn what_is_no_pair_on_disk_has_a_name() {
     ));
     let missing = bundle.path().join("no/pair");
     assert!(matches!(
-        biggest().write(&missing),
+        biggest().write(&missing, &owner()),
         Err(PairError::Write { .. })
     ));
+}
+
+/// Another container's pair, copied under this one's name, had its processes signalled.
+#[test]
+fn the_pair_of_another_container_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pair");
+    let stranger = Owner::with_salt("default", "stranger", 5);
+    biggest().write(&path, &stranger).unwrap();
+    let error = Pair::read(&path, &owner()).unwrap_err();
+    assert!(matches!(error, PairError::NotOurs { .. }), "{error:?}");
+    let says = error.to_string();
+    assert!(
+        says.contains("default/stranger") && says.contains("default/web-1"),
+        "{says}"
+    );
+    let (pair, found) = Pair::read_any(&path).unwrap();
+    assert_eq!((pair, found), (biggest(), Some(stranger)));
 }

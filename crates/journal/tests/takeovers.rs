@@ -1,8 +1,11 @@
 //! The `takeovers` file: whole, or an error with a name.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::fs;
 
+use common::owner;
 use proptest::prelude::*;
 use vigil_journal::pair::ParseError;
 use vigil_journal::takeovers::{CAUSE_BYTES_MAX, STORY_MAX, Takeovers, TakeoversError};
@@ -17,7 +20,7 @@ proptest! {
         prop_assert_eq!(all.count, causes.len() as u64);
         prop_assert!(all.last.len() <= STORY_MAX);
         prop_assert!(all.last.iter().all(|one| one.cause.len() <= CAUSE_BYTES_MAX));
-        prop_assert_eq!(Takeovers::parse(&all.to_bytes()), Ok(all));
+        prop_assert_eq!(Takeovers::parse(&all.to_bytes(&owner())), Ok((all, Some(owner()))));
     }
 
     #[test]
@@ -32,7 +35,7 @@ fn no_flipped_bit_passes_and_each_fault_has_its_name() {
     all.add("died 9");
     all.add("refused exit status 1:\nno");
     assert_eq!(all.last[1].cause, "refused exit status 1: no");
-    let bytes = all.to_bytes();
+    let bytes = all.to_bytes(&owner());
     for at in 0..bytes.len() {
         let mut bad = bytes.clone();
         bad[at] ^= 1;
@@ -42,7 +45,7 @@ fn no_flipped_bit_passes_and_each_fault_has_its_name() {
     for (bytes, expected) in [
         (&b"x"[..], ParseError::Foreign),
         (b"vigil-takeovers 0\n", ParseError::Foreign),
-        (b"vigil-takeovers 2\nnew", ParseError::Newer { version: 2 }),
+        (b"vigil-takeovers 3\nnew", ParseError::Newer { version: 3 }),
         (b"vigil-takeovers 1\ncount 1\n", ParseError::Sum),
     ] {
         assert_eq!(Takeovers::parse(bytes), Err(expected));
@@ -53,20 +56,26 @@ fn no_flipped_bit_passes_and_each_fault_has_its_name() {
 fn a_file_that_is_not_there_is_none_and_one_that_is_foreign_an_error() {
     let bundle = tempfile::tempdir().unwrap();
     let path = bundle.path().join("takeovers");
-    assert_eq!(Takeovers::read(&path).unwrap(), Takeovers::default());
+    assert_eq!(
+        Takeovers::read(&path, &owner()).unwrap(),
+        Takeovers::default()
+    );
     let mut all = Takeovers::default();
     for _ in 0..100 {
         all.add(&"x".repeat(1000));
-        all.write(&path).unwrap();
+        all.write(&path, &owner()).unwrap();
     }
-    assert_eq!(Takeovers::read(&path).unwrap(), all);
+    assert_eq!(Takeovers::read(&path, &owner()).unwrap(), all);
     assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 1);
     fs::write(&path, "else").unwrap();
     assert!(matches!(
-        Takeovers::read(&path),
+        Takeovers::read(&path, &owner()),
         Err(TakeoversError::Parse { .. })
     ));
-    let dir = Takeovers::read(bundle.path());
-    assert!(matches!(dir, Err(TakeoversError::Read { .. })));
-    assert!(all.write(&bundle.path().join("no/takeovers")).is_err());
+    let dir = Takeovers::read(bundle.path(), &owner());
+    assert!(matches!(dir, Err(TakeoversError::NotAFile { .. })));
+    assert!(
+        all.write(&bundle.path().join("no/takeovers"), &owner())
+            .is_err()
+    );
 }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use vigil_journal::exits::Recorder;
 use vigil_journal::pair::{Incarnation, Pair};
 use vigil_journal::takeovers::Takeovers;
-use vigil_journal::{BootId, names};
+use vigil_journal::{BootId, Owner, names};
 use vigil_relay::Burst;
 use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
@@ -30,22 +30,10 @@ use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::{Child, Command};
 use vigil_sys::{fd, fork, listen, pidfd, process, scm};
 
+use crate::successor::SPARE;
 use crate::turn::Reaper;
 
-/// The shim's end of the control socket, as the shim sees it.
-pub const CONTROL_FD: u16 = 3;
-/// The doorbell rung after each recorded death.
-pub const DOORBELL_FD: u16 = 4;
-/// The lock.
-pub const LOCK_FD: u16 = 5;
-/// The write end of the ready pipe.
-pub const READY_FD: u16 = 6;
-/// The listening socket, for the time after the reaper.
-pub const LISTENER_FD: u16 = 7;
-
-/// How many shims of this pair have died by their own fault in a row, in the environment of
-/// each: 0 for the first, at least 1 for one that takes over.
-pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
+pub use vigil_relay::handed::{CONTROL_FD, DOORBELL_FD, LISTENER_FD, LOCK_FD, READY_FD, TAKEOVERS};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -53,6 +41,8 @@ const BACKLOG: i32 = 64;
 /// What `start` has prepared.
 #[derive(Debug)]
 pub struct Config {
+    /// Whose pair this is, which every file says.
+    pub owner: Owner,
     /// Bound, not listening: who calls listen(2) is who peers see.
     pub listener: OwnedFd,
     /// The pair's lock, held by being open.
@@ -121,10 +111,10 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
 
     let boot = step("read the boot id", process::boot_id())?;
     let boot = step("read the boot id", BootId::parse(&boot))?;
-    let map = SharedMap::read_write(config.exits.as_fd());
-    // Leaked: needed until the process ends.
-    let map = Box::leak(Box::new(step("map the exit records", map)?));
-    let deaths = step("format exits", Recorder::format(map.words(), boot))?;
+    let words = SharedMap::for_ever(config.exits.as_fd());
+    let words = step("map the exit records", words)?;
+    let deaths = Recorder::format(words, boot, &config.owner);
+    let deaths = step("format exits", deaths)?;
 
     let bell = step("make a doorbell", Doorbell::new())?;
     let epoll = step("make an epoll set", Epoll::new())?;
@@ -161,7 +151,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         serving: false,
         line: Succession::new(program),
         takeovers: Takeovers::default(),
-        spare: successor::spare(),
+        spare: fd::spares(SPARE),
         ready: None,
         heard: None,
         departure: Departure::default(),
@@ -201,6 +191,6 @@ pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<
     let reaper = incarnation(process::pid(), &own)?;
     let shim = Some(incarnation(shim.pid, &shim.pidfd)?);
     let pair = Pair { reaper, shim };
-    let written = pair.write(&config.bundle.join(names::PAIR));
+    let written = pair.write(&config.bundle.join(names::PAIR), &config.owner);
     step("name the pair", written)
 }

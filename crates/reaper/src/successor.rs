@@ -3,7 +3,7 @@
 //! and exit records; requests that were not answered are the first it gets.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use vigil_journal::names;
@@ -16,12 +16,7 @@ use crate::turn::Reaper;
 use crate::{Result, start_shim, step, write_pair};
 
 /// For a control socket, its end, a pipe, a pidfd and what spawning needs.
-const SPARE: usize = 11;
-
-/// As many as can be had: with none left a dead shim would have no successor.
-pub(crate) fn spare() -> Vec<OwnedFd> {
-    (0..SPARE).map_while(|_| fd::null().ok()).collect()
-}
+pub(crate) const SPARE: usize = 11;
 
 impl Reaper<'_> {
     /// Starts another shim in place of the one that died, of another program if that was asked
@@ -98,7 +93,8 @@ impl Reaper<'_> {
     /// another program sees by the link's being gone that this has come to an end.
     fn tell_takeovers(&self) {
         let bundle = &self.config.bundle;
-        let _ = self.takeovers.write(&bundle.join(names::TAKEOVERS));
+        let path = bundle.join(names::TAKEOVERS);
+        let _ = self.takeovers.write(&path, &self.config.owner);
         if !self.line.changes() {
             let _ = fs::remove_file(bundle.join(names::NEXT));
         }
@@ -121,7 +117,7 @@ impl Reaper<'_> {
             write_pair(self.config, self.boot, &self.shim)?;
         }
         drop((theirs, ready));
-        self.spare = spare();
+        self.spare = fd::spares(SPARE);
         Ok(())
     }
 

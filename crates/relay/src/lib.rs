@@ -10,6 +10,7 @@ pub mod control;
 pub mod departure;
 mod frame;
 mod glance;
+pub mod handed;
 pub mod pace;
 pub mod slots;
 pub mod succession;

@@ -3,14 +3,14 @@
 //! `delete`. Best effort: without room there is less of both, and nothing fails.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use vigil_host::enact::{CrashNote, RUN};
 use vigil_journal::takeovers::{Takeover, Takeovers};
-use vigil_journal::{Replayed, names};
-use vigil_model::{KIND_RECORD, Moment, Namespace, Record, TaskId};
+use vigil_journal::{Owner, Replayed, names, panic};
+use vigil_model::{KIND_RECORD, Moment, Record};
 use vigil_relay::cause::Cause;
 use vigil_sys::wait;
 
@@ -21,37 +21,46 @@ const WORDS_MAX: usize = 1024;
 /// Records of the journal that a note tells of.
 const RECORDS: usize = 12;
 
-/// Has a panic leave its message at `path` before the process aborts. It may be
-/// that nothing can be allocated then, so nothing is but what std does.
-pub fn keep_last_words(path: PathBuf) {
+/// Has a panic leave its message at `path`, below whose it is, before the process aborts. It
+/// may be that nothing can be allocated then, so nothing is but what std does.
+pub fn keep_last_words(path: PathBuf, owner: &Owner) {
+    let head = panic::head(owner);
     std::panic::set_hook(Box::new(move |panic| {
         let mut text = Cursor::new([0; WORDS_MAX]);
         // What does not fit is cut off.
         let _ = write!(text, "{panic}");
         let length = usize::try_from(text.position()).unwrap_or(WORDS_MAX);
+        // Whatever has the name: a file of our own is made, and nothing is followed.
+        let _ = fs::remove_file(&path);
         let file = OpenOptions::new()
-            .create(true)
+            .create_new(true)
             .write(true)
-            .truncate(true)
             .mode(0o600)
             .open(&path);
-        let _ = file.and_then(|mut file| file.write_all(&text.get_ref()[..length]));
+        let _ = file.and_then(|mut file| {
+            file.write_all(head.as_bytes())?;
+            file.write_all(&text.get_ref()[..length])
+        });
     }));
 }
 
-/// Takes the last words that lie there, if any.
-fn last_words(bundle: &Path) -> Option<String> {
+/// Takes the last words that lie there, if any, and if they are this container's.
+fn last_words(bundle: &Path, owner: &Owner) -> Option<String> {
     let path = bundle.join(names::PANIC);
-    if !fs::symlink_metadata(&path).ok()?.is_file() {
-        return None;
+    let words = panic::read(&path, owner);
+    match words {
+        Ok(words) => {
+            let _ = fs::remove_file(&path);
+            words
+        }
+        Err(error) => {
+            log::warn!(
+                "last words that are not used: {}",
+                vigil_host::chain(&error)
+            );
+            None
+        }
     }
-    let mut words = Vec::new();
-    let file = fs::File::open(&path).ok()?;
-    let read = file.take(WORDS_MAX as u64).read_to_end(&mut words);
-    let _ = fs::remove_file(&path);
-    read.ok()?;
-    let words = String::from_utf8_lossy(&words).trim().to_owned();
-    (!words.is_empty()).then_some(words)
 }
 
 /// The last records of a journal, each in a line.
@@ -70,20 +79,16 @@ pub fn gist(replayed: &Replayed) -> Vec<String> {
 }
 
 /// Leaves a note of a shim that ended as `how` says.
-pub fn tell(
-    bundle: &Path,
-    (namespace, id): (&Namespace, &TaskId),
-    at: Moment,
-    how: String,
-    gist: &[String],
-) {
+pub fn tell(bundle: &Path, owner: &Owner, at: Moment, how: String, gist: &[String]) {
     let note = CrashNote {
-        id: id.to_string(),
-        namespace: namespace.to_string(),
+        format: vigil_host::enact::FORMAT,
+        id: owner.id.clone(),
+        namespace: owner.namespace.clone(),
+        salt: (owner.salt != 0).then(|| format!("{:016x}", owner.salt)),
         at,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         how,
-        words: last_words(bundle),
+        words: last_words(bundle, owner),
         records: gist.to_vec(),
     };
     if let Err(error) = note.append(Path::new(RUN)) {
@@ -93,8 +98,9 @@ pub fn tell(
 
 /// Leaves a note of the shim before this one, if it crashed, was stuck, or was
 /// of a program that did not do; the reaper knows.
-pub(crate) fn tell_of_the_one_before(place: &Place, gist: &[String]) {
-    let told = Takeovers::read(&place.bundle.join(names::TAKEOVERS));
+pub(crate) fn tell_of_the_one_before(place: &Place, salt: u64, gist: &[String]) {
+    let owner = Owner::with_salt(place.namespace.as_str(), place.id.as_str(), salt);
+    let told = Takeovers::read(&place.bundle.join(names::TAKEOVERS), &owner);
     let Ok(Some(last)) = told.map(|told| told.last.back().cloned()) else {
         return;
     };
@@ -115,5 +121,5 @@ pub(crate) fn tell_of_the_one_before(place: &Place, gist: &[String]) {
         secs: at_secs,
         nanos: at_nanos,
     };
-    tell(&place.bundle, (&place.namespace, &place.id), at, how, gist);
+    tell(&place.bundle, &owner, at, how, gist);
 }

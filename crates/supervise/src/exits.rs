@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vigil_journal::exits::{Death, Exits, PinError, Recorder, Slot};
+use vigil_journal::Owner;
+use vigil_journal::exits::{Death, Exits, ExitsError, PinError, Recorder, Slot};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_relay::control::Denied;
 use vigil_sys::{map::SharedMap, wait};
@@ -35,20 +36,9 @@ struct Shared {
 struct Heir(Recorder<'static>);
 
 impl ExitRecords {
-    /// Maps the file.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let mut options = std::fs::OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|source| {
-                Error::Host(vigil_host::Error::File {
-                    op: "open",
-                    path: path.to_owned(),
-                    source,
-                })
-            })?;
+    /// Maps the file, which must be this owner's.
+    pub fn open(path: &Path, whose: &Owner) -> Result<Self, Error> {
+        let file = vigil_journal::exits::open(path).map_err(|source| Error::Exits { source })?;
         let map = SharedMap::read_only(file.as_fd()).map_err(|source| {
             let what = path.display().to_string();
             Error::Host(vigil_host::Error::Kernel {
@@ -59,8 +49,17 @@ impl ExitRecords {
         })?;
         let heir = Mutex::default();
         let records = Self(Arc::new(Shared { map, file, heir }));
-        records.exits().map(drop)?;
+        let found = records.exits()?.owner();
+        let claimed = whose.claims(path, found.as_ref());
+        claimed.map_err(|source| Error::Exits {
+            source: ExitsError::NotOurs { source },
+        })?;
         Ok(records)
+    }
+
+    /// Whose they say they are; those of version 1 do not.
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.exits().ok()?.owner()
     }
 
     fn exits(&self) -> Result<Exits<'_>, Error> {

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 
-use vigil_journal::{BootId, Journal, Opened, PAYLOAD_BYTES_MAX, Settings, Tail, VERSION};
+use vigil_journal::{BootId, Journal, Opened, Owner, PAYLOAD_BYTES_MAX, Settings, Tail, VERSION};
 use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Step, Task};
 
 use vigil_sys::points::pretended;
@@ -42,15 +42,20 @@ impl JournalLedger {
     /// Opens the journal at `path`; gives back what it knows. The `first` shim of a pair makes
     /// it. One that takes over must not: with an empty one it would say that there is no
     /// task, and leave to nobody what is there.
-    pub fn open(path: &Path, boot: BootId, first: bool) -> Result<(Self, Remembered), Error> {
+    pub fn open(
+        path: &Path,
+        boot: BootId,
+        owner: &Owner,
+        first: bool,
+    ) -> Result<(Self, Remembered), Error> {
         let settings = Settings::default();
         // First what is there: to make one takes room, and a shim that takes over on a
         // full file system needs none.
-        let opened = match Journal::open(path, settings) {
+        let opened = match Journal::open(path, owner, settings) {
             Err(vigil_journal::Error::Open { source, .. })
                 if first && source.kind() == io::ErrorKind::NotFound =>
             {
-                let made = Journal::create(path, boot, settings);
+                let made = Journal::create(path, boot, owner, settings);
                 let made = made.map_err(|source| Error::Journal { source })?;
                 return Ok((Self::new(made), Remembered::default()));
             }

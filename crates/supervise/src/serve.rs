@@ -11,7 +11,8 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 use vigil_host::proc;
-use vigil_journal::{BootId, Tail, names};
+use vigil_journal::owner::draw_salt;
+use vigil_journal::{BootId, Owner as Whose, Tail, names};
 use vigil_sys::points::{self, Point};
 
 use crate::bundle::{self, BUNDLE_LOOKS};
@@ -75,7 +76,14 @@ impl Shim {
         publisher: impl Publish,
     ) -> Result<Self, Error> {
         let (unasked, from_reaper) = mpsc::channel(CONNECTIONS_MAX);
-        let exits = ExitRecords::open(&place.bundle.join(names::EXITS))?;
+        let whose = Whose::of(place.namespace.as_str(), place.id.as_str());
+        let exits = ExitRecords::open(&place.bundle.join(names::EXITS), &whose)?;
+        // A reaper of an earlier version drew no salt.
+        let salted = || Whose {
+            salt: draw_salt(),
+            ..whose.clone()
+        };
+        let whose = exits.owner().unwrap_or_else(salted);
         let reaper = Reaper {
             parent: place.parent.clone(),
             exits: exits.clone(),
@@ -86,6 +94,7 @@ impl Shim {
         let (ledger, remembered) = JournalLedger::open(
             &place.bundle.join(names::JOURNAL),
             boot,
+            &whose,
             place.takeovers == 0,
         )?;
         match &remembered.tail {
@@ -94,7 +103,7 @@ impl Shim {
         }
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let news = outbox::Bell::default();
-        let place = Arc::new(place);
+        let (salt, place) = (whose.salt, Arc::new(place));
         let tools = Tools {
             place: place.clone(),
             control: control.clone(),
@@ -143,7 +152,7 @@ impl Shim {
             owner.take_over().await?;
             // Not before: what it takes over must find room.
             owner.hands.save();
-            crash::tell_of_the_one_before(&owner.place, &remembered.gist);
+            crash::tell_of_the_one_before(&owner.place, salt, &remembered.gist);
         }
         tokio::spawn(bundle::observe(place.bundle.clone(), sender.clone()));
         let owner = tokio::spawn(owner.run(inbox));

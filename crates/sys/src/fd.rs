@@ -74,6 +74,13 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     Errno::result(answer).map(drop)
 }
 
+/// For opening what anybody may have put there: neither through a link nor waiting for a
+/// fifo's other end.
+pub const NO_LINK_NO_WAIT: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// The latter alone.
+pub const NO_WAIT: i32 = libc::O_NONBLOCK;
+
 /// An anonymous file in memory; `name` shows in `/proc/PID/fd` only.
 pub fn memfd(name: &CStr) -> Result<OwnedFd> {
     nix::sys::memfd::memfd_create(name, MFdFlags::MFD_CLOEXEC)
@@ -108,6 +115,12 @@ pub fn readable_bytes(fd: impl AsFd) -> Result<usize> {
     let answer = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
     Errno::result(answer)?;
     Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Descriptors to be let go of when one is needed and none is to be had: as many of these as
+/// can be had now.
+pub fn spares(count: usize) -> Vec<OwnedFd> {
+    (0..count).map_while(|_| null().ok()).collect()
 }
 
 /// Changes owner and group of what is open.

@@ -34,6 +34,11 @@ impl SharedMap {
         Self::map(file, MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE)
     }
 
+    /// As [`SharedMap::read_write`], until the process ends.
+    pub fn for_ever(file: BorrowedFd<'_>) -> Result<&'static [AtomicU64]> {
+        Ok(Box::leak(Box::new(Self::read_write(file)?)).words())
+    }
+
     /// Maps a file open for reading and follows what others store in it. A
     /// store through this mapping is not an error, but stays in this process
     /// and ends the following of that page: do not.

@@ -246,7 +246,7 @@ pub fn out_of_patience<T>(answer: &Result<T, CallError>) -> bool {
 /// Makes a tombstone's next try due: each one in vain, and other tests' sweepers try too,
 /// makes the pause before the next one longer.
 pub fn due(kit: &Kit, id: &str) -> Result<()> {
-    let stone = format!("{}-{id}.json", kit.scratch.mark());
+    let stone = format!("{}+{id}.json", kit.scratch.mark());
     let stone = Path::new("/run/vigil/tombstones").join(stone);
     match fs::File::options().write(true).open(stone) {
         Ok(file) => Ok(file.set_modified(std::time::SystemTime::now())?),

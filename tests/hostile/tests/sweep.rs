@@ -43,7 +43,7 @@ impl Left {
         ensure!(!alive(i32::try_from(container.pid)?));
         let (mark, id) = (kit.scratch.mark(), &container.id);
         let left = Self {
-            stone: Path::new("/run/vigil/tombstones").join(format!("{mark}-{id}.json")),
+            stone: Path::new("/run/vigil/tombstones").join(format!("{mark}+{id}.json")),
             runc_state: Path::new("/run/containerd/runc").join(mark).join(id),
             hooks,
             runc,

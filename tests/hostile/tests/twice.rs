@@ -140,7 +140,7 @@ fn a_living_pair_that_the_bundle_does_not_name() {
             let container = kit.running(&Spec::sleeper())?;
             let path = container.bundle.dir.join("pair");
             ensure!(
-                fs::read_to_string(&path)?.starts_with("vigil-pair 1"),
+                fs::read_to_string(&path)?.starts_with("vigil-pair 2"),
                 "{pair}"
             );
             fs::write(&path, pair)?;

@@ -235,7 +235,7 @@ fn a_program_that_does_not_do_is_refused() {
             (
                 "old-journal",
                 "export VIGIL_PRETEND_JOURNAL=0; exec $SHIM \"$@\"",
-                "journal of version 1",
+                "journal of version 2",
             ),
             (
                 "new-control",

@@ -2,7 +2,7 @@
 //! shim's policy: after the first failure it goes on from memory.
 
 use vigil_journal::crash::{CrashDisk, Loss};
-use vigil_journal::{BootId, Error, Journal, Settings, names, scan};
+use vigil_journal::{BootId, Error, Journal, Owner, Settings, names, scan};
 use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Ledger, Record, Task};
 
 /// The process died at this point; nothing it was about to do is done.
@@ -19,6 +19,11 @@ pub struct ShimLedger {
     /// The record whose writing was begun last, while it is not known to be down.
     pub begun: Option<Record>,
     cut_failed_at: u64,
+}
+
+/// Whose the simulated files are.
+pub fn owner() -> Owner {
+    Owner::with_salt("default", "simulated", 7)
 }
 
 /// The task and boot that the journal on this disk tells of; `None` if it
@@ -45,19 +50,20 @@ pub fn after_kill(disk: &CrashDisk, full: bool) -> CrashDisk {
 impl ShimLedger {
     /// Opens the journal, or makes it; what it remembers.
     pub fn open(disk: &CrashDisk, boot: BootId, settings: Settings) -> Result<(Self, Task), Error> {
-        let (journal, task) = match Journal::create_in(disk.clone(), names::JOURNAL, boot, settings)
-        {
-            Ok(journal) => (journal, Task::default()),
-            Err(Error::Exists { .. }) => {
-                let task = remembered(disk).map(|(task, _)| task).unwrap_or_default();
-                let file = disk.open(names::JOURNAL).ok_or_else(|| Error::NotAFile {
-                    path: names::JOURNAL.into(),
-                })?;
-                let opened = Journal::open_in(disk.clone(), names::JOURNAL, file, settings)?;
-                (opened.journal, task)
-            }
-            Err(error) => return Err(error),
-        };
+        let (journal, task) =
+            match Journal::create_in(disk.clone(), names::JOURNAL, (boot, &owner()), settings) {
+                Ok(journal) => (journal, Task::default()),
+                Err(Error::Exists { .. }) => {
+                    let task = remembered(disk).map(|(task, _)| task).unwrap_or_default();
+                    let file = disk.open(names::JOURNAL).ok_or_else(|| Error::NotAFile {
+                        path: names::JOURNAL.into(),
+                    })?;
+                    let opened =
+                        Journal::open_in(disk.clone(), names::JOURNAL, (file, &owner()), settings)?;
+                    (opened.journal, task)
+                }
+                Err(error) => return Err(error),
+            };
         let ledger = Self {
             journal,
             disk: disk.clone(),

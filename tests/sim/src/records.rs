@@ -23,7 +23,7 @@ impl Records {
             words: (0..WORDS).map(|_| AtomicU64::new(0)).collect(),
             bytes: Vec::new(),
         };
-        let _ = Recorder::format(&records.words, boot);
+        let _ = Recorder::format(&records.words, boot, &crate::ledger::owner());
         records
     }
 

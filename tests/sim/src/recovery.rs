@@ -559,7 +559,13 @@ impl Delete<'_> {
             let (task, _) = remembered(disk)?;
             let file = disk.open(names::JOURNAL)?;
             let settings = Settings::default();
-            let opened = Journal::open_in(disk.clone(), names::JOURNAL, file, settings).ok()?;
+            let opened = Journal::open_in(
+                disk.clone(),
+                names::JOURNAL,
+                (file, &crate::ledger::owner()),
+                settings,
+            )
+            .ok()?;
             let Some(record) = Record::of_end(&task, 0, *exit, self.now) else {
                 return Some(());
             };

@@ -181,6 +181,13 @@ impl Life {
     }
 }
 
+/// Whose the files of a bundle are.
+pub fn owner(bundle: &Path) -> vigil_journal::Owner {
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let namespace = name(bundle.parent().unwrap());
+    vigil_journal::Owner::with_salt(&namespace, &name(bundle), 7)
+}
+
 impl Node {
     pub fn new() -> Self {
         let dir = TempDir::with_prefix("vigil-golden-").unwrap();
@@ -225,7 +232,8 @@ impl Node {
         let bundle = self.bundle(namespace, id);
         let path = bundle.join(names::JOURNAL);
         let boot = vigil_journal::BootId::parse(&boot.0).unwrap();
-        let mut journal = Journal::create(&path, boot, Settings::default()).unwrap();
+        let mut journal =
+            Journal::create(&path, boot, &owner(&bundle), Settings::default()).unwrap();
         for record in &life.records {
             journal
                 .append(KIND_RECORD, &record.encode().unwrap())
@@ -243,7 +251,7 @@ impl Node {
     pub fn exits(bundle: &Path, death: Option<Death>) {
         let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
         let boot = vigil_journal::BootId::parse(&proc::boot_id().unwrap().0).unwrap();
-        let mut recorder = Recorder::format(&words, boot).unwrap();
+        let mut recorder = Recorder::format(&words, boot, &owner(bundle)).unwrap();
         if let Some(death) = death {
             recorder.pin(death.pid, death.start_ticks, 0).unwrap();
             recorder.record(death);
@@ -267,7 +275,8 @@ impl Node {
             reaper: of(reaper),
             shim: Some(of(shim)),
         };
-        pair.write(&bundle.join(names::PAIR)).unwrap();
+        pair.write(&bundle.join(names::PAIR), &owner(bundle))
+            .unwrap();
     }
 
     /// Makes the pair of a bundle a living one: its processes, and the lock.

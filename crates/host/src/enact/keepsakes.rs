@@ -2,9 +2,9 @@
 //! of history. Both are for people and for the sweeper; failing to write them
 //! is said and stops nothing.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -14,7 +14,7 @@ use vigil_reconcile::{RuncDelete, Said};
 use vigil_sys::pidfd;
 
 use crate::observe::{Stone, Subject};
-use crate::proc::{self, Checked, read_bounded};
+use crate::proc::{self, Checked, read_own};
 use crate::{Error, Result};
 
 /// Where tombstones and history lie on a host.
@@ -35,6 +35,9 @@ const STONE_LEN_MAX: u64 = 1 << 20;
 /// What is left of a container, and how to go on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
+    /// See [`FORMAT`].
+    #[serde(default = "first")]
+    pub format: u16,
     /// Its id.
     pub id: String,
     /// Its containerd namespace.
@@ -94,6 +97,9 @@ impl Stuck {
 /// The line a container leaves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
+    /// See [`FORMAT`].
+    #[serde(default = "first")]
+    pub format: u16,
     /// Its id.
     pub id: String,
     /// Its containerd namespace.
@@ -111,13 +117,27 @@ pub struct Line {
     pub takeovers: u64,
 }
 
+/// Version of what is kept here; one of a later version is refused by name. What has none is
+/// of the first.
+pub const FORMAT: u16 = 2;
+
+fn first() -> u16 {
+    1
+}
+
 /// What the crash of a shim leaves: a page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrashNote {
+    /// See [`FORMAT`].
+    #[serde(default = "first")]
+    pub format: u16,
     /// Its container's id.
     pub id: String,
     /// Its containerd namespace.
     pub namespace: String,
+    /// Which life of that container it is about, as in the files of its bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
     /// When it was seen to be dead.
     pub at: Moment,
     /// The version of whoever wrote this, which came after it.
@@ -144,6 +164,7 @@ impl Tombstone {
     /// One for a container of which no more is known than its record.
     pub fn of(subject: &Subject, left: Vec<String>) -> Self {
         Self {
+            format: FORMAT,
             id: subject.id.to_string(),
             namespace: subject.namespace.to_string(),
             bundle: subject.bundle.clone(),
@@ -191,8 +212,30 @@ impl Tombstone {
     /// Its file: one for each container, so that a second attempt replaces
     /// the first.
     pub fn path(&self, run: &Path) -> PathBuf {
-        run.join("tombstones")
-            .join(format!("{}-{}.json", self.namespace, self.id))
+        run.join("tombstones").join(self.name())
+    }
+
+    /// Neither name can have a `+` in it, so `a-b` and `c` are not `a` and `b-c`.
+    fn name(&self) -> String {
+        Self::name_of(&self.namespace, &self.id)
+    }
+
+    /// The name of a container's stone.
+    pub fn name_of(namespace: &str, id: &str) -> String {
+        format!("{namespace}+{id}.json")
+    }
+
+    /// Where an earlier version may have put it up; there `a-b` and `c` gave the same.
+    fn old_paths(&self, run: &Path) -> Vec<PathBuf> {
+        let names = ["-", "--"].map(|between| {
+            let name = format!("{}{between}{}.json", self.namespace, self.id);
+            run.join("tombstones").join(name)
+        });
+        let own = |path: &PathBuf| {
+            Self::read(path)
+                .is_ok_and(|there| (&there.namespace, &there.id) == (&self.namespace, &self.id))
+        };
+        names.into_iter().filter(own).collect()
     }
 
     /// All that stand, in order of their names; one that cannot be read is an
@@ -224,10 +267,10 @@ impl Tombstone {
 
     /// The one in this file.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read_bounded(path, STONE_LEN_MAX)?;
-        serde_json::from_slice(&bytes).map_err(|e| Error::Malformed {
+        let bytes = read_own(path, STONE_LEN_MAX)?;
+        decode(&bytes).map_err(|problem| Error::Malformed {
             path: path.to_owned(),
-            problem: format!("not a tombstone: {e}"),
+            problem: format!("not a tombstone: {problem}"),
         })
     }
 
@@ -274,22 +317,9 @@ impl Tombstone {
         Ok(subject)
     }
 
-    /// Its file, unless another container's stone has that name: `a-b` and `c`
-    /// give the same as `a` and `b-c`.
-    fn own_path(&self, run: &Path) -> PathBuf {
-        let path = self.path(run);
-        let others = Self::read(&path)
-            .is_ok_and(|other| (&other.namespace, &other.id) != (&self.namespace, &self.id));
-        if others {
-            path.with_file_name(format!("{}--{}.json", self.namespace, self.id))
-        } else {
-            path
-        }
-    }
-
     /// Puts it up, whole or not at all.
     pub fn write(&self, run: &Path) -> Result<PathBuf> {
-        let path = self.own_path(run);
+        let path = self.path(run);
         let dir = run.join("tombstones");
         fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
         let side = path.with_extension(format!("{}.new", std::process::id()));
@@ -297,24 +327,56 @@ impl Tombstone {
             path: path.clone(),
             problem: format!("cannot be written as JSON: {e}"),
         })?;
-        let written = fs::write(&side, text)
+        // Never through what somebody put there.
+        let _ = fs::remove_file(&side);
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&side)
+            .and_then(|mut file| file.write_all(&text))
             .map_err(failed("write", &side))
             .and_then(|()| fs::rename(&side, &path).map_err(failed("rename", &side)));
         if written.is_err() {
             let _ = fs::remove_file(&side);
+        } else {
+            // Now that the same stands under the new name.
+            for old in self.old_paths(run) {
+                let _ = fs::remove_file(old);
+            }
         }
         written.map(|()| path)
     }
 
     /// Takes it away: nothing is left any more.
     pub fn remove(&self, run: &Path) -> Result<()> {
-        let path = self.own_path(run);
+        for old in self.old_paths(run) {
+            fs::remove_file(&old).map_err(failed("remove", &old))?;
+        }
+        let path = self.path(run);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(failed("remove", &path)(e)),
         }
     }
+}
+
+/// A value of a version known here, or what is wrong with it.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, String> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(default = "first")]
+        format: u16,
+    }
+    // The version first: nobody knows what else a later one says.
+    let Versioned { format } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if format > FORMAT {
+        return Err(format!(
+            "format {format}, formats up to {FORMAT} are known here"
+        ));
+    }
+    serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
 /// A file of lines, one JSON each, and how long it may be, in bytes.
@@ -329,9 +391,12 @@ impl Lines {
     /// a full file system, is an error of its own.
     fn all<T: DeserializeOwned>(self, run: &Path) -> Result<Vec<Result<T>>> {
         let mut lines = Vec::new();
+        // Not while a writer changes the names: its lines would be seen twice, or not at all.
+        let turn = File::open(run).and_then(|dir| dir.lock_shared().map(|()| dir));
+        let _turn = turn.ok();
         for name in [&format!("{}.old", self.0), self.0] {
             let path = run.join(name);
-            let bytes = match read_bounded(&path, self.1) {
+            let bytes = match read_own(&path, self.1) {
                 Ok(bytes) => bytes,
                 Err(Error::File { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound =>
@@ -342,37 +407,68 @@ impl Lines {
             };
             let split = bytes.split(|byte| *byte == b'\n').enumerate();
             for (at, line) in split.filter(|(_, line)| !line.is_empty()) {
-                lines.push(serde_json::from_slice(line).map_err(|e| Error::Malformed {
+                lines.push(decode(line).map_err(|problem| Error::Malformed {
                     path: path.clone(),
-                    problem: format!("line {}: {e}", at + 1),
+                    problem: format!("line {}: {problem}", at + 1),
                 }));
             }
         }
         Ok(lines)
     }
 
-    /// Adds one. One write, so that two writers do not mix; at half the bound
-    /// the file becomes the old one, and the one of that name is forgotten.
+    /// Adds one. Writers take turns: the lock is on the directory, since the file changes its
+    /// name. At half the bound the file becomes the old one, and the one of that name is
+    /// forgotten; without the lock two writers would both do that, and the newest half be lost.
     fn append(self, run: &Path, line: &impl Serialize) -> Result<()> {
         let path = run.join(self.0);
         fs::create_dir_all(run).map_err(failed("make", run))?;
-        if fs::metadata(&path).is_ok_and(|m| m.len() > self.1 / 2) {
-            let old = run.join(format!("{}.old", self.0));
-            fs::rename(&path, &old).map_err(failed("rename", &path))?;
-        }
+        let turn = File::open(run).map_err(failed("open", run))?;
+        // Where there are no locks the line is worth more than its neighbours' order.
+        let _ = turn.lock();
         let mut text = serde_json::to_vec(line).map_err(|e| Error::Malformed {
             path: path.clone(),
             problem: format!("cannot be written as JSON: {e}"),
         })?;
         text.push(b'\n');
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| file.write_all(&text))
-            .map_err(failed("write", &path))
+        let mut file = open_lines(&path)?;
+        let length = file.metadata().map_err(failed("look at", &path))?.len();
+        if length > self.1 / 2 {
+            let old = run.join(format!("{}.old", self.0));
+            fs::rename(&path, &old).map_err(failed("rename", &path))?;
+            file = open_lines(&path)?;
+        } else if length > 0 && !ends_a_line(&path, length) {
+            // A writer before died in the middle of its line.
+            text.insert(0, b'\n');
+        }
+        file.write_all(&text).map_err(failed("write", &path))
     }
+}
+
+/// Opens one of them for appending, made if it is not there.
+fn open_lines(path: &Path) -> Result<File> {
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(vigil_sys::fd::NO_LINK_NO_WAIT)
+        .open(path)
+        .map_err(failed("open", path))?;
+    if opened.metadata().is_ok_and(|meta| meta.is_file()) {
+        Ok(opened)
+    } else {
+        Err(Error::Malformed {
+            path: path.to_owned(),
+            problem: "not a regular file".to_owned(),
+        })
+    }
+}
+
+/// Whether the last byte of a file of this length is a newline's.
+fn ends_a_line(path: &Path, length: u64) -> bool {
+    let mut last = [0];
+    File::open(path)
+        .and_then(|file| file.read_exact_at(&mut last, length - 1))
+        .is_ok_and(|()| last == [b'\n'])
 }
 
 impl Line {
@@ -425,6 +521,7 @@ mod tests {
     fn the_history_is_bounded_and_its_lines_are_whole() {
         let dir = tempfile::tempdir().unwrap();
         let line = Line {
+            format: FORMAT,
             id: "x".to_owned(),
             namespace: "n".to_owned(),
             found: "y".repeat(100_000),
@@ -469,6 +566,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(Tombstone::all(dir.path()).unwrap().is_empty());
         let stone = Tombstone {
+            format: FORMAT,
             id: "x".to_owned(),
             namespace: "n".to_owned(),
             bundle: PathBuf::from("/b/n/x"),
@@ -486,7 +584,7 @@ mod tests {
             holdouts: Vec::new(),
         };
         let path = stone.write(dir.path()).unwrap();
-        fs::write(path.with_file_name("n-y.json"), "{").unwrap();
+        fs::write(path.with_file_name("n+y.json"), "{").unwrap();
         fs::write(path.with_extension("7.new"), "{").unwrap();
         let all = Tombstone::all(dir.path()).unwrap();
         assert!(matches!(&all[..], [Ok(one), Err(Error::Malformed { .. })] if *one == stone));
@@ -506,8 +604,10 @@ mod tests {
         assert!(CrashNote::all(dir.path()).unwrap().is_empty());
         let long = "\u{1}".repeat(10_000);
         let mut note = CrashNote {
+            format: FORMAT,
             id: "x".repeat(76),
             namespace: "y".repeat(76),
+            salt: Some("f".repeat(16)),
             at: Moment { secs: 7, nanos: 8 },
             version: "0.1.0".to_owned(),
             how: "z".repeat(10_000),
@@ -531,5 +631,119 @@ mod tests {
         assert!(all[0].as_ref().unwrap().how.starts_with("zzz"));
         note.words = Some(long);
         note.append(dir.path()).unwrap();
+    }
+
+    /// `a-b` and `c` once gave the same file as `a` and `b-c`: one stone took the other's
+    /// place, and what it named was left for ever.
+    #[test]
+    fn two_containers_never_share_a_stone() {
+        let dir = tempfile::tempdir().unwrap();
+        let stone = |namespace: &str, id: &str| {
+            let text = format!(
+                r#"{{"id":"{id}","namespace":"{namespace}","bundle":"/b","runtime":"/r",
+                "runtime_root":"/r","init":null,"exit":null,"claims":[],"left":[]}}"#
+            );
+            serde_json::from_str::<Tombstone>(&text).unwrap()
+        };
+        let (one, two) = (stone("a-b", "c"), stone("a", "b-c"));
+        // As an earlier version has put it up.
+        let old = dir.path().join("tombstones/a-b-c.json");
+        one.write(dir.path()).unwrap();
+        fs::rename(one.path(dir.path()), &old).unwrap();
+        two.write(dir.path()).unwrap();
+        let all: Vec<_> = Tombstone::all(dir.path()).unwrap();
+        let all: Vec<_> = all.into_iter().map(Result::unwrap).collect();
+        assert_eq!(all.len(), 2);
+        two.remove(dir.path()).unwrap();
+        assert!(old.exists(), "the other's stone under its old name");
+        // The new name takes the old one's place, and both go with the stone.
+        one.write(dir.path()).unwrap();
+        assert!(!old.exists() && one.path(dir.path()).exists());
+        one.remove(dir.path()).unwrap();
+        assert!(Tombstone::all(dir.path()).unwrap().is_empty());
+    }
+
+    /// Two writers that both saw the history full both moved it away, the second one the
+    /// empty file over the half that was to be kept.
+    #[test]
+    fn of_many_writers_no_line_is_lost_before_the_promised_half() {
+        const WRITERS: usize = 8;
+        const EACH: usize = 150;
+        let dir = tempfile::tempdir().unwrap();
+        let gate = std::sync::Barrier::new(WRITERS);
+        // Some 90 lines to the half: the roll-over comes every few rounds.
+        let lines = Lines("crowd", 128 << 10);
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (gate, dir) = (&gate, dir.path());
+                scope.spawn(move || {
+                    gate.wait();
+                    for number in 0..EACH {
+                        let text = "x".repeat(700);
+                        lines.append(dir, &(writer, number, text)).unwrap();
+                        let size = |name: &str| {
+                            let all = fs::metadata(dir.join(name));
+                            all.map_or(0, |meta| meta.len())
+                        };
+                        // Whoever looks at any moment after the first roll-over.
+                        if size("crowd.old") > 0 {
+                            assert!(size("crowd.old") > (64 << 10), "less than half is kept");
+                        }
+                    }
+                });
+            }
+        });
+        let mut newest = [0; WRITERS];
+        let mut kept = [0; WRITERS];
+        for name in ["crowd.old", "crowd"] {
+            let text = fs::read_to_string(dir.path().join(name)).unwrap();
+            for line in text.lines() {
+                let read: (usize, usize, String) = serde_json::from_str(line).unwrap();
+                assert!(kept[read.0] == 0 || read.1 == newest[read.0] + 1, "a gap");
+                newest[read.0] = read.1;
+                kept[read.0] += 1;
+            }
+        }
+        assert!(
+            newest
+                .iter()
+                .zip(kept)
+                .all(|(n, k)| k == 0 || *n == EACH - 1)
+        );
+        assert!(kept.iter().sum::<usize>() >= 90);
+    }
+
+    #[test]
+    fn what_a_later_version_keeps_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("{{\"format\":{},\"new\":1}}\n", FORMAT + 1);
+        for name in ["history", "crashes"] {
+            fs::write(dir.path().join(name), &text).unwrap();
+        }
+        let says = |error: Error| error.to_string();
+        let line = Line::all(dir.path()).unwrap().remove(0).map_err(says);
+        let note = CrashNote::all(dir.path()).unwrap().remove(0).map_err(says);
+        for said in [line.unwrap_err(), note.unwrap_err()] {
+            assert!(said.contains("formats up to"), "{said}");
+        }
+    }
+
+    /// A fifo held the reader for ever, and a link led it elsewhere.
+    #[test]
+    fn what_is_no_file_is_neither_waited_for_nor_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "").unwrap();
+        for name in ["history", "crashes"] {
+            std::os::unix::fs::symlink(&elsewhere, dir.path().join(name)).unwrap();
+        }
+        let line = r#"{"id":"x","namespace":"n","found":"f","exit":null,"done":[],"left":[]}"#;
+        let line: Line = serde_json::from_str(line).unwrap();
+        assert!(line.append(dir.path()).is_err());
+        assert!(Line::all(dir.path()).is_err() && CrashNote::all(dir.path()).is_err());
+        assert!(fs::read(&elsewhere).unwrap().is_empty());
+        fs::remove_file(dir.path().join("history")).unwrap();
+        vigil_sys::fifo::make(&dir.path().join("history"), 0o600).unwrap();
+        assert!(Line::all(dir.path()).is_err());
     }
 }

@@ -374,6 +374,7 @@ impl Work<'_> {
         self.answer_exit();
         let stuck = self.stuck();
         let mut stone = Tombstone {
+            format: super::FORMAT,
             init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
             claims: Tombstone::narrow(&self.seen.claims),
@@ -450,6 +451,7 @@ impl Work<'_> {
         }
         self.answer_exit();
         let line = Line {
+            format: super::FORMAT,
             id: self.subject.id.to_string(),
             namespace: self.subject.namespace.to_string(),
             found: self.report.row.to_owned(),

@@ -13,14 +13,16 @@ mod tests;
 
 pub use read::{Exits, Slot};
 pub use record::{Kept, PinError, Recorder};
-pub use snapshot::{Snapshot, create, read};
+pub use snapshot::{Snapshot, create, open, read};
 
 use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 /// Slots for processes the shim has registered.
-pub const PINNED: usize = 1022;
+pub const PINNED: usize = 1016;
+/// The same in version 1.
+pub const PINNED_V1: usize = 1022;
 /// Deaths of other processes that are remembered.
 pub const RING: usize = 256;
 /// Bytes of the file and of the mapping: ten pages.
@@ -28,7 +30,7 @@ pub const BYTES: usize = WORDS * 8;
 
 /// The layout in 64-bit words: head, slots, ring.
 pub(crate) mod layout {
-    use super::{PINNED, RING};
+    use super::{PINNED, PINNED_V1, RING};
 
     /// [`MAGIC_VALUE`], stored last when the memory is formatted.
     pub(crate) const MAGIC: usize = 0;
@@ -39,8 +41,18 @@ pub(crate) mod layout {
     /// The boot id's 36 bytes, then zeros.
     pub(crate) const BOOT: usize = 3;
     pub(crate) const BOOT_WORDS: usize = 5;
-    /// The pinned slots.
-    pub(crate) const SLOTS: usize = BOOT + BOOT_WORDS;
+    /// Whose they are, from version 2 on: salt, two lengths, two names.
+    pub(crate) const SALT: usize = BOOT + BOOT_WORDS;
+    pub(crate) const NAME_LENS: usize = SALT + 1;
+    pub(crate) const NAMESPACE: usize = NAME_LENS + 1;
+    pub(crate) const NAME_WORDS: usize = 10;
+    pub(crate) const ID: usize = NAMESPACE + NAME_WORDS;
+    /// The pinned slots …
+    pub(crate) const SLOTS: usize = 32;
+    /// … and where version 1 has them.
+    pub(crate) const SLOTS_V1: usize = BOOT + BOOT_WORDS;
+    const _: () = assert!(ID + NAME_WORDS <= SLOTS);
+    const _: () = assert!(SLOTS_V1 + PINNED_V1 * ENTRY == RING_START);
     /// The ring.
     pub(crate) const RING_START: usize = SLOTS + PINNED * ENTRY;
     /// Words of a slot and of a ring entry alike.
@@ -56,7 +68,7 @@ pub(crate) mod layout {
     pub(crate) const SECS: usize = 3;
 
     pub(crate) const MAGIC_VALUE: u64 = u64::from_ne_bytes(*b"VIGILEX\n");
-    pub(crate) const VERSION_VALUE: u64 = 1;
+    pub(crate) const VERSION_VALUE: u64 = 2;
 
     // A slot's commit word: state (8 bits), turn (24), status (32). The turn
     // goes up with each change, so no value comes back while it is looked at.
@@ -144,6 +156,12 @@ pub enum ExitsError {
     /// The head makes no sense.
     #[error("the exit records' head is damaged")]
     Damaged,
+    /// They say that they are another container's, or of another life of this one.
+    #[error(transparent)]
+    NotOurs {
+        /// Whose, and whose they were to be.
+        source: crate::owner::NotOurs,
+    },
     /// A directory, fifo, link or device has the name.
     #[error("{path}: not a regular file")]
     NotAFile {

@@ -6,12 +6,13 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::layout::{
-    BOOT, BOOT_WORDS, COMMIT, DEAD, ENTRY, MAGIC, MAGIC_VALUE, PID_NANOS, RING_SEQ, RING_START,
-    SECS, SEQ_BITS, SEQ_MASK, SEQ_SHIFT, SLOTS, STATE_SHIFT, TAKEN, TICKS, VERSION, VERSION_VALUE,
-    WAITING,
+    BOOT, BOOT_WORDS, COMMIT, DEAD, ENTRY, ID, MAGIC, MAGIC_VALUE, NAME_LENS, NAME_WORDS,
+    NAMESPACE, PID_NANOS, RING_SEQ, RING_START, SALT, SECS, SEQ_BITS, SEQ_MASK, SEQ_SHIFT, SLOTS,
+    SLOTS_V1, STATE_SHIFT, TAKEN, TICKS, VERSION, VERSION_VALUE, WAITING,
 };
-use super::{Death, ExitsError, PINNED, RING, WORDS, same_start};
+use super::{Death, ExitsError, PINNED, PINNED_V1, RING, WORDS, same_start};
 use crate::boot::{BOOT_ID_BYTES, BootId};
+use crate::owner::Owner;
 
 /// Looks at one entry before a reader gives up; the writer is between two of
 /// its stores for nanoseconds.
@@ -21,6 +22,8 @@ const LOOKS_MAX: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub struct Exits<'a> {
     words: &'a [AtomicU64; WORDS],
+    /// Version 1 has its slots elsewhere.
+    first: bool,
 }
 
 /// What a pinned slot holds.
@@ -46,11 +49,14 @@ impl<'a> Exits<'a> {
         if exits.load(MAGIC, Ordering::Acquire) != MAGIC_VALUE {
             return Err(ExitsError::Foreign);
         }
-        match exits.load(VERSION, Ordering::Relaxed) {
-            0 => Err(ExitsError::Damaged),
-            version if version > VERSION_VALUE => Err(ExitsError::Newer { version }),
-            _ => exits.boot_id().map(|_| exits).ok_or(ExitsError::Damaged),
-        }
+        let first = match exits.load(VERSION, Ordering::Relaxed) {
+            0 => return Err(ExitsError::Damaged),
+            version if version > VERSION_VALUE => return Err(ExitsError::Newer { version }),
+            version => version == 1,
+        };
+        let exits = Exits { first, ..exits };
+        let whole = exits.boot_id().is_some() && (first || exits.owner().is_some());
+        whole.then_some(exits).ok_or(ExitsError::Damaged)
     }
 
     /// Checks the size alone.
@@ -58,7 +64,35 @@ impl<'a> Exits<'a> {
         let words = words.try_into().map_err(|_| ExitsError::Size {
             len: words.len() as u64 * 8,
         })?;
-        Ok(Exits { words })
+        Ok(Exits {
+            words,
+            first: false,
+        })
+    }
+
+    /// Whose they are; version 1 does not say.
+    pub fn owner(self) -> Option<Owner> {
+        if self.first {
+            return None;
+        }
+        let lens = self.load(NAME_LENS, Ordering::Relaxed).to_le_bytes();
+        let name = |at: usize, len: u8| {
+            let words = self.words[at..at + NAME_WORDS].iter();
+            let bytes = words.flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+            bytes.take(usize::from(len)).collect::<Vec<u8>>()
+        };
+        let (namespace, id) = (name(NAMESPACE, lens[0]), name(ID, lens[1]));
+        Owner::checked(&namespace, &id, self.load(SALT, Ordering::Relaxed))
+    }
+
+    /// How many processes can be registered.
+    pub fn pins(self) -> usize {
+        if self.first { PINNED_V1 } else { PINNED }
+    }
+
+    pub(super) fn slot_base(self, index: usize) -> Option<usize> {
+        let slots = if self.first { SLOTS_V1 } else { SLOTS };
+        (index < self.pins()).then_some(slots + index * ENTRY)
     }
 
     /// The boot the records belong to; `None` only if the head was damaged
@@ -75,7 +109,7 @@ impl<'a> Exits<'a> {
     /// What slot `index` holds. `None` if there is no such slot, or if it
     /// changed whenever it was looked at: ask again.
     pub fn slot(self, index: usize) -> Option<Slot> {
-        let entry = self.settled(slot_base(index)?)?;
+        let entry = self.settled(self.slot_base(index)?)?;
         Some(match entry[COMMIT] >> STATE_SHIFT {
             WAITING => Slot::Waiting {
                 pid: upper(entry[PID_NANOS]),
@@ -89,7 +123,7 @@ impl<'a> Exits<'a> {
     /// All slots in order of their index. One that changed whenever it was
     /// looked at is left out.
     pub fn slots(self) -> impl Iterator<Item = (usize, Slot)> + use<'a> {
-        (0..PINNED).filter_map(move |index| Some((index, self.slot(index)?)))
+        (0..self.pins()).filter_map(move |index| Some((index, self.slot(index)?)))
     }
 
     /// The death slot `index` was pinned for, once it is recorded.
@@ -208,10 +242,6 @@ fn same_death(a: &Death, b: &Death) -> bool {
         ..*death
     };
     unstarted(a) == unstarted(b) && same_start(a.start_ticks, b.start_ticks)
-}
-
-pub(super) fn slot_base(index: usize) -> Option<usize> {
-    (index < PINNED).then_some(SLOTS + index * ENTRY)
 }
 
 pub(super) fn ring_base(seq: u64) -> usize {

@@ -8,12 +8,14 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::layout::{
-    BOOT, BOOT_WORDS, COMMIT, DEAD, FREE, MAGIC, MAGIC_VALUE, PID_NANOS, RING_SEQ, SECS,
-    STATE_SHIFT, TICKS, TURN_MASK, TURN_SHIFT, VERSION, VERSION_VALUE, WAITING,
+    BOOT, BOOT_WORDS, COMMIT, DEAD, FREE, ID, MAGIC, MAGIC_VALUE, NAME_LENS, NAME_WORDS, NAMESPACE,
+    PID_NANOS, RING_SEQ, SALT, SECS, STATE_SHIFT, TICKS, TURN_MASK, TURN_SHIFT, VERSION,
+    VERSION_VALUE, WAITING,
 };
-use super::read::{choose, ring_base, ring_commit, slot_base};
+use super::read::{choose, ring_base, ring_commit};
 use super::{Death, Exits, ExitsError, PINNED, RING, Slot, WORDS, same_start};
 use crate::boot::BootId;
+use crate::owner::Owner;
 
 /// The one writer of the exit records. There must be no second one, in this
 /// process or another.
@@ -52,17 +54,17 @@ pub enum PinError {
 impl<'a> Recorder<'a> {
     /// Formats fresh memory. Every word is stored to, so that every page is
     /// there before it is needed; the magic comes last.
-    pub fn format(words: &'a [AtomicU64], boot: BootId) -> Result<Self, ExitsError> {
+    pub fn format(words: &'a [AtomicU64], boot: BootId, owner: &Owner) -> Result<Self, ExitsError> {
         let mut recorder = Recorder {
             exits: Exits::unchecked(words)?,
             #[cfg(test)]
             stores_left: None,
         };
-        recorder.lay_out(boot);
+        recorder.lay_out(boot, owner);
         Ok(recorder)
     }
 
-    pub(super) fn lay_out(&mut self, boot: BootId) {
+    pub(super) fn lay_out(&mut self, boot: BootId, owner: &Owner) {
         for index in 0..WORDS {
             self.store(index, 0, Ordering::Release);
         }
@@ -73,6 +75,19 @@ impl<'a> Recorder<'a> {
         for (index, word) in id.as_chunks::<8>().0.iter().enumerate() {
             self.store(BOOT + index, u64::from_ne_bytes(*word), Ordering::Relaxed);
         }
+        let mut lens = [0; 8];
+        for (at, len, name) in [(NAMESPACE, 0, &owner.namespace), (ID, 1, &owner.id)] {
+            lens[len] = u8::try_from(name.len()).unwrap_or(u8::MAX);
+            let mut bytes = [0; NAME_WORDS * 8];
+            for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+                *to = from;
+            }
+            for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                self.store(at + index, u64::from_ne_bytes(*word), Ordering::Relaxed);
+            }
+        }
+        self.store(NAME_LENS, u64::from_le_bytes(lens), Ordering::Relaxed);
+        self.store(SALT, owner.salt, Ordering::Relaxed);
         self.store(VERSION, VERSION_VALUE, Ordering::Relaxed);
         self.store(MAGIC, MAGIC_VALUE, Ordering::Release);
     }
@@ -145,7 +160,7 @@ impl<'a> Recorder<'a> {
             }
             self.fill_slot(index, &death);
         } else {
-            let base = slot_base(index).ok_or(PinError::Full)?;
+            let base = self.exits.slot_base(index).ok_or(PinError::Full)?;
             self.store(base + TICKS, start_ticks, Ordering::Relaxed);
             self.store(base + PID_NANOS, u64::from(pid) << 32, Ordering::Relaxed);
             self.commit_slot(base, WAITING, 0);
@@ -155,7 +170,7 @@ impl<'a> Recorder<'a> {
 
     /// Frees a slot. `false` if there is no such slot.
     pub fn unpin(&mut self, index: usize) -> bool {
-        match slot_base(index) {
+        match self.exits.slot_base(index) {
             Some(base) => {
                 self.commit_slot(base, FREE, 0);
                 true
@@ -185,7 +200,7 @@ impl<'a> Recorder<'a> {
     /// something already: the pid is stored again as it is, and a start is
     /// stored only where it was unknown and is now known.
     fn fill_slot(&mut self, index: usize, death: &Death) {
-        let Some(base) = slot_base(index) else {
+        let Some(base) = self.exits.slot_base(index) else {
             return;
         };
         let waiting = self.exits.load(base + COMMIT, Ordering::Relaxed) >> STATE_SHIFT == WAITING;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{BYTES, Exits, ExitsError, WORDS};
 use crate::file::{DiskFile, open_regular};
+use crate::owner::Owner;
 use crate::storage::Storage;
 
 /// Pairs of readings before a living file is called busy.
@@ -88,15 +89,34 @@ pub fn create(path: &Path) -> Result<File, ExitsError> {
     Ok(file)
 }
 
-/// Reads the file at `path`, twice and until both readings are equal: then no
-/// record in it is half old and half new, whether or not the reaper lives.
-pub fn read(path: &Path) -> Result<Snapshot, ExitsError> {
-    let file = open_regular(path, false).map_err(|error| match error {
+/// Opens the file at `path` for mapping: readable, writable, and of the one length, so that
+/// no look at it can go beyond its end.
+pub fn open(path: &Path) -> Result<File, ExitsError> {
+    let file = regular(path, true)?;
+    let failed = |source| ExitsError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    match file.len().map_err(failed)? {
+        len if len == BYTES as u64 => Ok(file.0),
+        len => Err(ExitsError::Size { len }),
+    }
+}
+
+fn regular(path: &Path, write: bool) -> Result<DiskFile, ExitsError> {
+    open_regular(path, write).map_err(|error| match error {
         crate::Error::Open { path, source } => ExitsError::Read { path, source },
         _ => ExitsError::NotAFile {
             path: path.to_owned(),
         },
-    })?;
+    })
+}
+
+/// Reads the file at `path`, twice and until both readings are equal: then no
+/// record in it is half old and half new, whether or not the reaper lives. Those that say
+/// that they are another's than `whose` are [`ExitsError::NotOurs`].
+pub fn read(path: &Path, whose: &Owner) -> Result<Snapshot, ExitsError> {
+    let file = regular(path, false)?;
     let failed = |source| ExitsError::Read {
         path: path.to_owned(),
         source,
@@ -109,7 +129,12 @@ pub fn read(path: &Path) -> Result<Snapshot, ExitsError> {
     for _ in 0..READINGS_MAX {
         let after = bytes_of(&file).map_err(failed)?;
         if after == before {
-            return Snapshot::from_bytes(&after);
+            let snapshot = Snapshot::from_bytes(&after)?;
+            let found = snapshot.exits()?.owner();
+            whose
+                .claims(path, found.as_ref())
+                .map_err(|source| ExitsError::NotOurs { source })?;
+            return Ok(snapshot);
         }
         before = after;
     }

@@ -10,6 +10,10 @@ fn boot() -> BootId {
     BootId::parse("0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d").unwrap()
 }
 
+fn owner() -> crate::Owner {
+    crate::Owner::with_salt("default", "web-1", 7)
+}
+
 fn memory() -> Vec<AtomicU64> {
     (0..WORDS).map(|_| AtomicU64::new(0)).collect()
 }
@@ -39,7 +43,7 @@ fn is_consistent(found: &Death) -> bool {
 #[test]
 fn a_registered_death_goes_to_its_slot_and_any_other_to_the_ring() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let exits = Exits::new(&words).unwrap();
     assert_eq!(exits.boot_id(), Some(boot()));
     let index = recorder.pin(1001, death(1).start_ticks, 0).unwrap();
@@ -68,7 +72,7 @@ fn a_registered_death_goes_to_its_slot_and_any_other_to_the_ring() {
 #[test]
 fn a_death_before_its_registration_is_found_in_the_ring() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     recorder.record(death(1));
     let since = recorder.exits().ring_seq();
     recorder.record(death(2));
@@ -86,7 +90,7 @@ fn a_death_before_its_registration_is_found_in_the_ring() {
 #[test]
 fn unknown_starts_match_unless_two_deaths_claim_the_pid() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let nameless = Death {
         start_ticks: 0,
         ..death(1)
@@ -124,7 +128,7 @@ fn unknown_starts_match_unless_two_deaths_claim_the_pid() {
 #[test]
 fn pinning_twice_gives_one_slot() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let ticks = death(1).start_ticks;
     let index = recorder.pin(1001, ticks, 0).unwrap();
     assert_eq!(recorder.pin(1001, ticks, 0), Ok(index));
@@ -137,7 +141,7 @@ fn pinning_twice_gives_one_slot() {
 #[test]
 fn a_slot_of_unknown_start_learns_it_from_the_death() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let index = recorder.pin(1001, 0, 0).unwrap();
     recorder.record(death(1));
     assert_eq!(recorder.exits().pinned(index), Some(death(1)));
@@ -153,7 +157,7 @@ fn a_slot_of_unknown_start_learns_it_from_the_death() {
 #[test]
 fn all_slots_can_be_taken_and_freed() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     for n in 0..u32::try_from(PINNED).unwrap() {
         assert_eq!(recorder.pin(1 + n, 1, 0), Ok(n as usize));
     }
@@ -165,7 +169,7 @@ fn all_slots_can_be_taken_and_freed() {
 #[test]
 fn the_ring_keeps_the_last_deaths_in_order() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     for n in 0..1000 {
         assert_eq!(recorder.record(death(n)), Kept::Ring(u64::from(n)));
     }
@@ -227,7 +231,7 @@ fn slots_old_or_new(seen: &View, old: &View, new: &View, index: usize) {
 #[test]
 fn a_reaper_stopped_between_any_two_stores_leaves_old_or_new() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     // A ring that is full, slots of each kind, and one with a past.
     for n in 100..500 {
         recorder.record(death(n));
@@ -282,7 +286,7 @@ fn a_reaper_stopped_between_any_two_stores_leaves_old_or_new() {
 #[test]
 fn an_uncounted_ring_entry_is_not_written_over_by_the_next_writer() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     recorder.stores_left = Some(5);
     recorder.record(death(1));
     assert_eq!(recorder.exits().ring_seq(), 0, "the sixth store counts");
@@ -309,10 +313,10 @@ fn memory_half_formatted_is_not_believed() {
             stores_left: Some(count),
             exits: Exits::unchecked(&words).unwrap(),
         };
-        recorder.lay_out(boot());
+        recorder.lay_out(boot(), &owner());
         assert!(Exits::new(&words).is_err(), "after {count} stores");
         recorder.stores_left = None;
-        recorder.lay_out(boot());
+        recorder.lay_out(boot(), &owner());
         Exits::new(&words).unwrap();
     }
 }
@@ -320,7 +324,7 @@ fn memory_half_formatted_is_not_believed() {
 #[test]
 fn a_reader_beside_the_writer_never_sees_a_mixture() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -358,15 +362,15 @@ fn the_file_is_read_as_it_was_mapped() {
     let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
     assert!(blocks * 512 >= BYTES as u64, "{blocks} blocks");
     assert!(matches!(create(&path), Err(ExitsError::Create { .. })));
-    assert!(matches!(read(&path), Err(ExitsError::Foreign)));
+    assert!(matches!(read(&path, &owner()), Err(ExitsError::Foreign)));
 
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     let index = recorder.pin(1001, 0, 0).unwrap();
     recorder.record(death(1));
     recorder.record(death(2));
     std::fs::write(&path, bytes(&words)).unwrap();
-    let snapshot = read(&path).unwrap();
+    let snapshot = read(&path, &owner()).unwrap();
     let exits = snapshot.exits().unwrap();
     assert_eq!(exits.pinned(index), Some(death(1)));
     assert_eq!(exits.find(1002, 0), Some(death(2)));
@@ -376,7 +380,7 @@ fn the_file_is_read_as_it_was_mapped() {
 #[test]
 fn what_is_not_exit_records_has_a_name() {
     let words = memory();
-    Recorder::format(&words, boot()).unwrap();
+    Recorder::format(&words, boot(), &owner()).unwrap();
     let good = bytes(&words);
     let of = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = good.clone();
@@ -391,18 +395,18 @@ fn what_is_not_exit_records_has_a_name() {
     assert!(matches!(of(&|b| b.push(0)), ExitsError::Size { .. }));
     assert!(matches!(of(&|b| b[0] ^= 1), ExitsError::Foreign));
     assert!(matches!(
-        of(&|b| b[8] = 2),
-        ExitsError::Newer { version: 2 }
+        of(&|b| b[8] = 3),
+        ExitsError::Newer { version: 3 }
     ));
     assert!(matches!(of(&|b| b[8] = 0), ExitsError::Damaged));
     assert!(matches!(of(&|b| b[24] = b'z'), ExitsError::Damaged));
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(
-        read(folder.path()),
+        read(folder.path(), &owner()),
         Err(ExitsError::NotAFile { .. })
     ));
     assert!(matches!(
-        read(&folder.path().join("none")),
+        read(&folder.path().join("none"), &owner()),
         Err(ExitsError::Read { .. })
     ));
 }
@@ -410,9 +414,9 @@ fn what_is_not_exit_records_has_a_name() {
 #[test]
 fn garbage_behind_a_good_head_harms_nobody() {
     let words = memory();
-    Recorder::format(&words, boot()).unwrap();
+    Recorder::format(&words, boot(), &owner()).unwrap();
     let mut bytes = bytes(&words);
-    for (at, byte) in bytes.iter_mut().enumerate().skip(64) {
+    for (at, byte) in bytes.iter_mut().enumerate().skip(256) {
         *byte = u8::try_from(at * 31 % 251).unwrap();
     }
     bytes[16..24].fill(0xff);
@@ -435,7 +439,7 @@ fn bytes(words: &[AtomicU64]) -> Vec<u8> {
 #[test]
 fn a_pid_alone_finds_registered_processes_only() {
     let words = memory();
-    let mut recorder = Recorder::format(&words, boot()).unwrap();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
     recorder.record(death(1));
     assert_eq!(recorder.exits().find(1001, 0), Some(death(1)));
     assert_eq!(recorder.exits().registered(1001), None);

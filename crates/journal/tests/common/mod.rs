@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(dead_code)] // each test program uses its part
 
-use vigil_journal::{BootId, Record, Replayed, Settings};
+use vigil_journal::{BootId, Owner, Record, Replayed, Settings};
 
 pub const BOOT: &str = "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d";
 
 pub fn boot() -> BootId {
     BootId::parse(BOOT).unwrap()
+}
+
+pub fn owner() -> Owner {
+    Owner::with_salt("default", "web-1", 0x0123_4567_89ab_cdef)
 }
 
 /// Small, so that tests leave the preallocation soon.

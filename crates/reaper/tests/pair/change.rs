@@ -38,7 +38,7 @@ pub fn change(pair: &Pair, program: &Path) -> Vec<String> {
 }
 
 pub fn story(pair: &Pair) -> Vec<String> {
-    let told = Takeovers::read(&pair.path(names::TAKEOVERS)).unwrap();
+    let told = Takeovers::read(&pair.path(names::TAKEOVERS), &crate::owner()).unwrap();
     told.last.into_iter().map(|one| one.cause).collect()
 }
 

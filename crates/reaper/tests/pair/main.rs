@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use vigil_journal::exits::{self, Death, Slot, Snapshot};
 use vigil_journal::pair::Pair as PairFile;
-use vigil_journal::{lock, names};
+use vigil_journal::{Owner, lock, names};
 use vigil_reaper::Config;
 use vigil_sys::fork::{Fork, fork};
 use vigil_sys::{fd, fifo, listen, pidfd, process, signal, wait};
@@ -42,6 +42,11 @@ struct Pair {
     pid: u32,
     pidfd: OwnedFd,
     ready: File,
+}
+
+/// Whose the pair is.
+fn owner() -> Owner {
+    Owner::with_salt("default", "pair-test", 7)
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -73,6 +78,7 @@ impl Pair {
             Fork::Child => {
                 drop(ready);
                 let config = Config {
+                    owner: owner(),
                     listener,
                     lock: lock.into(),
                     exits: exits.into(),
@@ -135,7 +141,7 @@ impl Pair {
     }
 
     fn exits(&self) -> Snapshot {
-        exits::read(&self.path(names::EXITS)).unwrap()
+        exits::read(&self.path(names::EXITS), &owner()).unwrap()
     }
 
     fn death_of(&self, pid: u32) -> Death {
@@ -148,7 +154,7 @@ impl Pair {
     }
 
     fn pair_file(&self) -> PairFile {
-        PairFile::read(&self.path(names::PAIR)).unwrap()
+        PairFile::read(&self.path(names::PAIR), &owner()).unwrap()
     }
 
     fn shim_pid(&self) -> u32 {
@@ -160,7 +166,7 @@ impl Pair {
 /// opened while its reaper, hence itself, could not be reaped by others.
 impl Drop for Pair {
     fn drop(&mut self) {
-        let shim = PairFile::read(&self.path(names::PAIR))
+        let shim = PairFile::read(&self.path(names::PAIR), &owner())
             .ok()
             .and_then(|pair| {
                 let shim = pair.shim?;

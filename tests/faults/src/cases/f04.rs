@@ -105,7 +105,7 @@ fn stalled() -> bool {
 }
 
 fn tombstone(kit: &Kit, id: &str) -> PathBuf {
-    Path::new("/run/vigil/tombstones").join(format!("{}-{id}.json", kit.scratch.mark()))
+    Path::new("/run/vigil/tombstones").join(format!("{}+{id}.json", kit.scratch.mark()))
 }
 
 /// The tombstone, which must name what is left.

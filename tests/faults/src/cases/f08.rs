@@ -254,7 +254,7 @@ fn truthful(answer: Result<(), CallError>, stone: Option<&str>, stuck: i32) -> R
 }
 
 fn tombstone(kit: &Kit, id: &str) -> Option<String> {
-    let name = format!("{}-{id}.json", kit.scratch.mark());
+    let name = format!("{}+{id}.json", kit.scratch.mark());
     fs::read_to_string(Path::new("/run/vigil/tombstones").join(name)).ok()
 }
 

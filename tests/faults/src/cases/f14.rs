@@ -64,7 +64,7 @@ fn f14_many_that_die_slowly(kit: &Kit) -> Result<()> {
         return Ok(());
     }
     // Answered before all were dead: then it is written down, and the next look ends it.
-    let stone = format!("{}-{}.json", kit.scratch.mark(), container.id);
+    let stone = format!("{}+{}.json", kit.scratch.mark(), container.id);
     let stone = Path::new("/run/vigil/tombstones").join(stone);
     ensure!(stone.exists(), "left, and not written down");
     container.task().shutdown(&container.id)?;

@@ -1,0 +1,17 @@
+//! What a reaper hands down to each shim over the exec: numbers of descriptors, and a name in
+//! its environment.
+
+/// The shim's end of the control socket, as the shim sees it.
+pub const CONTROL_FD: u16 = 3;
+/// The doorbell rung after each recorded death.
+pub const DOORBELL_FD: u16 = 4;
+/// The lock.
+pub const LOCK_FD: u16 = 5;
+/// The write end of the ready pipe.
+pub const READY_FD: u16 = 6;
+/// The listening socket, for the time after the reaper.
+pub const LISTENER_FD: u16 = 7;
+
+/// How many shims of this pair have died by their own fault in a row, in the environment of
+/// each: 0 for the first, at least 1 for one that takes over.
+pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
