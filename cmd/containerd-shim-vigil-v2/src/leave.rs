@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail};
 use vigil_host::proc::{self, Checked};
+use vigil_host::strays;
 use vigil_journal::pair::{self, Pair};
 use vigil_journal::{Owner, lock, names};
 use vigil_model::{BootId, Incarnation};
@@ -273,11 +274,12 @@ pub fn is_deserted(socket: &Path) -> bool {
 /// Whether more than the pair itself and its workers descends from a reaper: a
 /// container, or a runc that is about to make one.
 pub fn anyone_below(reaper: u32) -> Result<bool> {
+    // A shim alone is in the session of its reaper still.
+    let session = proc::stat(reaper)?.map_or(reaper, |stat| stat.session);
     for pid in proc::descendants(reaper)? {
-        let ours = proc::stat(pid)?.is_none_or(|stat| {
-            stat.comm == "containerd-shim" || stat.comm.starts_with("vigil-") || stat.ended()
-        });
-        if !ours {
+        let ended = proc::stat(pid)?.is_none_or(|stat| stat.ended());
+        // Never by its name, which a container's process chooses.
+        if !ended && !strays::is_ours(pid, session) {
             return Ok(true);
         }
     }
@@ -312,15 +314,11 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
             flags.id
         );
     }
+    let session = proc::stat(reaper.pid)?.map_or(reaper.pid, |stat| stat.session);
     let shims: Vec<OwnedFd> = proc::descendants(reaper.pid)?
         .into_iter()
         .filter_map(|pid| proc::open_now(pid).ok().flatten())
-        .filter(|(process, _)| {
-            proc::stat(process.pid)
-                .ok()
-                .flatten()
-                .is_some_and(|stat| stat.comm == "containerd-shim")
-        })
+        .filter(|(process, _)| strays::is_ours(process.pid, session))
         .map(|(_, pidfd)| pidfd)
         .collect();
     let _ = pidfd::send_signal(&pidfd, signal::USR2);

@@ -208,6 +208,29 @@ pub fn pid_namespace() -> Result<u64> {
         })
 }
 
+/// Whether two processes run the same file, whatever its name is by now. Neither is asked.
+pub fn runs_the_same(pid: u32, other: u32) -> bool {
+    let program = |pid: u32| {
+        let meta = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    program(pid).is_some_and(|its| program(other) == Some(its))
+}
+
+/// The name of the file a process runs, if it is one of this host's root and not of a root of
+/// its own; `None` also if it cannot be seen.
+pub fn program_of_the_host(pid: u32) -> Option<String> {
+    let root = |pid: u32| {
+        let meta = fs::metadata(format!("/proc/{pid}/root")).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    if root(pid)? != root(std::process::id())? {
+        return None;
+    }
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(program.file_name()?.to_string_lossy().into_owned())
+}
+
 /// Opens a pidfd; `None` if there is no such process.
 fn open(pid: u32) -> Result<Option<OwnedFd>> {
     match pidfd::open(pid) {

@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vigil_model::Mount;
 use vigil_sys::mount::{self as sys, Flags, UmountFlags};
 use vigil_sys::{Errno, fd, pidfd, spawn};
@@ -366,9 +367,10 @@ pub enum Manner {
 
 /// A mount that could only be detached: it is out of sight, and lives until
 /// its last user lets go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detached {
     /// Where it was.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
     /// File system type.
     pub kind: String,
@@ -378,30 +380,9 @@ pub struct Detached {
     pub holder: Option<String>,
 }
 
-impl Detached {
-    /// The note a worker leaves about it.
-    fn note(&self) -> String {
-        format!(
-            "detached\t{}\t{}\t{}\t{}",
-            self.kind,
-            self.source,
-            self.holder.as_deref().unwrap_or_default(),
-            self.path.display()
-        )
-    }
-
-    /// Reads such a note; `None`: it is about something else.
-    pub fn from_note(note: &str) -> Option<Detached> {
-        let mut parts = note.strip_prefix("detached\t")?.splitn(4, '\t');
-        let (kind, source) = (parts.next()?.into(), parts.next()?.into());
-        let holder = parts.next()?;
-        Some(Detached {
-            kind,
-            source,
-            holder: (!holder.is_empty()).then(|| holder.to_owned()),
-            path: parts.next()?.into(),
-        })
-    }
+/// A path as people see it: one that is no text would not be told at all.
+fn shown<S: serde::Serializer>(path: &Path, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// What unmounting came to.
@@ -501,7 +482,7 @@ fn unmount_one(
         UmountFlags::MNT_DETACH | UmountFlags::UMOUNT_NOFOLLOW,
     ) {
         Ok(()) => {
-            notes.say(&detached.note());
+            notes.tell(&detached);
             result.detached.push(detached);
             Ok(true)
         }

@@ -30,10 +30,6 @@ const MUTE: Duration = Duration::from_millis(250);
 
 /// How a worker's name begins.
 const WORKER: &str = "vigil-";
-/// What the name of a shim begins with, whatever follows it; and of what it forks, until
-/// that takes another name or becomes another program.
-const SHIM: &str = "containerd-shim";
-
 /// What a call for container `id` carries.
 pub(crate) fn mark(root: &Path, id: &str) -> OsString {
     root.join(id).into_os_string()
@@ -125,8 +121,11 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         if stat.parent != reaper || stat.session != reaper || stat.ended() {
             continue;
         }
-        // Forked by the shim and not executed yet: it has that one's name.
-        let asked = if stat.state == 'D' || stat.comm.starts_with(SHIM) {
+        // A name alone is anybody's to choose: a hook's, which is in this session too.
+        let ours = is_ours(pid, reaper);
+        let named = stat.comm.starts_with(WORKER);
+        // Forked by the shim and not executed yet, it is what the shim is.
+        let asked = if stat.state == 'D' || ours && !named {
             Vec::new()
         } else {
             std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
@@ -135,7 +134,7 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         found.push(Errand {
             process,
             pidfd,
-            worker: stat.comm.starts_with(WORKER),
+            worker: ours && named,
             // Empty for a moment of being executed.
             arguments: (!arguments.is_empty()).then_some(arguments),
         });
@@ -252,20 +251,45 @@ fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
     awake(pid, session).is_some() && has_line(pid, wanted)
 }
 
-/// Whether this is a worker of the shim of this container, or what its shim had forked
-/// a moment ago: of the pair's session, called as ours are, with the shim's arguments.
-fn is_worker(pid: u32, session: u32, id: &str) -> bool {
-    let ours = |stat: proc::Stat| stat.comm.starts_with(WORKER) || stat.comm.starts_with(SHIM);
-    if !awake(pid, Some(session)).is_some_and(ours) {
-        return false;
-    }
-    let Ok(arguments) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+/// Whether a process of a pair's session is the pair itself or a fork of it: by the program it
+/// runs, or by the arguments `start` gave. Nobody of a container is in that session, and what
+/// a runtime starts there is another program.
+pub fn is_ours(pid: u32, reaper: u32) -> bool {
+    let Some(stat) = proc::stat(pid).ok().flatten() else {
         return false;
     };
-    let words: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
-    words
-        .windows(2)
-        .any(|two| two == [b"-id".as_slice(), id.as_bytes()])
+    if stat.session != reaper {
+        return false;
+    }
+    // Before any of its arguments are asked for: one that sleeps may never answer.
+    if proc::runs_the_same(pid, reaper) || proc::runs_the_same(pid, std::process::id()) {
+        return true;
+    }
+    awake(pid, Some(reaper)).is_some()
+        && arguments(pid).is_some_and(|words| serves(&words) && words.len() > 2)
+}
+
+/// Whether this is a worker of the shim of this container, or what its shim had forked
+/// a moment ago: of the pair's session, with the shim's arguments.
+fn is_worker(pid: u32, session: u32, id: &str) -> bool {
+    if awake(pid, Some(session)).is_none() {
+        return false;
+    }
+    arguments(pid).is_some_and(|words| {
+        let named = |two: &[Vec<u8>]| two[0] == b"-id" && two[1] == id.as_bytes();
+        serves(&words) && words.windows(2).any(named)
+    })
+}
+
+/// What a shim is told to do, at the end of its arguments.
+fn serves(words: &[Vec<u8>]) -> bool {
+    words.last().is_some_and(|last| last == b"serve")
+}
+
+fn arguments(pid: u32) -> Option<Vec<Vec<u8>>> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = line.strip_suffix(b"\0").unwrap_or(&line);
+    Some(line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
 }
 
 #[cfg(test)]
@@ -351,7 +375,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // An id of its own: the other tests here look in the same session. A script: its
         // name is the process', whatever /bin/sh is.
-        let worker = |name: &str, id: &str| {
+        let worker = |name: &str, id: &str, word: &str| {
             let path = dir.path().join(name);
             if !path.exists() {
                 std::fs::write(&path, "#!/bin/sh\nread never\n").unwrap();
@@ -361,7 +385,7 @@ mod tests {
             let end = Instant::now() + Duration::from_secs(20);
             let child = loop {
                 let spawned = Command::new(&path)
-                    .args(["-id", id])
+                    .args(["-id", id, word])
                     .stdin(Stdio::piped())
                     .spawn();
                 match spawned {
@@ -382,10 +406,15 @@ mod tests {
             child
         };
         let mut ours = [
-            worker("vigil-mount", "w1"),
-            worker("containerd-shim-vigil-v2", "w1"),
+            worker("vigil-mount", "w1", "serve"),
+            worker("containerd-shim-vigil-v2", "w1", "serve"),
         ];
-        let mut others = [worker("vigil-mount", "w11"), worker("sleeper", "w1")];
+        // By its name alone nobody is ours: a hook may choose it.
+        let mut others = [
+            worker("vigil-mount", "w11", "serve"),
+            worker("vigil-mount", "w1", "hook"),
+            worker("containerd-shim-vigil-v2", "w1", "hook"),
+        ];
         let own = proc::stat(std::process::id()).unwrap().unwrap().session;
         let alive = |child: &mut Child| child.try_wait().unwrap().is_none();
         end(dir.path(), "w1", Some(own + 1), Instant::now()).unwrap();

@@ -13,6 +13,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use vigil_sys::{Errno, fd, pidfd, process, spawn};
 
 use crate::{Error, Result};
@@ -67,6 +69,14 @@ impl Notes {
         self.line('*', what);
     }
 
+    /// Something that decides: typed, so that nobody has to know it by its words.
+    pub fn tell(&self, what: &impl Serialize) {
+        // Only what has no form in JSON fails, and nothing told here is such.
+        if let Ok(text) = serde_json::to_string(what) {
+            self.line('=', &text);
+        }
+    }
+
     fn line(&self, mark: char, text: &str) {
         use std::io::Write as _;
         let Some(mut file) = self.file.as_ref() else {
@@ -79,9 +89,11 @@ impl Notes {
         }
         let mut line = String::with_capacity(text.len() + 2);
         line.push(mark);
+        // What is told is whole or nothing: cut, nobody could read it.
+        let most = if mark == '=' { 4 * 4096 } else { 4096 };
         line.extend(
             text.chars()
-                .take(4096)
+                .take(most)
                 .map(|c| if c == '\n' { ' ' } else { c }),
         );
         line.push('\n');
@@ -203,6 +215,15 @@ impl Worker {
         self.lines('*')
     }
 
+    /// What it told so far with [`Notes::tell`]; what is no such thing is left out.
+    pub fn told<T: DeserializeOwned>(&self) -> Vec<T> {
+        let lines = self.lines('=');
+        lines
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
     /// How it went, without waiting: to be called when [`Worker::pidfd`] is
     /// readable, or when it was killed and did not go. Reaps it.
     pub fn finish(&self) -> Outcome {
@@ -266,7 +287,7 @@ impl Worker {
     }
 
     fn lines(&self, mark: char) -> Vec<String> {
-        let mut bytes = vec![0; WORDS + 8192];
+        let mut bytes = vec![0; WORDS + 4 * 8192];
         let mut have = 0;
         while let Ok(count) = self.said.read_at(&mut bytes[have..], have as u64) {
             have += count;

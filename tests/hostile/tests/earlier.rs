@@ -109,3 +109,42 @@ fn a_state_that_cannot_be_read_is_nobodys_to_remove() {
         as_ever(kit, &mut container, 4, "hello")
     });
 }
+
+/// The cgroup of this id's name already has processes of a container that somebody else looks
+/// after, as another containerd of another state directory does. Go's shim creates beside it;
+/// ours refused.
+#[test]
+fn a_cgroup_that_another_shim_uses_is_shared() {
+    trial(60, |kit| {
+        let path = format!("/{}/second", kit.scratch.mark());
+        let placed = |dir: &std::path::Path| -> Result<()> {
+            let config = dir.join("config.json");
+            let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config)?)?;
+            spec["linux"]["cgroupsPath"] = json!(path);
+            Ok(fs::write(&config, serde_json::to_vec(&spec)?)?)
+        };
+        let first = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+        placed(&first.bundle.dir)?;
+        let pid = first.task().create(&first.bundle.create_request())?.pid;
+        first.start()?;
+        let (state, mark) = (kit.scratch.path("state"), kit.scratch.mark());
+        let base = kit.scratch.path("base");
+        let spec = Spec::sh("exit 5");
+        let bundle = Bundle::make(&state, mark, "second", &spec, Stdio::Empty, &base)?;
+        placed(&bundle.dir)?;
+        let shim = kit.adopt(kit.shim(&bundle)?)?;
+        let task = &shim.task;
+        task.create(&bundle.create_request())?;
+        task.start("second", "")?;
+        ensure!(task.wait("second", "")?.exit_status == 5);
+        task.delete("second", "")?;
+        task.shutdown("second")?;
+        ensure!(
+            Process::read(i32::try_from(pid)?).is_some(),
+            "the other container was hurt"
+        );
+        let state = first.task().state(&first.id, "")?;
+        ensure!(state.status.value() == 2, "not RUNNING: {state:?}");
+        Ok(())
+    });
+}

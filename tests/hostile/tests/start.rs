@@ -11,9 +11,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use protobuf::Message;
 use vigil_hostile::{Pair, Trace, toml_options, trial};
 use vigil_lab::bundle::Stdio;
+use vigil_lab::process::alive;
 use vigil_lab::shim::{Caller, Ran};
 use vigil_lab::task::any;
-use vigil_lab::{Bundle, Kit, Shim, Spec};
+use vigil_lab::{Bundle, Kit, Shim, Spec, by, until};
 
 fn no_stdio(kit: &Kit) -> Result<Bundle> {
     kit.bundle(&Spec::args(&["true"]), Stdio::Empty)
@@ -248,6 +249,40 @@ fn nothing_of_its_output_is_inherited() {
                 ensure!(!target.starts_with("pipe:"), "fd {fd} of {pid} is {target}");
             }
         }
+        Ok(())
+    });
+}
+
+/// A process' name is its own to choose: a container whose every process called itself as
+/// shims are called was taken for none, and its pair, when it did not answer, for idle.
+#[test]
+fn a_container_that_calls_itself_a_shim_is_seen() {
+    trial(60, |kit| {
+        // A script's name is its process'.
+        let script = "mkfifo /tmp/f && printf '#!/bin/sh\\nread never <>/tmp/f\\n' >/tmp/containerd-shim && \
+            chmod +x /tmp/containerd-shim && exec /tmp/containerd-shim";
+        let container = kit.running(&Spec::sh(script))?;
+        let pid = i32::try_from(container.pid)?;
+        until("it to take the name", by(10.0), || {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (comm.trim() == "containerd-shim").then_some(())
+        })?;
+        let pair = Pair::of(&container.shim)?;
+        for process in [pair.reaper, pair.shim] {
+            pair.signal(process, nix::libc::SIGSTOP)?;
+        }
+        let ran = kit.caller.run_start(&container.id, &container.bundle.dir)?;
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        ensure!(
+            alive(pair.reaper) && alive(pid),
+            "was made to leave: {said}"
+        );
+        for process in [pair.shim, pair.reaper] {
+            pair.signal(process, nix::libc::SIGCONT)?;
+        }
+        ensure!(!ran.status.success(), "another pair was made");
+        ensure!(alive(pid), "the container was ended");
+        ensure!(alive(pair.reaper), "its pair was made to leave");
         Ok(())
     });
 }

@@ -549,10 +549,5 @@ fn run_unmount(
             .map_err(|e| said(&e))
     })?;
     let outcome = worker.wait(timeout)?;
-    let detached = worker
-        .notes()
-        .iter()
-        .filter_map(|note| Detached::from_note(note))
-        .collect();
-    Ok((outcome, detached))
+    Ok((outcome, worker.told()))
 }

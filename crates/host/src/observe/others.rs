@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vigil_model::Incarnation;
 use vigil_reconcile::Said;
 use vigil_sys::pidfd;
@@ -84,6 +85,14 @@ fn is_runtime(pid: u32, subject: &Subject) -> bool {
     })
 }
 
+/// One that could be asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Asked {
+    pid: u32,
+    /// When it started, if it has the mark.
+    made: Option<u64>,
+}
+
 /// Those with the mark, and how many could be asked.
 fn ask(
     runc_dir: &Path,
@@ -94,10 +103,8 @@ fn ask(
     let worker = Worker::start_noting("marks", move |words| {
         for &pid in pids {
             words.doing(&format!("read the environment of process {pid}"));
-            if let Some(start_ticks) = strays::made_for(pid, &dir) {
-                words.say(&format!("{pid} {start_ticks}"));
-            }
-            words.say(&pid.to_string());
+            let made = strays::made_for(pid, &dir);
+            words.tell(&Asked { pid, made });
         }
         Ok(())
     })?;
@@ -108,11 +115,7 @@ fn ask(
             "not everybody in the shared cgroup could be looked at: {doing}"
         )),
     }
-    let words = worker.notes();
-    let pairs = words.iter().filter_map(|line| {
-        let (pid, start_ticks) = line.split_once(' ')?;
-        Some((pid.parse().ok()?, start_ticks.parse().ok()?))
-    });
-    let asked = words.iter().filter(|line| !line.contains(' ')).count();
-    Ok((pairs.collect(), asked.min(pids.len())))
+    let told: Vec<Asked> = worker.told();
+    let pairs = told.iter().filter_map(|one| Some((one.pid, one.made?)));
+    Ok((pairs.collect(), told.len().min(pids.len())))
 }

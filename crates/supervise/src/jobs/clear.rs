@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vigil_host::cgroup::{Cgroup, Hierarchies, named_for};
 use vigil_host::enact::{self, RUN, Tombstone};
 use vigil_host::observe::{Found, RuncState, Subject, observe};
@@ -21,8 +22,6 @@ use super::{Tools, gone, recover, resume};
 const WAIT: Duration = Duration::from_secs(10);
 /// Generations between a container's process and the shim that looks after it.
 const GENERATIONS: usize = 16;
-/// A note of the worker: the id is taken, by whom.
-const TAKEN: &str = "taken: ";
 
 /// Whether anything is to be looked at. A few looks at the file system; nothing
 /// is in the way of nearly every Create.
@@ -65,14 +64,11 @@ pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
         work(subject, Instant::now() + WAIT, notes)
     })
     .map_err(|error| failed(&error))?;
-    let (outcome, said) = gone::worked_saying(worker, WAIT + WAIT / 10).await;
-    let mut taken = None;
+    let (outcome, said, told) = gone::worked_telling(worker, WAIT + WAIT / 10).await;
     for line in said {
-        match line.strip_prefix(TAKEN) {
-            Some(by) => taken = Some(by.to_owned()),
-            None => log::info!("an earlier life: {line}"),
-        }
+        log::info!("an earlier life: {line}");
     }
+    let taken = told.into_iter().map(|Told::Taken(by)| by).next_back();
     let id = &tools.place.id;
     match (outcome, taken) {
         (_, Some(by)) => Err(Refusal::new(
@@ -96,9 +92,18 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
     notes.doing("look at what an earlier life left");
     let dir = subject.runc_dir();
     let found = Found::from(RuncState::load(&dir));
-    if let Some(by) = taken(&subject, &found)? {
-        notes.say(&format!("{TAKEN}{by}"));
-        return Err(by);
+    match taken(&subject, &found)? {
+        Way::Taken(by) => {
+            notes.tell(&Told::Taken(by.clone()));
+            return Err(by);
+        }
+        // Nobody in it is ours to end, nor is it to be removed.
+        Way::Shared if !gone::exists(&dir) => return Ok(()),
+        Way::Shared => {
+            let why = "the cgroup is another container's, and the runtime has a state of this id";
+            return Err(why.to_owned());
+        }
+        Way::Free => {}
     }
     // What it said of itself is better than what its id suggests, as far as it is of the same
     // runc and claims no other cgroups: those may be somebody else's by now.
@@ -136,9 +141,27 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
     Ok(())
 }
 
+/// What stands in the way.
+#[derive(Debug)]
+enum Way {
+    /// Nothing that anybody looks after.
+    Free,
+    /// Somebody looks after a container of this very id; who.
+    Taken(String),
+    /// The cgroup has processes of somebody else's container.
+    Shared,
+}
+
+/// What the worker tells the shim.
+#[derive(Debug, Serialize, Deserialize)]
+enum Told {
+    /// The id is taken; by whom.
+    Taken(String),
+}
+
 /// Who looks after a container of this id, if anybody does. Fails where that
 /// cannot be known.
-fn taken(subject: &Subject, found: &Found) -> Result<Option<String>, String> {
+fn taken(subject: &Subject, found: &Found) -> Result<Way, String> {
     let chain = |error: vigil_host::Error| vigil_host::chain(&error);
     let state = match found {
         Found::State(state) => Some(state),
@@ -158,7 +181,8 @@ fn taken(subject: &Subject, found: &Found) -> Result<Option<String>, String> {
             && state.is_some_and(|state| !state.may_be_of(&subject.bundle))
         {
             let theirs = theirs.display();
-            return Ok(Some(format!("process {} runs it from {theirs}", init.pid)));
+            let by = format!("process {} runs it from {theirs}", init.pid);
+            return Ok(Way::Taken(by));
         }
         pids.push(init.pid);
     }
@@ -167,14 +191,20 @@ fn taken(subject: &Subject, found: &Found) -> Result<Option<String>, String> {
         && state.is_some_and(|state| !state.may_be_of(&subject.bundle))
         && std::fs::symlink_metadata(theirs).is_ok()
     {
-        return Ok(Some(format!("its bundle is {}", theirs.display())));
+        return Ok(Way::Taken(format!("its bundle is {}", theirs.display())));
+    }
+    for pid in pids {
+        if let Some(by) = shim_above(pid, &[]).map_err(chain)? {
+            return Ok(Way::Taken(format!("{by} looks after process {pid}")));
+        }
     }
     let hierarchies = Hierarchies::read().map_err(chain)?;
     let cgroup = Cgroup::open(&hierarchies, &subject.claims).map_err(chain)?;
-    pids.extend(cgroup.pids().map_err(chain)?);
-    for pid in pids {
-        if let Some(by) = shim_above(pid).map_err(chain)? {
-            return Ok(Some(format!("{by} looks after process {pid}")));
+    let members = cgroup.pids().map_err(chain)?;
+    for &pid in &members {
+        // Another containerd's container of the same path is no reason to refuse this one.
+        if shim_above(pid, &members).map_err(chain)?.is_some() {
+            return Ok(Way::Shared);
         }
         if let Found::Torn(error) = found {
             let why = vigil_host::chain(error);
@@ -183,11 +213,13 @@ fn taken(subject: &Subject, found: &Found) -> Result<Option<String>, String> {
             ));
         }
     }
-    Ok(None)
+    Ok(Way::Free)
 }
 
-/// The living shim or monitor a process descends from.
-fn shim_above(pid: u32) -> vigil_host::Result<Option<String>> {
+/// The living shim or monitor a process descends from. It is outside of the container
+/// (`members`), of the host's root, and known by the file it runs: a container's process may
+/// call itself what it likes.
+fn shim_above(pid: u32, members: &[u32]) -> vigil_host::Result<Option<String>> {
     let mut pid = pid;
     for _ in 0..GENERATIONS {
         let Some(stat) = proc::stat(pid)? else {
@@ -197,11 +229,13 @@ fn shim_above(pid: u32) -> vigil_host::Result<Option<String>> {
             break;
         }
         pid = stat.parent;
-        let Some(above) = proc::stat(pid)? else {
-            break;
-        };
-        if above.comm.starts_with("containerd-shim") || above.comm == "conmon" {
-            return Ok(Some(format!("process {pid} ({})", above.comm)));
+        if members.contains(&pid) {
+            continue;
+        }
+        let program = proc::program_of_the_host(pid);
+        let looks_after = |name: &String| name.starts_with("containerd-shim") || name == "conmon";
+        if let Some(program) = program.filter(looks_after) {
+            return Ok(Some(format!("process {pid} ({program})")));
         }
     }
     Ok(None)

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use vigil_host::cgroup::{Cgroup, Hierarchies, Killing, Progress};
 use vigil_host::enact::Left;
@@ -43,11 +44,14 @@ pub(crate) const KILL_WAIT: Duration = Duration::from_secs(2);
 
 /// Waits for a worker without blocking; kills it when its time is up.
 pub(crate) async fn worked(worker: Worker, wait: Duration) -> Outcome {
-    worked_saying(worker, wait).await.0
+    worked_telling::<()>(worker, wait).await.0
 }
 
-/// As [`worked`], and what it said.
-pub(crate) async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, Vec<String>) {
+/// As [`worked`], and what it said for people and told us.
+pub(crate) async fn worked_telling<T: DeserializeOwned>(
+    worker: Worker,
+    wait: Duration,
+) -> (Outcome, Vec<String>, Vec<T>) {
     let watched = worker
         .pidfd_owned()
         .ok()
@@ -69,7 +73,7 @@ pub(crate) async fn worked_saying(worker: Worker, wait: Duration) -> (Outcome, V
         let _ = tokio::time::timeout(Duration::from_millis(100), ended).await;
     }
     let outcome = worker.finish();
-    (outcome, worker.notes())
+    (outcome, worker.notes(), worker.told())
 }
 
 /// Kills what lives in the container's cgroup, waiting for nothing but time;
@@ -264,14 +268,11 @@ async fn clean(tools: &Tools, plan: &Plan) -> Result<(), (String, Vec<Left>)> {
         Ok(())
     })
     .map_err(|error| (vigil_host::chain(&error), Vec::new()))?;
-    let (outcome, said) = worked_saying(worker, CLEAN_WAIT).await;
-    let mut stuck = Vec::new();
+    let (outcome, said, detached) = worked_telling(worker, CLEAN_WAIT).await;
     for line in said {
-        match rootfs::Detached::from_note(&line) {
-            Some(mount) => stuck.push(Left::Detached(mount)),
-            None => log::warn!("clean-up: {line}"),
-        }
+        log::warn!("clean-up: {line}");
     }
+    let mut stuck: Vec<Left> = detached.into_iter().map(Left::Detached).collect();
     let why = match outcome {
         Outcome::Done if stuck.is_empty() => return Ok(()),
         Outcome::Done => "a mount was busy".to_owned(),

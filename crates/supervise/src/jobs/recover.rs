@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vigil_host::enact::{self, Left, RUN, Tombstone};
 use vigil_host::observe::{Below, Subject, observe};
 use vigil_host::proc;
@@ -86,16 +87,16 @@ pub(crate) async fn recover(
             };
         }
     };
-    let (outcome, said) = gone::worked_saying(worker, wait + BEYOND).await;
+    let (outcome, said, told) = gone::worked_telling(worker, wait + BEYOND).await;
+    for line in said {
+        log::info!("recovery: {line}");
+    }
     let mut left = Vec::new();
     let mut lives = None;
-    for line in said {
-        if let Some(what) = line.strip_prefix(LEFT) {
-            left.push(what.to_owned());
-        } else if let Some(who) = line.strip_prefix(LIVES) {
-            lives = Some(who.to_owned());
-        } else {
-            log::info!("recovery: {line}");
+    for told in told {
+        match told {
+            Told::Left(what) => left.push(what),
+            Told::Lives(who) => lives = Some(who),
         }
     }
     let whole = match outcome {
@@ -138,8 +139,14 @@ fn entomb(mut stone: Tombstone, why: String) {
     }
 }
 
-const LEFT: &str = "left: ";
-const LIVES: &str = "lives: ";
+/// What the worker tells the shim.
+#[derive(Debug, Serialize, Deserialize)]
+enum Told {
+    /// Something is left; what.
+    Left(String),
+    /// Init lives on; in which words.
+    Lives(String),
+}
 
 /// The container's processes by descent: what hangs below the reaper and was
 /// not started by the shim, or one before it. The shim's own children (a call of
@@ -167,9 +174,9 @@ fn work(subject: &Subject, goal: Goal, deadline: Instant, notes: &Notes) -> Resu
         notes.say(note);
     }
     for left in &report.left {
-        notes.say(&format!("{LEFT}{left}"));
+        notes.tell(&Told::Left(left.to_string()));
         if let Left::Process { init: true, .. } = left {
-            notes.say(&format!("{LIVES}{left}"));
+            notes.tell(&Told::Lives(left.to_string()));
         }
     }
     let gone = |left: &Left| matches!(left, Left::Detached(_));
