@@ -124,6 +124,24 @@ impl Owner {
         }
     }
 
+    /// Presents a request again when something is over; until then nothing of it is done.
+    pub(crate) fn later(
+        &self,
+        over: impl Future<Output = ()> + Send + 'static,
+        request: Request,
+        reply: Reply,
+    ) {
+        let from = self.asking;
+        self.job(async move {
+            over.await;
+            Message::Ask {
+                request,
+                from,
+                reply,
+            }
+        });
+    }
+
     /// Runs a job beside the owner; its message comes back through the desk.
     pub(crate) fn job(&self, job: impl Future<Output = Message> + Send + 'static) {
         let desk = self.desk.clone();

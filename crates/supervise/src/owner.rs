@@ -527,8 +527,13 @@ impl Owner {
         };
         let found = self.task.standing.execs.get(exec);
         let (pid, exit) = found.map_or((0, never), |found| found.deleted(now));
+        let left = self.hands.streams.get(&Who::Exec(exec.clone()));
+        let left = left.and_then(Streams::left_behind);
         match self.decide(What::ExecDeleteAsked(exec.clone())) {
             Ok(step) => {
+                if let Some(over) = left {
+                    return self.later(over, request, reply);
+                }
                 self.carry(step);
                 asked::deleted(&self.place, exec);
                 points::reach(Point::ExecDeletedNotTold);

@@ -123,6 +123,12 @@ pub fn spares(count: usize) -> Vec<OwnedFd> {
     (0..count).map_while(|_| null().ok()).collect()
 }
 
+/// How many bytes a pipe or fifo can hold; fewer if the writes are small.
+pub fn pipe_capacity(fd: impl AsFd) -> Result<usize> {
+    let size = nix::fcntl::fcntl(fd.as_fd(), FcntlArg::F_GETPIPE_SZ)?;
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
 /// Changes owner and group of what is open.
 pub fn chown(fd: impl AsFd, uid: u32, gid: u32) -> Result<()> {
     nix::unistd::fchown(
@@ -286,6 +292,7 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_millis(30));
         assert_eq!(nix::unistd::write(&w, b"abc").unwrap(), 3);
         assert_eq!(readable_bytes(&r).unwrap(), 3);
+        assert!(pipe_capacity(&r).unwrap() >= 4096);
         let mut both = [Watch::reading(&r2), Watch::reading(&r)];
         assert_eq!(poll(&mut both, Duration::from_secs(5)).unwrap(), 1);
         assert!(!both[0].ready());

@@ -30,6 +30,11 @@ crate::behaviours! {
     "§4 Terminal: input and exit code." terminal_input;
     "§3.4 ResizePty: no console = silent success." resize_without_terminal;
     "§4 Background children delay Delete up to the drain timeout, not for ever." background_child_holds_output;
+    "Issue 9, B2: a background child of an exec is heard after its exit, and is no EOF before it ends." background_child_is_heard;
+    "Issue 9, B2: Delete of an exec waits for its background child." background_child_is_heard_until_delete;
+    "Issue 9, B4: what runc says when it fails is not the container's output." failed_create_says_nothing;
+    "Issue 9, B4: what runc says when it fails is not the exec's output." failed_exec_says_nothing;
+    "Issue 9, B5: the reason at the end of a long message is told." long_reason_is_told;
 }
 
 fn streams_are_separate(kit: &Kit) -> Result<()> {
@@ -264,4 +269,92 @@ fn background_child_holds_output(kit: &Kit) -> Result<()> {
     ensure!(c.task().wait(&c.id, "e1")?.exit_status == 0);
     c.task().patient(12.0).delete(&c.id, "e1")?;
     in_status(&c, "", Status::RUNNING).map(drop)
+}
+
+fn background_child_is_heard(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    let late = "(sleep 3; echo late; sleep 1; echo later) & echo now";
+    let e = kit.exec(&c, "e1", &Spec::sh(late))?;
+    c.task().start(&c.id, "e1")?;
+    ensure!(c.task().wait(&c.id, "e1")?.exit_status == 0);
+    ensure!(
+        !e.stdout.so_far().ends_with(b"late\n"),
+        "the exit came late"
+    );
+    e.stdout.expect("now\n", by(5.0))?;
+    e.stdout.expect("late\n", by(20.0))?;
+    ensure!(!e.stdout.ended(), "EOF while somebody may write");
+    let (bytes, _) = e.stdout.to_end(by(20.0))?;
+    ensure!(
+        bytes.ends_with(b"later\n"),
+        "{}",
+        String::from_utf8_lossy(&bytes)
+    );
+    c.task().delete(&c.id, "e1")?;
+    in_status(&c, "", Status::RUNNING).map(drop)
+}
+
+fn background_child_is_heard_until_delete(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    let e = kit.exec(&c, "e1", &Spec::sh("(sleep 1; echo late) & echo now"))?;
+    c.task().start(&c.id, "e1")?;
+    ensure!(c.task().wait(&c.id, "e1")?.exit_status == 0);
+    // A client reads until this is answered and not longer.
+    c.task().patient(20.0).delete(&c.id, "e1")?;
+    e.stdout.expect("late\n", by(1.0))?;
+    e.stdout.to_end(by(5.0))?;
+    Ok(())
+}
+
+/// What was said on these streams, some time after the failure; Go's show no end.
+fn said(readers: &[&FifoReader]) -> Vec<u8> {
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    readers.iter().flat_map(|reader| reader.so_far()).collect()
+}
+
+fn failed_create_says_nothing(kit: &Kit) -> Result<()> {
+    let c = kit.prepared(&Spec::args(&["no-such-program"]), Stdio::Output)?;
+    let Err(error) = c.task().create(&c.bundle.create_request()) else {
+        anyhow::bail!("it was created")
+    };
+    ensure!(error.to_string().contains("no-such-program"), "{error}");
+    let readers: Vec<&FifoReader> = c.stdout.iter().chain(&c.stderr).collect();
+    let said = said(&readers);
+    ensure!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+fn failed_exec_says_nothing(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    for (id, spec) in [
+        ("e1", Spec::args(&["no-such-program"])),
+        ("e2", Spec::args(&["no-such-program"]).on_terminal()),
+    ] {
+        let e = kit.exec(&c, id, &spec)?;
+        ensure!(c.task().start(&c.id, id).is_err(), "it was started");
+        let readers: Vec<&FifoReader> = std::iter::once(&e.stdout)
+            .chain(&e.stderr)
+            .map(|reader| &**reader)
+            .collect();
+        let said = said(&readers);
+        ensure!(said.is_empty(), "{id}: {}", String::from_utf8_lossy(&said));
+        c.task().delete(&c.id, id)?;
+    }
+    Ok(())
+}
+
+fn long_reason_is_told(kit: &Kit) -> Result<()> {
+    let name = "x".repeat(10_000);
+    let c = kit.prepared(&Spec::args(&[&name]), Stdio::Output)?;
+    let Err(error) = c.task().create(&c.bundle.create_request()) else {
+        anyhow::bail!("it was created")
+    };
+    let text = error.to_string();
+    let end: String = text.chars().rev().take(200).collect();
+    ensure!(
+        text.contains("file name too long") || text.contains("executable file not found"),
+        "no reason at the end: …{}",
+        end.chars().rev().collect::<String>()
+    );
+    Ok(())
 }

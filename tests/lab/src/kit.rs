@@ -183,6 +183,8 @@ pub struct Exec {
     pub id: String,
     /// Reader of its stdout.
     pub stdout: Arc<FifoReader>,
+    /// Reader of its stderr, without a terminal.
+    pub stderr: Option<Arc<FifoReader>>,
     /// Path of its stdin fifo.
     pub stdin: PathBuf,
 }
@@ -347,15 +349,19 @@ impl Kit {
             spec: Some(exec_spec(spec)).into(),
             ..Default::default()
         };
+        let mut stderr = None;
         if !spec.terminal {
             mkfifo(&path("stderr"))?;
-            self.keep(Arc::new(FifoReader::open(&path("stderr"))?))?;
+            let reader = Arc::new(FifoReader::open(&path("stderr"))?);
+            self.keep(Arc::clone(&reader))?;
+            stderr = Some(reader);
             request.stderr = path("stderr").to_string_lossy().into_owned();
         }
         container.task().exec(&request)?;
         Ok(Exec {
             id: id.into(),
             stdout,
+            stderr,
             stdin: path("stdin"),
         })
     }

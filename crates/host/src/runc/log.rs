@@ -6,12 +6,15 @@ use std::io::{BufRead, BufReader, Read};
 
 use serde::Deserialize;
 
-/// A line longer than this is not one runc meant for a person.
-const LINE: usize = 64 * 1024;
+/// A line longer than this is not one runc meant for a person. What it quotes may be
+/// all of a request, which has 4 MiB at most.
+const LINE: usize = 8 * 1024 * 1024;
 /// What is read of a log at most.
 const LOG: u64 = 64 * 1024 * 1024;
-/// What a message may have, in characters.
+/// What a message may have, in characters: half of them its beginning, half its end.
+/// Callers of callers look for the reason, and it stands at the end.
 const MESSAGE: usize = 4096;
+const CUT: &str = " […] ";
 
 /// runc and crun both write these; other fields do not matter.
 #[derive(Deserialize)]
@@ -42,14 +45,18 @@ pub fn last_error(log: impl Read) -> Option<String> {
     last
 }
 
-/// Text of a program, fit for a message.
+/// Text of a program, fit for a message: what is too long loses its middle.
 pub(super) fn shorten(text: &str) -> String {
-    let mut text: String = text.to_owned();
-    if let Some((at, _)) = text.char_indices().nth(MESSAGE) {
-        text.truncate(at);
-        text.push('…');
+    if text.char_indices().nth(MESSAGE).is_none() {
+        return text.to_owned();
     }
-    text
+    let half = MESSAGE / 2;
+    let end_of_head = text.char_indices().nth(half);
+    let start_of_tail = text.char_indices().rev().nth(half - 1);
+    let (Some((head, _)), Some((tail, _))) = (end_of_head, start_of_tail) else {
+        return text.to_owned();
+    };
+    [&text[..head], CUT, &text[tail..]].concat()
 }
 
 /// Reads one line; true if all of it is in `line`. `None`: the end.
@@ -112,7 +119,7 @@ mod tests {
         let before = br#"{"level":"error","msg":"first"}"#;
         let mut log = before.to_vec();
         log.extend_from_slice(b"\n{\"level\":\"error\",\"msg\":\"");
-        log.resize(log.len() + 10 * 1024 * 1024, b'x');
+        log.resize(log.len() + 20 * 1024 * 1024, b'x');
         assert_eq!(
             last_error(&log[..]).as_deref(),
             Some("first"),
@@ -122,11 +129,29 @@ mod tests {
         assert_eq!(last_error(&log[..]).as_deref(), Some("after"));
     }
 
+    /// `docker run` exits 127 only if it reads *executable file not found*, which
+    /// comes after the name, however long that is.
     #[test]
-    fn a_long_message_is_cut_at_a_character() {
+    fn a_long_message_keeps_its_end_where_the_reason_is() {
+        for name in [3000, 5000, 100_000, 3_900_000] {
+            let log = format!(
+                "{{\"level\":\"error\",\"msg\":\"exec: {}: executable file not found in $PATH\"}}",
+                "x".repeat(name)
+            );
+            let found = last_error(log.as_bytes()).unwrap();
+            assert!(found.starts_with("exec: xxx"), "{name}");
+            let reason = "x: executable file not found in $PATH";
+            assert!(found.ends_with(reason), "{name}");
+            assert!(found.chars().count() <= MESSAGE + CUT.len(), "{name}");
+            assert_eq!(found.contains(CUT), name > MESSAGE, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_characters() {
         let log = format!("{{\"level\":\"error\",\"msg\":\"{}\"}}", "ü".repeat(5000));
         let found = last_error(log.as_bytes()).unwrap();
-        assert_eq!(found.chars().count(), MESSAGE + 1);
-        assert!(found.ends_with("ü…"));
+        let half = "ü".repeat(MESSAGE / 2);
+        assert_eq!(found, format!("{half}{CUT}{half}"));
     }
 }

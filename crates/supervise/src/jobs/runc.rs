@@ -64,19 +64,25 @@ pub(crate) async fn finish_unless(
     (outcome, running)
 }
 
-/// The same for a call whose streams become the container's. They are copied
-/// from the start: runc writes into them too, and would wait for ever for room
-/// in a pipe nobody empties. A terminal is there only when runc has ended well.
+/// The same for a call whose streams become the container's, which are copied
+/// once it has ended well: what is in the pipes of a call that failed are runc's
+/// own words, which its log has too, and nobody is shown them as the container's.
+/// Unless a pipe fills up before: the call would wait for ever for room in it.
 pub(crate) async fn finish_copying(
     running: Running,
     deadlines: &Deadlines,
     streams: &mut Streams<Kept>,
 ) -> (Result<(), Failure>, Result<(), stdio::Error>) {
-    if streams.console_socket().is_none() {
-        let ((outcome, _), copying) = tokio::join!(finish(running, deadlines), streams.started());
+    let mut call = std::pin::pin!(finish(running, deadlines));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut call => Some(ended),
+        () = streams.filling() => None,
+    };
+    let Some((outcome, _)) = ended else {
+        let ((outcome, _), copying) = tokio::join!(call, streams.started());
         return (outcome, copying);
-    }
-    let outcome = finish(running, deadlines).await.0;
+    };
     let copying = match &outcome {
         Ok(()) => streams.started().await,
         Err(_) => Ok(()),

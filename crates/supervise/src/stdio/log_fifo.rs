@@ -146,39 +146,51 @@ fn name(level: Level) -> &'static str {
     }
 }
 
-/// As it is if plain, else quoted; cut so that no more than `room` bytes come
-/// of it.
+/// As it is if plain, else quoted; what makes more than `room` bytes loses its
+/// middle, since the reason of a failure stands at the end.
 fn push_value(line: &mut String, text: &str, room: usize) {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
     if !text.is_empty() && text.len() <= room && text.chars().all(plain) {
         line.push_str(text);
         return;
     }
-    let limit = line
-        .len()
-        .saturating_add(room)
-        .saturating_sub(CUT.len() + 1);
+    let room = room.saturating_sub(2);
     line.push('"');
-    for c in text.chars() {
-        let before = line.len();
-        match c {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            c if c.is_control() => {
-                let _ = write!(line, "\\u{:04x}", u32::from(c));
-            }
-            c => line.push(c),
-        }
-        if line.len() > limit {
-            line.truncate(before);
-            line.push_str(CUT);
-            break;
-        }
+    let whole: usize = text.chars().map(|c| escaped(c).len()).sum();
+    if whole <= room {
+        line.extend(text.chars().map(escaped));
+    } else {
+        let half = room.saturating_sub(CUT.len()) / 2;
+        line.extend(at_most(half, text.chars()));
+        line.push_str(CUT);
+        let mut tail = at_most(half, text.chars().rev());
+        tail.reverse();
+        line.extend(tail);
     }
     line.push('"');
+}
+
+/// The first of these that together take no more than `room` bytes.
+fn at_most(room: usize, chars: impl Iterator<Item = char>) -> Vec<String> {
+    let mut left = room;
+    let fits = |piece: &String| {
+        let fits = left.checked_sub(piece.len());
+        left = fits.unwrap_or(left);
+        fits.is_some()
+    };
+    chars.map(escaped).take_while(fits).collect()
+}
+
+fn escaped(c: char) -> String {
+    match c {
+        '"' => "\\\"".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\t' => "\\t".to_owned(),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    }
 }
 
 /// RFC 3339 in UTC with nine digits after the point.
@@ -255,16 +267,18 @@ mod tests {
         let line = fifo.line(Level::Warn, "say \"hi\"\n\\ \u{1} ä");
         let tail = r#" level=warning msg="say \"hi\"\n\\ \u0001 ä" runtime=a.b id="x y""#;
         assert_eq!(line.split_once('Z').unwrap().1, format!("\"{tail}\n"));
-        for text in [
-            "x".repeat(9000),
-            "\n".repeat(5000),
-            "ä".repeat(4000),
-            "\u{1}".repeat(999),
+        for (text, last) in [
+            ("x".repeat(9000) + ": no such file", "xx: no such file"),
+            ("\n".repeat(5000), "\\n\\n"),
+            ("ä".repeat(4000), "ää"),
+            ("\u{1}".repeat(999), "\\u0001"),
         ] {
             let line = fifo.line(Level::Error, &text);
             assert!(line.len() <= LINE_MAX, "{}", line.len());
             assert!(line.len() > LINE_MAX - 16, "{}", line.len());
-            assert!(line.ends_with("…\" runtime=a.b id=\"x y\"\n"));
+            assert!(line.contains(CUT), "{line}");
+            let end = format!("{last}\" runtime=a.b id=\"x y\"\n");
+            assert!(line.ends_with(&end), "{line}");
         }
     }
 

@@ -122,12 +122,7 @@ impl<K: Keeper> Listening<K> {
         while *self.life.borrow() < Life::Closing && self.unread() && Instant::now() < enough {
             tokio::time::sleep(LOOK).await;
         }
-        self.stage.send_modify(|stage| {
-            *stage = Stage {
-                dry: true,
-                told: true,
-            }
-        });
+        self.stage.send_replace(Stage::DONE);
         let slots: Vec<SlotId> = self.pipes.iter().map(|(_, slot)| *slot).collect();
         self.slots.ended(&slots).await;
     }

@@ -53,6 +53,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// From runc's exit to the console it must have sent before.
 const CONSOLE_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at how full a pipe is that runc holds.
+const FIRST_FILLING_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_FILLING_LOOK: Duration = Duration::from_millis(320);
 /// Between two looks at what a client reads.
 const LOOK: Duration = Duration::from_millis(2);
 /// For our own tasks to close what they hold, each call of the keeper included.
@@ -263,6 +266,28 @@ impl<K: Keeper> Streams<K> {
     /// For runc's `--console-socket`; with a terminal only, until it is used.
     pub fn console_socket(&self) -> Option<&Path> {
         self.console_path.as_ref().map(ConsolePath::socket)
+    }
+
+    /// Resolves when the process's outputs should be copied although runc runs
+    /// still, since one of their pipes is filling up.
+    pub async fn filling(&self) {
+        let pipes = [SlotKind::StdoutPipe, SlotKind::StderrPipe];
+        let filling = || {
+            let mut open = pipes.iter().filter_map(|kind| self.ends.get(kind));
+            open.any(|end| {
+                let held = vigil_sys::fd::readable_bytes(&end.fd).unwrap_or(0);
+                // Each page may be hardly more than half full.
+                held >= vigil_sys::fd::pipe_capacity(&end.fd).unwrap_or(0) / 2
+            })
+        };
+        if !pipes.iter().any(|kind| self.ends.contains_key(kind)) {
+            return std::future::pending().await;
+        }
+        let mut pause = FIRST_FILLING_LOOK;
+        while !filling() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_FILLING_LOOK);
+        }
     }
 
     /// runc has exited: takes the console from it and starts copying.
@@ -497,6 +522,35 @@ impl<K: Keeper> Streams<K> {
             }
             forward
         });
+    }
+
+    /// For Delete of a process that is gone: `None` if nobody can write any more.
+    /// Else resolves when that is so, or when whoever still holds a pipe has had
+    /// [`Patience::drain`], and then loses it. As Go's shim, whose clients read
+    /// until Delete is answered and not longer.
+    pub fn left_behind(&self) -> Option<impl Future<Output = ()> + Send + use<K>> {
+        let open = |seen: &watch::Receiver<Stage>| {
+            let stage = *seen.borrow();
+            // What a client does not make room for is not waited for.
+            stage.dry && !stage.over && seen.has_changed().is_ok()
+        };
+        if !self.seen.iter().any(open) {
+            return None;
+        }
+        let (seen, life) = (self.seen.clone(), self.life.clone());
+        let patience = self.patience.drain;
+        Some(async move {
+            let over = async {
+                for mut output in seen {
+                    // An error: nothing is copied there (any more).
+                    let _ = output.wait_for(|stage| stage.over).await;
+                }
+            };
+            if tokio::time::timeout(patience, over).await.is_err() {
+                log::info!("stdio: taken from processes left behind");
+                life.send_replace(Life::Closing);
+            }
+        })
     }
 
     /// Delete, or runc failed. Gives a client that is slow `drain` to make

@@ -28,9 +28,11 @@ pub struct Patience {
     pub stalled: Duration,
     /// For the news of an exit, whatever the client does.
     pub told: Duration,
-    /// Silence after which a process left behind loses the pipe it inherited.
+    /// Silence after which a process left behind loses the terminal it inherited.
+    /// A pipe it keeps until it ends, or until Delete.
     pub silence: Duration,
-    /// Time after which it loses it although it is not silent.
+    /// Time after which it loses it although it is not silent; and how long
+    /// Delete waits for who still holds a pipe.
     pub drain: Duration,
 }
 
@@ -62,6 +64,18 @@ pub(super) struct Stage {
     pub(super) dry: bool,
     /// The exit may be told as far as this output is concerned.
     pub(super) told: bool,
+    /// Nobody can write to it any more, or nobody is written to: Delete need not
+    /// wait for it.
+    pub(super) over: bool,
+}
+
+impl Stage {
+    /// Nothing is copied there (any more).
+    pub(super) const DONE: Stage = Stage {
+        dry: true,
+        told: true,
+        over: true,
+    };
 }
 
 /// Waits until the process has come to `least`; returns at once if it has.
@@ -109,6 +123,9 @@ impl<K: Keeper> Copy<K> {
         let mut leaving: Option<Leaving> = None;
         let mut watcher: Option<Watched> = None;
         let mut blind = LONGEST_LOOK;
+        if self.mover.is_none() {
+            self.over();
+        }
         loop {
             let life = *self.life.borrow_and_update();
             if life == Life::Closing {
@@ -176,6 +193,7 @@ impl<K: Keeper> Copy<K> {
                 if let Some(mover) = &mut self.mover {
                     mover.discard();
                 }
+                self.over();
             }
             // Nobody can write any more. The end stays open until the fifo is
             // read too, so that the keeper is asked once, not twice.
@@ -248,7 +266,14 @@ impl<K: Keeper> Copy<K> {
         };
         if told || now >= leaving.at + self.patience.told {
             self.stage.send_modify(|stage| stage.told = true);
+            if self.mover.as_ref().is_some_and(|mover| mover.terminal) {
+                self.over();
+            }
         }
+    }
+
+    fn over(&self) {
+        self.stage.send_modify(|stage| stage.over = true);
     }
 
     /// Before the exit there is nothing to tell, and nothing to wait for.
@@ -256,10 +281,11 @@ impl<K: Keeper> Copy<K> {
         self.stage.borrow().told || *self.life.borrow() == Life::Running
     }
 
-    /// Whether those who still hold the pipe have had their time. Not while
+    /// Whether those who still hold the terminal have had their time. Not while
     /// it is the client who does not read: what is unread must not be lost.
+    /// Those who hold a pipe go on writing: only Delete takes it from them.
     fn cut(&self, leaving: &Leaving, now: Instant) -> bool {
-        let Some(mover) = &self.mover else {
+        let Some(mover) = self.mover.as_ref().filter(|mover| mover.terminal) else {
             return false;
         };
         if leaving.dry_at.is_none() || !self.stage.borrow().told {
@@ -282,7 +308,7 @@ impl<K: Keeper> Copy<K> {
             leaving.look = LONGEST_LOOK.min(look * 2);
             return Some(now + look);
         }
-        let mover = self.mover.as_ref()?;
+        let mover = self.mover.as_ref().filter(|mover| mover.terminal)?;
         if mover.blocked && now >= leaving.progress + self.patience.silence {
             // The client makes room or does not; its reading wakes us.
             return None;
@@ -299,6 +325,7 @@ impl<K: Keeper> Copy<K> {
     }
 
     fn drop_source(&mut self) {
+        self.over();
         if let Some(mover) = self.mover.take()
             && mover.dropped > 0
         {
@@ -306,7 +333,7 @@ impl<K: Keeper> Copy<K> {
         }
     }
 
-    /// Takes the pipe away from whoever still holds its other end.
+    /// Takes the terminal away from whoever still holds its other end.
     async fn end_source(&mut self) {
         let slot = self.source_slot.take();
         self.slots.ended(slot.as_slice()).await;
@@ -315,12 +342,7 @@ impl<K: Keeper> Copy<K> {
 
     async fn close(mut self) {
         // Before the keeper is asked: it may take its time, the news may not.
-        self.stage.send_modify(|stage| {
-            *stage = Stage {
-                dry: true,
-                told: true,
-            }
-        });
+        self.stage.send_replace(Stage::DONE);
         let slots: Vec<SlotId> = self
             .source_slot
             .take()

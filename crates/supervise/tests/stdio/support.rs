@@ -265,6 +265,10 @@ impl Client {
         }))
     }
 
+    pub fn ended(&self) -> bool {
+        self.0.is_finished()
+    }
+
     pub async fn read(self) -> Read2End {
         poll_until("the client's end of file", || self.0.is_finished()).await;
         self.0.join().unwrap()

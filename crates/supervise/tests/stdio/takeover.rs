@@ -120,3 +120,34 @@ fn last_words_survive_a_death_after_the_exit() {
         poll_until("the release", || place.keeper.kinds().is_empty()).await;
     });
 }
+
+/// Issue 9, B2: who holds the pipe of an exec that has ended is heard by the
+/// next shim too.
+#[test]
+fn a_process_left_behind_is_heard_after_a_death() {
+    run(async {
+        let mut place = Place::new();
+        place.patience.silence = Duration::from_millis(50);
+        place.patience.drain = Duration::from_millis(100);
+        let go = place.path("go");
+        let late = format!(
+            "(until [ -e {} ]; do sleep 0.01; done; echo late) & echo hi",
+            go.display()
+        );
+        let (fds, mut streams) = place.open(&place.out()).await;
+        let client = Client::reading(place.path("out"));
+        let mut process = Process::spawn(sh(&late), fds);
+        streams.started().await.unwrap();
+        process.ended().await;
+        streams.process_gone().await;
+        drop(streams);
+        let held = place.keeper.hand_over();
+        let mut streams = Streams::resume(held, place.keeper.clone(), place.patience);
+        streams.started().await.unwrap();
+        streams.process_gone().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        std::fs::write(go, "").unwrap();
+        assert_eq!(client.read().await.bytes, b"hi\nlate\n");
+        poll_until("the release", || place.keeper.kinds().is_empty()).await;
+    });
+}
