@@ -11,7 +11,7 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak soak-both soak-shim crash clean
+.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak soak-both soak-shim crash crash-release faults-release fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -57,6 +57,7 @@ check: ## everything CI asks for; fails if anything is left on the machine
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p vigil-fuzz --all-targets --features libfuzzer -- -D warnings
 
 deny:
 	@scripts/deny
@@ -74,18 +75,33 @@ soak: soak-both soak-shim ## kill 2,000 pairs, then 10,000 shims, at random mome
 
 soak-both: ## kill reaper and shim of 2,000 containers; ARGS="--lives N --seed S"
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
-	@$(MAKE) --no-print-directory build
-	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-soak -- --victims both $(ARGS)
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims both $(ARGS)
 
 soak-shim: ## kill 10,000 shims, whose containers live on; ARGS="--lives N --seed S"
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
-	@$(MAKE) --no-print-directory build
-	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-soak -- --victims shim $(ARGS)
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims shim $(ARGS)
 
 crash: ## kill the shim at each of its crash points 20 times, and before and after each of its system calls; ARGS="--rounds N --every N --only LIFE"
 	@scripts/setup packages
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-crash -- $(ARGS)
+
+crash-release: ## the same on the program as it is shipped, which has no crash points: system calls alone
+	@scripts/setup packages
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-crash -- --rounds 0 $(ARGS)
+
+# Classes whose cases need no crash point.
+faults-release: ## a sample of the fault suite on the program as it is shipped; ARGS="FILTER…"
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo test --locked -q -p vigil-faults -- $(or $(ARGS),f01 f02 f05 f06 f09 f12 f16 f21 f22 f23 f28 f38 f46)
+
+fuzz: ## each decoder a minute under libFuzzer; ARGS="SECONDS TARGET…"
+	@scripts/setup packages
+	@scripts/fuzz $(ARGS)
 
 clean: ## remove what was built; keeps .lab
 	cargo clean

@@ -186,6 +186,7 @@ pub fn violations(graph: &Graph) -> Vec<String> {
         "vigil-bench",
         "vigil-soak",
         "vigil-crash",
+        "vigil-fuzz",
     ] {
         let users = ["vigil", "containerd-shim-vigil-v2"]
             .iter()
