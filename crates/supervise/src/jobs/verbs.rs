@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
+use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Kind, Plan, Refusal, request};
 use vigil_sys::points::{self, Point};
 
 use super::update::Stop;
-use super::{Tools, runc, runtime};
+use super::{Tools, gone, runc, runtime};
 
 /// For every process of the container to stand still, or to run again.
 const FREEZE_WAIT: Duration = Duration::from_secs(10);
@@ -18,6 +19,9 @@ const FREEZE_WAIT: Duration = Duration::from_secs(10);
 const STUCK_LOOKS: u32 = 8;
 /// For that moment: long enough for what holds it up to run on.
 const STUCK_THAW: Duration = Duration::from_millis(2);
+
+/// For what CRIU left in its work directory.
+const WORK_WAIT: Duration = Duration::from_secs(5);
 
 /// `runc start`.
 pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
@@ -92,25 +96,44 @@ pub(crate) async fn checkpoint(
     })
     .await;
     if how.work_path.is_empty() {
-        let log = work.join("dump.log");
         let kept = tools.place.bundle.join("criu-dump.log");
-        let outcome = match outcome {
-            Ok(()) => Ok(()),
-            Err(refusal) => {
-                let path = match std::fs::copy(&log, &kept) {
-                    Ok(_) => format!(" path= {}", kept.display()),
-                    Err(_) => String::new(),
-                };
-                Err(Refusal::new(
-                    refusal.kind,
-                    format!("{}{path}", refusal.says),
-                ))
-            }
-        };
-        let _ = std::fs::remove_dir_all(&work);
-        return outcome;
+        let log = outcome.is_err().then(|| kept.clone());
+        let is_kept = clear_work(work, log).await;
+        return outcome.map_err(|refusal| {
+            let path = if is_kept {
+                format!(" path= {}", kept.display())
+            } else {
+                String::new()
+            };
+            Refusal::new(refusal.kind, format!("{}{path}", refusal.says))
+        });
     }
     outcome
+}
+
+/// Removes CRIU's work directory, and keeps its log if it is wanted; whether that could be
+/// done. In a worker: what lies there is another program's, on any file system.
+async fn clear_work(work: PathBuf, log: Option<PathBuf>) -> bool {
+    let worker = Worker::start_bound("criu", move |notes| {
+        if let Some(kept) = log {
+            notes.doing("copy CRIU's log");
+            notes.tell(&std::fs::copy(work.join("dump.log"), kept).is_ok());
+        }
+        notes.doing("remove CRIU's work directory");
+        std::fs::remove_dir_all(&work).map_err(|error| error.to_string())
+    });
+    let worker = match worker {
+        Ok(worker) => worker,
+        Err(error) => {
+            log::warn!("CRIU's work directory stays: {}", vigil_host::chain(&error));
+            return false;
+        }
+    };
+    let (outcome, _, kept) = gone::worked_telling::<bool>(worker, WORK_WAIT).await;
+    if outcome != Outcome::Done {
+        log::warn!("CRIU's work directory: {outcome:?}");
+    }
+    kept == [true]
 }
 
 async fn call<'a>(
