@@ -14,7 +14,7 @@ use vigil_host::proc;
 use vigil_journal::{Owner, names};
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
-use vigil_reaper::{CONTROL_FD, DOORBELL_FD, LISTENER_FD, LOCK_FD, READY_FD};
+use vigil_reaper::{CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD};
 use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{
@@ -51,6 +51,8 @@ pub fn run(flags: &Flags) -> Result<()> {
         control,
         doorbell,
         listener: fork::inherited(LISTENER_FD).ok(),
+        memory: fork::inherited(MEMORY_FD).ok(),
+        exits: fork::inherited(EXITS_FD).ok(),
     };
     let outcome = serve(flags, inherited, &mut ready);
     if let Err(error) = &outcome {

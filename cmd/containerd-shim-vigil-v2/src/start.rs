@@ -113,6 +113,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         listener,
         lock,
         exits: exits.into(),
+        memory: fd::memfd(c"vigil-journal").context("cannot make memory for the journal")?,
         bundle: bundle.clone(),
         program,
         arg0: std::env::args_os()

@@ -18,6 +18,7 @@ pub mod exits;
 mod file;
 mod frame;
 pub mod lock;
+mod mirror;
 pub mod names;
 pub mod owner;
 pub mod pair;
@@ -34,6 +35,7 @@ pub use frame::{
     FILE_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, HEADER_BYTES_V1, Header, HeaderFault, MAGIC,
     PAYLOAD_BYTES_MAX, VERSION,
 };
+pub use mirror::Mirror;
 pub use owner::{NotOurs, Owner};
 pub use replay::{Damage, Record, Replayed, Tail, replay, scan};
 pub use storage::{Directory, Storage};

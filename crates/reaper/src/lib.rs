@@ -33,7 +33,9 @@ use vigil_sys::{fd, fork, listen, pidfd, process, scm};
 use crate::successor::SPARE;
 use crate::turn::Reaper;
 
-pub use vigil_relay::handed::{CONTROL_FD, DOORBELL_FD, LISTENER_FD, LOCK_FD, READY_FD, TAKEOVERS};
+pub use vigil_relay::handed::{
+    CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -49,6 +51,8 @@ pub struct Config {
     pub lock: OwnedFd,
     /// What `vigil_journal::exits::create` made.
     pub exits: OwnedFd,
+    /// Held for the shims: a second copy of their journal.
+    pub memory: OwnedFd,
     /// Where `pair` is written.
     pub bundle: PathBuf,
     /// The shim's program, held open: it stays the same file until another is asked for.
@@ -177,6 +181,8 @@ pub(crate) fn start_shim(
         .fd(LOCK_FD, config.lock.as_fd())
         .fd(READY_FD, ready.as_fd())
         .fd(LISTENER_FD, config.listener.as_fd())
+        .fd(MEMORY_FD, config.memory.as_fd())
+        .fd(EXITS_FD, config.exits.as_fd())
         .spawn();
     step("start the shim", shim)
 }

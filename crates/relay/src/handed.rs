@@ -12,6 +12,11 @@ pub const READY_FD: u16 = 6;
 /// The listening socket, for the time after the reaper.
 pub const LISTENER_FD: u16 = 7;
 
+/// Memory for a second copy of the journal. One of an earlier version hands down none.
+pub const MEMORY_FD: u16 = 8;
+/// The exit records, whatever has their name in the bundle by now. Likewise.
+pub const EXITS_FD: u16 = 9;
+
 /// How many shims of this pair have died by their own fault in a row, in the environment of
 /// each: 0 for the first, at least 1 for one that takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";

@@ -3,7 +3,7 @@
 //! stands here is what the kernel said.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,9 +36,12 @@ struct Shared {
 struct Heir(Recorder<'static>);
 
 impl ExitRecords {
-    /// Maps the file, which must be this owner's.
-    pub fn open(path: &Path, whose: &Owner) -> Result<Self, Error> {
-        let file = vigil_journal::exits::open(path).map_err(|source| Error::Exits { source })?;
+    /// Maps the file that was handed down, or the one at `path`; it must be this owner's.
+    pub fn open(path: &Path, handed: Option<OwnedFd>, whose: &Owner) -> Result<Self, Error> {
+        let file = match handed {
+            Some(handed) => File::from(handed),
+            None => vigil_journal::exits::open(path).map_err(|source| Error::Exits { source })?,
+        };
         let map = SharedMap::read_only(file.as_fd()).map_err(|source| {
             let what = path.display().to_string();
             Error::Host(vigil_host::Error::Kernel {

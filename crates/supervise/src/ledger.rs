@@ -5,10 +5,14 @@
 //! exits), what would begin something new is refused.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use vigil_journal::{BootId, Journal, Opened, Owner, PAYLOAD_BYTES_MAX, Settings, Tail, VERSION};
+use vigil_host::observe::planned_for;
+use vigil_journal::{
+    BootId, Journal, Mirror, Opened, Owner, PAYLOAD_BYTES_MAX, Replayed, Settings, Tail, VERSION,
+};
 use vigil_model::{KIND_RECORD, KIND_SNAPSHOT, Kind, Ledger, Record, Refusal, Step, Task};
 
 use vigil_sys::points::pretended;
@@ -22,6 +26,8 @@ const READS: &str = "VIGIL_PRETEND_JOURNAL";
 #[derive(Debug)]
 pub struct JournalLedger {
     journal: Journal,
+    /// The second copy; `None`: no memory for it, or none that can be written.
+    mirror: Option<Mirror>,
     failed: Option<String>,
     /// Bytes in use when cutting failed last; tried again only when more are.
     cut_failed_at: u64,
@@ -41,12 +47,14 @@ pub struct Remembered {
 impl JournalLedger {
     /// Opens the journal at `path`; gives back what it knows. The `first` shim of a pair makes
     /// it. One that takes over must not: with an empty one it would say that there is no
-    /// task, and leave to nobody what is there.
+    /// task, and leave to nobody what is there. If it finds it damaged, cut, gone or another's,
+    /// it is set aside and written anew from the second copy in the reaper's `memory`.
     pub fn open(
         path: &Path,
         boot: BootId,
         owner: &Owner,
         first: bool,
+        memory: Option<File>,
     ) -> Result<(Self, Remembered), Error> {
         let settings = Settings::default();
         // First what is there: to make one takes room, and a shim that takes over on a
@@ -57,28 +65,105 @@ impl JournalLedger {
             {
                 let made = Journal::create(path, boot, owner, settings);
                 let made = made.map_err(|source| Error::Journal { source })?;
-                return Ok((Self::new(made), Remembered::default()));
+                return Ok((Self::new(made, memory, &[]), Remembered::default()));
             }
             opened => opened,
         };
-        let opened = opened.and_then(|opened| match pretended(READS) {
-            Some(known) if known < VERSION => Err(vigil_journal::Error::Newer {
+        if pretended(READS).is_some_and(|known| known < VERSION) {
+            let newer = vigil_journal::Error::Newer {
                 path: path.to_owned(),
                 version: VERSION,
-            }),
-            Some(_) | None => Ok(opened),
+            };
+            return Err(Error::Journal { source: newer });
+        }
+        let kept = memory.as_ref().filter(|_| !first);
+        let kept = kept.and_then(|memory| Mirror::read(memory, owner).ok().flatten());
+        let next = |replayed: &Replayed| replayed.header.start_seq + replayed.records.len() as u64;
+        let own = |replayed: &Replayed| {
+            let task = replay(replayed).ok()?;
+            let planned = path.parent().map(|bundle| planned_for(&task, bundle));
+            (replayed.header.owner.is_some() || !matches!(planned, Some(Err(_)))).then_some(task)
+        };
+        let sound = opened.as_ref().is_ok_and(|Opened { replayed, .. }| {
+            let corrupt = matches!(replayed.tail, Tail::Corrupt { .. });
+            let behind = kept
+                .as_ref()
+                .is_some_and(|kept| next(kept) > next(replayed));
+            !corrupt && !behind && own(replayed).is_some()
         });
-        let Opened { journal, replayed } = opened.map_err(|source| Error::Journal { source })?;
-        let gist = crash::gist(&replayed);
-        let frames = replayed.records.iter();
-        let frames = frames.map(|record| (record.kind, &record.payload[..]));
-        let task = Task::replay(frames).map_err(|source| Error::Codec { source })?;
-        let tail = replayed.tail;
-        Ok((Self::new(journal), Remembered { task, tail, gist }))
+        match (opened, kept) {
+            (opened, Some(kept)) if !sound => {
+                Self::rebuild(path, (boot, owner), opened, &kept, memory)
+            }
+            (opened, _) => {
+                let opened = opened.map_err(|source| Error::Journal { source })?;
+                let Opened { journal, replayed } = opened;
+                let task = replay(&replayed)?;
+                if replayed.header.owner.is_none()
+                    && let Some(bundle) = path.parent()
+                {
+                    planned_for(&task, bundle)?;
+                }
+                let gist = crash::gist(&replayed);
+                let ledger = Self::new(journal, memory, &replayed.records);
+                let tail = replayed.tail;
+                Ok((ledger, Remembered { task, tail, gist }))
+            }
+        }
     }
 
-    fn new(journal: Journal) -> Self {
+    /// The journal anew, from what the reaper's memory has kept.
+    fn rebuild(
+        path: &Path,
+        (boot, owner): (BootId, &Owner),
+        found: Result<Opened, vigil_journal::Error>,
+        kept: &Replayed,
+        memory: Option<File>,
+    ) -> Result<(Self, Remembered), Error> {
+        let task = replay(kept)?;
+        let why = match &found {
+            Ok(found) => format!("it ends {:?}, and records are missing", found.replayed.tail),
+            Err(error) => vigil_host::chain(error),
+        };
+        log::error!("the journal is set aside and written anew from the reaper's memory: {why}");
+        let failed = |source| Error::Journal { source };
+        let mut journal = match found {
+            // What is bad of it was kept under another name when it was opened.
+            Ok(found) if found.replayed.header.owner.is_some() => found.journal,
+            Ok(_) | Err(_) => {
+                if std::fs::symlink_metadata(path).is_ok() {
+                    vigil_journal::set_aside(path).map_err(failed)?;
+                }
+                Journal::create(path, boot, owner, Settings::default()).map_err(failed)?
+            }
+        };
+        let snapshot = task.encode().map_err(|source| Error::Codec { source })?;
+        let seq = journal.compact(KIND_SNAPSHOT, &snapshot);
+        let seq = seq.map_err(failed)?;
+        let record = vigil_journal::Record {
+            seq,
+            kind: KIND_SNAPSHOT,
+            payload: snapshot,
+        };
+        let remembered = Remembered {
+            task,
+            tail: Tail::Clean,
+            gist: crash::gist(kept),
+        };
+        Ok((Self::new(journal, memory, &[record]), remembered))
+    }
+
+    /// With a second copy of these records, all that the journal has.
+    fn new(journal: Journal, memory: Option<File>, records: &[vigil_journal::Record]) -> Self {
+        let records: Vec<_> = records
+            .iter()
+            .map(|record| (record.kind, &record.payload[..]))
+            .collect();
+        let header = journal.header();
+        let start = journal.next_seq() - records.len() as u64;
+        let begun = memory.map(|memory| Mirror::begin(memory, header, start, &records));
         Self {
+            mirror: begun.and_then(|begun| begun.inspect_err(unmirrored).ok()),
             journal,
             failed: None,
             cut_failed_at: 0,
@@ -144,6 +229,11 @@ impl JournalLedger {
             // reason, and another try costs as much as this one.
             log::warn!("cannot cut the journal: {}", vigil_host::chain(&error));
             self.cut_failed_at = self.journal.used() + 1024;
+        } else if let Ok(snapshot) = task.encode() {
+            let header = self.journal.header();
+            let mirror = self.mirror.take();
+            let cut = mirror.map(|mirror| mirror.cut(header, KIND_SNAPSHOT, &snapshot));
+            self.mirror = cut.and_then(|cut| cut.inspect_err(unmirrored).ok());
         }
     }
 }
@@ -154,11 +244,20 @@ impl Ledger for JournalLedger {
     fn append(&mut self, record: &Record) -> Result<(), Infallible> {
         if self.failed.is_none() {
             let outcome = match record.encode() {
-                Ok(bytes) => self
-                    .journal
-                    .append(KIND_RECORD, &bytes)
-                    .map(drop)
-                    .map_err(|source| Error::Journal { source }),
+                Ok(bytes) => {
+                    let appended = self.journal.append(KIND_RECORD, &bytes);
+                    // After the file: one that is ahead of it shows what the file has lost.
+                    if appended.is_ok()
+                        && let Some(mirror) = &mut self.mirror
+                        && let Err(error) = mirror.append(KIND_RECORD, &bytes)
+                    {
+                        unmirrored(&error);
+                        self.mirror = None;
+                    }
+                    appended
+                        .map(drop)
+                        .map_err(|source| Error::Journal { source })
+                }
                 Err(source) => Err(Error::Codec { source }),
             };
             if let Err(error) = outcome {
@@ -167,4 +266,15 @@ impl Ledger for JournalLedger {
         }
         Ok(())
     }
+}
+
+fn replay(replayed: &Replayed) -> Result<Task, Error> {
+    let frames = replayed.records.iter();
+    let frames = frames.map(|record| (record.kind, &record.payload[..]));
+    Task::replay(frames).map_err(|source| Error::Codec { source })
+}
+
+/// Without the second copy all is well as long as nobody touches the first.
+fn unmirrored(error: &io::Error) {
+    log::warn!("no second copy of the journal is kept: {error}");
 }

@@ -3,6 +3,7 @@
 //! the owner is done, say *this is the end* before anything is answered.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -44,6 +45,10 @@ pub struct Inherited {
     /// Where containerd connects. Touched only when the reaper is dead; one of
     /// an earlier version does not hand it down.
     pub listener: Option<OwnedFd>,
+    /// Memory for a second copy of the journal; likewise.
+    pub memory: Option<OwnedFd>,
+    /// The exit records, whatever has their name in the bundle by now; likewise.
+    pub exits: Option<OwnedFd>,
 }
 
 /// A connection to be served.
@@ -77,7 +82,7 @@ impl Shim {
     ) -> Result<Self, Error> {
         let (unasked, from_reaper) = mpsc::channel(CONNECTIONS_MAX);
         let whose = Whose::of(place.namespace.as_str(), place.id.as_str());
-        let exits = ExitRecords::open(&place.bundle.join(names::EXITS), &whose)?;
+        let exits = ExitRecords::open(&place.bundle.join(names::EXITS), inherited.exits, &whose)?;
         // A reaper of an earlier version drew no salt.
         let salted = || Whose {
             salt: draw_salt(),
@@ -96,6 +101,7 @@ impl Shim {
             boot,
             &whose,
             place.takeovers == 0,
+            inherited.memory.map(File::from),
         )?;
         match &remembered.tail {
             Tail::Clean => {}

@@ -185,3 +185,46 @@ fn delete_hurts_nobody_else_whatever_lies_in_the_bundle() {
         Ok(())
     });
 }
+
+/// The shim dies, and one of the files is another's, damaged or gone: the pair lived on without
+/// a shim or left, and a journal cut in half said CREATED of a running task. Now the journal is
+/// written anew from the reaper's memory, and the exit records are handed down by the reaper.
+#[test]
+fn a_living_pair_goes_on_whatever_becomes_of_its_files() {
+    trial(280, |kit| {
+        let bystander = Bystander::new(kit)?;
+        let theirs = bystander.container.bundle.dir.clone();
+        for name in FILES {
+            for harm in harms() {
+                // What is written into the exit records themselves is believed: they are the
+                // memory that the reaper stores into.
+                if name == "exits" && !matches!(harm, Harm::Missing | Harm::Fifo | Harm::Link) {
+                    continue;
+                }
+                let told = || format!("{name} {harm:?}");
+                let container = kit.running(&Spec::sh("trap 'exit 7' TERM; sleep 99 & wait"))?;
+                let (task, id) = (container.task(), &container.id);
+                let pair = Pair::of(&container.shim)?;
+                let path = container.bundle.dir.join(name);
+                harm.to(&path, &theirs).with_context(told)?;
+                pair.signal(pair.shim, KILL)?;
+                vigil_hostile::successor(&container.shim, &pair).with_context(told)?;
+                let state = task.state(id, "")?.status.value();
+                ensure!(state == 2, "{}: state {state}", told());
+                let exec = kit.exec(&container, "e1", &Spec::sh("exit 3"));
+                drop(exec.with_context(told)?);
+                task.kill(id, "", 15, false).with_context(told)?;
+                let status = container.exit_status().with_context(told)?;
+                ensure!(status == 7, "{}: status {status}", told());
+                if name == "journal" {
+                    let kept = fs::symlink_metadata(&path)?;
+                    ensure!(kept.is_file(), "{}: not written anew", told());
+                }
+                let deleted = task.delete(id, "").with_context(told)?;
+                ensure!(deleted.exit_status == 7, "{}: {deleted:?}", told());
+                bystander.unhurt().with_context(told)?;
+            }
+        }
+        Ok(())
+    });
+}

@@ -82,6 +82,7 @@ impl Pair {
                     listener,
                     lock: lock.into(),
                     exits: exits.into(),
+                    memory: fd::memfd(c"memory").unwrap(),
                     bundle: dir.path().to_owned(),
                     program: fd::hold(Path::new("/proc/self/exe")).unwrap(),
                     arg0: "pair-test".into(),
