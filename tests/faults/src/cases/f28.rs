@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use containerd_shim_protos::api::ExecProcessRequest;
 use vigil_lab::bundle::Stdio;
-use vigil_lab::kit::Container;
+use vigil_lab::kit::{Container, exec_spec};
 use vigil_lab::process::{Process, signal_if};
 use vigil_lab::{Kit, Spec, by, until};
 
@@ -25,6 +26,8 @@ cases! {
     Kit All  f28_full_before_create "/run full before Create: it fails with a name, and works once there is room";
     Kit All  f28_full_at_each_moment "/run fills up at some moment of the life: at each a definite end";
     Kit All  f28_no_inodes "No inode left while running: exec refused, Kill, Delete, `delete`";
+    Kit Ours f28_read_only_at_each_moment "/run becomes read-only at some moment of a life with an exec: at each a definite end";
+    Kit Ours f28_full_at_each_moment_of_an_exec "/run fills up at some moment of an exec: at each a definite end, the container runs on";
     Kit Ours f28_history_and_tombstones_cannot_be_kept "/run/vigil is a plain file: a life, a SIGKILL and `delete` all the same";
     Kit All  f28_empty_run "An empty /run: `start` and runc make what they need";
     Kit All  f28_read_only "/run becomes read-only while running: Kill, exit, Delete, `delete`";
@@ -346,6 +349,89 @@ fn f28_read_only(kit: &Kit) -> Result<()> {
             Ok(())
         })
         .context(end)?;
+    }
+    Ok(())
+}
+
+/// An exec without streams: its fifos would be files on the file system that is full.
+fn bare_exec(c: &Container, id: &str) -> Result<Option<()>> {
+    let request = ExecProcessRequest {
+        id: c.id.clone(),
+        exec_id: id.into(),
+        spec: Some(exec_spec(&Spec::sh("exit 5"))).into(),
+        ..ExecProcessRequest::default()
+    };
+    answered(c.task().exec(&request), "Exec")
+}
+
+/// Exec, its Start and end, its Delete; nothing or everything of it may be refused.
+/// `before` is called with the number of each step.
+fn exec_with(c: &Container, mut before: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    before(0)?;
+    if bare_exec(c, "e1")?.is_none() {
+        return Ok(());
+    }
+    before(1)?;
+    if answered(c.task().start(&c.id, "e1"), "Start of an exec")?.is_some() {
+        let status = c.task().wait(&c.id, "e1")?.exit_status;
+        ensure!(status == 5, "the exec ended with {status}");
+    }
+    before(2)?;
+    answered(c.task().delete(&c.id, "e1"), "Delete of an exec")?;
+    serves(c)
+}
+
+fn f28_full_at_each_moment_of_an_exec(kit: &Kit) -> Result<()> {
+    in_small_run(kit, Medium::Tmpfs("size=512k"), |small| {
+        for full in 0..3 {
+            let c = kit.running(&Spec::sleeper())?;
+            let fill = |step| if step == full { small.fill() } else { Ok(()) };
+            exec_with(&c, fill).with_context(|| format!("full from step {full}"))?;
+            ends(&c, 137)?;
+            small.free();
+            taken_away(kit, &c)?;
+        }
+        Ok(())
+    })
+}
+
+fn f28_read_only_at_each_moment(kit: &Kit) -> Result<()> {
+    for broken in 0..8 {
+        in_small_run(kit, Medium::Ext4, |small| {
+            let c = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+            let (task, id) = (c.task(), &c.id);
+            let moment = |step| {
+                if step == broken {
+                    nix::unistd::sync();
+                    small.break_ext4()?;
+                }
+                Ok(())
+            };
+            moment(0)?;
+            let made = answered(task.create(&c.bundle.create_request()), "Create")?;
+            if made.is_some() {
+                moment(1)?;
+                answered(task.start(id, ""), "Start")?;
+                exec_with(&c, |step| moment(step + 2))?;
+                moment(5)?;
+                let update = serde_json::json!({"pids": {"limit": 50}});
+                answered(task.update(id, &update), "Update")?;
+                moment(6)?;
+                answered(task.kill(id, "", 9, true), "Kill")?.context("Kill was refused")?;
+                let status = task.wait(id, "").context("Wait")?.exit_status;
+                ensure!(status == 137, "{status}");
+                moment(7)?;
+                let deleted = task.delete(id, "").context("Delete")?;
+                ensure!(deleted.exit_status == 137, "{deleted:?}");
+            }
+            task.shutdown(id)?;
+            until("the pair to leave", by(10.0), || {
+                c.shim.processes().is_empty().then_some(())
+            })?;
+            deleted(&c)?;
+            gone_here(kit, &c)
+        })
+        .with_context(|| format!("read-only from step {broken}"))?;
     }
     Ok(())
 }
