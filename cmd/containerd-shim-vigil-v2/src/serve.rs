@@ -71,6 +71,10 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     for number in [signal::HUP, signal::PIPE, signal::USR1] {
         signal::ignore(number).context("cannot ignore a signal")?;
     }
+    let open_files = std::env::var(crate::start::OPEN_FILES).ok();
+    if let Some(soft) = open_files.and_then(|soft| soft.parse().ok()) {
+        process::children_open_files(soft);
+    }
     // No huge pages for a process of a few hundred KiB.
     let _ = process::disable_huge_pages();
     let bundle = match std::env::current_dir() {

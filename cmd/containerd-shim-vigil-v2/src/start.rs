@@ -35,6 +35,9 @@ pub const WARNINGS: &str = "VIGIL_WARNINGS";
 /// Environment in which it finds where the bundle is, for when that is gone.
 pub const BUNDLE: &str = "VIGIL_BUNDLE";
 
+/// Environment in which it finds the soft limit of open files that runc is to have.
+pub const OPEN_FILES: &str = "VIGIL_OPEN_FILES";
+
 /// How long the pair may take to be ready. containerd waits as long as its
 /// client does; this is for nobody but a person who runs `start` by hand.
 const READY_WAIT: Duration = Duration::from_secs(10);
@@ -65,6 +68,8 @@ impl Drop for Made {
 pub fn run(flags: &Flags) -> Result<()> {
     // The reaper is a fork of this process and lives as long as the container.
     fd::close_from(3).context("cannot close what was inherited")?;
+    // containerd's unit leaves 1024, which some hundred execs use up; ours is what is allowed.
+    let open_files = process::raise_open_files().ok();
     let bytes = bootstrap::read(std::io::stdin().lock())?;
     let mut stdin = bootstrap::understand(&bytes, &flags.namespace, &flags.id)?;
     drop(bytes);
@@ -120,7 +125,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             .next()
             .unwrap_or_else(|| "containerd-shim-vigil-v2".into()),
         args: arguments(flags, &address),
-        env: environment(&stdin, &bundle),
+        env: environment(&stdin, open_files, &bundle),
         name: c"containerd-shim".to_owned(),
     };
     made.0.push(bundle.join(names::PAIR));
@@ -355,9 +360,11 @@ fn arguments(flags: &Flags, address: &Address) -> Vec<OsString> {
     argv
 }
 
-fn environment(stdin: &Stdin, bundle: &Path) -> Vec<(OsString, OsString)> {
+fn environment(stdin: &Stdin, open_files: Option<u64>, bundle: &Path) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
-        .filter(|(key, _)| key != OPTIONS && key != WARNINGS && key != "NOTIFY_SOCKET")
+        .filter(|(key, _)| {
+            key != OPTIONS && key != WARNINGS && key != OPEN_FILES && key != "NOTIFY_SOCKET"
+        })
         .collect();
     let mut set = |key: &str, value: String| {
         env.retain(|(known, _)| known != key);
@@ -374,6 +381,9 @@ fn environment(stdin: &Stdin, bundle: &Path) -> Vec<(OsString, OsString)> {
         set(OPTIONS, text);
     }
     set(BUNDLE, bundle.to_string_lossy().into_owned());
+    if let Some(open_files) = open_files {
+        set(OPEN_FILES, open_files.to_string());
+    }
     if !stdin.warnings.is_empty() {
         set(WARNINGS, stdin.warnings.join("\n"));
     }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use vigil_relay::Relay;
-use vigil_relay::succession::PROVEN;
 use vigil_relay::tokens::token_of;
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Result, listen, scm};
@@ -18,18 +17,11 @@ pub(crate) struct Conn {
     own: Watched<OwnedFd>,
     pair: Option<Watched<OwnedFd>>,
     pub(crate) relay: Relay,
-    /// When the shim was sent something last.
-    sent_at: Option<Instant>,
-    /// Something went to the shim since it was asked last.
-    sends: bool,
     /// The shim closed its end, or is dying and all its ends close: if it is
     /// still alive at this time, it meant this connection.
     pub(crate) cut_at: Option<Instant>,
-}
-
-/// Whether what was sent last is not what kills a shim.
-fn has_lived(sent_at: Option<Instant>, now: Instant) -> bool {
-    sent_at.is_none_or(|at| now.duration_since(at) >= PROVEN)
+    /// The shim has it: it said so, or has said something on it.
+    pub(crate) taken: bool,
 }
 
 impl Conn {
@@ -39,9 +31,8 @@ impl Conn {
             own: epoll.watch(own, token_of(number))?,
             pair: None,
             relay: Relay::new(),
-            sent_at: None,
-            sends: false,
             cut_at: None,
+            taken: false,
         })
     }
 
@@ -56,22 +47,31 @@ impl Conn {
     }
 
     /// A shim serves it from now on, with what is unanswered first.
-    pub(crate) fn give(&mut self, epoll: &Epoll, pair: OwnedFd) -> Result<()> {
+    /// One that never says that it has taken it (`silent`) is believed to have.
+    pub(crate) fn give(&mut self, epoll: &Epoll, pair: OwnedFd, silent: bool) -> Result<()> {
         self.pair = Some(epoll.watch(pair, token_of(self.number) + 1)?);
         self.cut_at = None;
+        self.taken = silent;
         self.settle();
         Ok(())
     }
 
-    /// Whether the shim has not read all it was sent.
-    pub(crate) fn unread_by_shim(&self) -> bool {
-        let Some(pair) = &self.pair else { return false };
-        !self.relay.for_shim().is_empty() || listen::unread_by_peer(pair.as_fd()).unwrap_or(0) > 0
+    /// The shim lives on without it. `false`: it never had it, for want of something, and is
+    /// to be offered it again, with all that was for it.
+    pub(crate) fn was_meant(&mut self) -> bool {
+        if !self.taken {
+            self.relay.shim_died(false);
+            self.cut_at = None;
+        }
+        self.taken
     }
 
-    /// Whether something went to the shim since this was asked last.
-    pub(crate) fn sends(&mut self) -> bool {
-        std::mem::take(&mut self.sends)
+    /// Whether the shim has not read all it was sent.
+    pub(crate) fn unread_by_shim(&self) -> bool {
+        let Some(pair) = self.pair.as_ref().filter(|_| self.relay.unanswered() > 0) else {
+            return false;
+        };
+        !self.relay.for_shim().is_empty() || listen::unread_by_peer(pair.as_fd()).unwrap_or(0) > 0
     }
 
     /// Something happened on containerd's side. `false`: it is over.
@@ -116,9 +116,7 @@ impl Conn {
     /// has not lived with for long may be to blame.
     pub(crate) fn shim_died(&mut self, now: Instant, own_fault: bool) {
         self.read_pair_to_end();
-        if has_lived(self.sent_at, now) {
-            self.relay.prove();
-        }
+        self.relay.prove_lived(now);
         self.relay.shim_died(own_fault);
         self.pair = None;
         self.cut_at = None;
@@ -137,6 +135,7 @@ impl Conn {
         let mut chunk = [0; CHUNK];
         let count = scm::read_now(self.pair.as_ref()?.as_fd(), &mut chunk)?;
         self.relay.from_shim(&chunk[..count]);
+        self.taken |= count > 0;
         Some(count)
     }
 
@@ -160,13 +159,7 @@ impl Conn {
         }
         let Some(pair) = &self.pair else { return };
         while let Some(count) = scm::send_now(pair.as_fd(), self.relay.for_shim()) {
-            let now = Instant::now();
-            if has_lived(self.sent_at, now) {
-                self.relay.prove();
-            }
-            self.relay.shim_took(count);
-            self.sent_at = Some(now);
-            self.sends = true;
+            self.relay.shim_took_at(Instant::now(), count);
         }
     }
 

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use vigil_journal::exits::PinError;
 use vigil_relay::control::{
-    ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, ToReaper, ToShim, VERSION, number_of,
+    ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, SAYS_TAKEN, ToReaper, ToShim, VERSION, number_of,
 };
 use vigil_sys::{Errno, fifo, listen, scm};
 
+use crate::conn::Conn;
 use crate::turn::{END, Reaper};
 
 /// Messages read in one turn.
@@ -28,10 +29,10 @@ impl Reaper<'_> {
             bytes[..8].fill(0);
             let received = scm::recv(control.as_fd(), &mut bytes, &mut fds);
             let answer = match received {
-                Err(Errno::EAGAIN) => return true,
                 // No descriptor of ours is free for those it brought.
                 Err(Errno::ENOBUFS) => Err(Denied::SlotsFull),
                 Err(Errno::EMSGSIZE) => Err(Denied::Malformed),
+                Err(Errno::EAGAIN | Errno::ENOMEM) => return true,
                 Ok(0) | Err(_) => return false,
                 Ok(count) => match Call::decode(&bytes[..count]) {
                     Ok(Call { call: 0, .. }) => Err(Denied::ZeroCall),
@@ -59,7 +60,15 @@ impl Reaper<'_> {
         match request {
             ToReaper::Hello { version } if version < OLDEST => Err(Denied::Version),
             // A newer shim learns our version and speaks it, or goes.
-            ToReaper::Hello { version: _ } => Ok(VERSION.into()),
+            ToReaper::Hello { version } => {
+                self.silent = version < SAYS_TAKEN;
+                Ok(VERSION.into())
+            }
+            ToReaper::Taken { conn } => {
+                let taken = |one: &mut Conn| one.taken |= one.number == conn;
+                self.conns.iter_mut().for_each(taken);
+                Ok(0)
+            }
             ToReaper::Ready => {
                 self.hand_out();
                 if let Some(ready) = self.ready.take() {

@@ -152,6 +152,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         control: Some(control),
         shim,
         shim_lives: true,
+        silent: true,
         serving: false,
         line: Succession::new(program),
         takeovers: Takeovers::default(),

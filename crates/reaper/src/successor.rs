@@ -143,7 +143,7 @@ impl Reaper<'_> {
                 continue;
             }
             let handed = scm::pair_stream().and_then(|(pair, theirs)| {
-                self.conns[at].give(&self.epoll, pair)?;
+                self.conns[at].give(&self.epoll, pair, self.silent)?;
                 let conn = self.conns[at].number;
                 let fds = [theirs.as_fd(), self.conns[at].own()];
                 self.tell(&ToShim::Conn { conn }, &fds);

@@ -66,6 +66,8 @@ pub(crate) struct Reaper<'c> {
     pub(crate) control: Option<Watched<OwnedFd>>,
     pub(crate) shim: Child,
     pub(crate) shim_lives: bool,
+    /// It does not say what it has taken, since it is of an older version.
+    pub(crate) silent: bool,
     /// It has said that it serves: connections are handed to it.
     pub(crate) serving: bool,
     pub(crate) line: Succession<OwnedFd>,
@@ -163,7 +165,11 @@ impl Reaper<'_> {
         }
         // The shim lives on without these: it has closed them.
         while let Some(cut) = self.conns.iter().position(|conn| is_due(conn.cut_at)) {
-            self.close_conn(cut);
+            if self.conns[cut].was_meant() {
+                self.close_conn(cut);
+            } else {
+                self.hand_out();
+            }
         }
     }
 
@@ -312,13 +318,10 @@ impl Reaper<'_> {
         } else {
             conn.own_ready(ready)
         };
-        let sent = conn.sends();
         if !stays {
             self.close_conn(place);
         }
-        if sent {
-            self.arm();
-        }
+        self.arm();
         let held = self.conns.iter().map(|conn| conn.relay.held());
         if self.burst.is_over(held) {
             release_heap();

@@ -16,8 +16,10 @@
 
 /// What this build speaks; the shim says its own in [`ToReaper::Hello`], the
 /// reaper its own in the answer. Each speaks what both know; `fixtures` beside
-/// this crate's sources keeps every message of every version as bytes. 2: Retire. 3: Accept.
-pub const VERSION: u16 = 3;
+/// this crate's sources keeps every message of every version as bytes. 2: Retire. 3: Accept. 4: Taken.
+pub const VERSION: u16 = 4;
+/// The first in which a shim says that it has taken a connection.
+pub const SAYS_TAKEN: u16 = 4;
 /// The oldest version this build can be spoken to in; a peer that is older is
 /// refused by its name before anything is done.
 pub const OLDEST: u16 = 1;
@@ -41,6 +43,7 @@ const UNREGISTER: u8 = 0x06;
 const END: u8 = 0x07;
 const ADOPT: u8 = 0x08;
 const ACCEPT: u8 = 0x09;
+const TAKEN: u8 = 0x0a;
 const ACK: u8 = 0x81;
 const CONN: u8 = 0x82;
 const SLOT: u8 = 0x83;
@@ -112,6 +115,12 @@ pub enum ToReaper {
     Adopt {
         /// Only slots with higher numbers; 0 for all.
         after: u32,
+    },
+    /// A connection and both its descriptors have come; until then it is offered again. Body:
+    /// conn u32. Since version 4.
+    Taken {
+        /// Its number.
+        conn: u32,
     },
     /// Accept who calls on a listener that is held, and hold that connection; it
     /// comes as a [`ToShim::Slot`] before the Ack. Body: listener u32, slot u32,
@@ -418,6 +427,11 @@ impl Call {
                 out.extend(after.to_le_bytes());
                 out
             }
+            ToReaper::Taken { conn } => {
+                let mut out = begin(TAKEN, 0, call);
+                out.extend(conn.to_le_bytes());
+                out
+            }
             ToReaper::Accept { listener, slot } => {
                 let mut out = begin(ACCEPT, 0, call);
                 out.extend(listener.to_le_bytes());
@@ -471,6 +485,9 @@ impl Call {
             }
             ADOPT => ToReaper::Adopt {
                 after: u32_at(head.body(bytes, 4)?, 0),
+            },
+            TAKEN => ToReaper::Taken {
+                conn: u32_at(head.body(bytes, 4)?, 0),
             },
             ACCEPT => {
                 let body = head.body(bytes, 9)?;

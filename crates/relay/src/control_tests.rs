@@ -130,6 +130,7 @@ fn messages_of_every_version_keep_their_bytes() {
         (1, include_str!("../fixtures/control-1")),
         (2, include_str!("../fixtures/control-2")),
         (3, include_str!("../fixtures/control-3")),
+        (4, include_str!("../fixtures/control-4")),
     ] {
         let fixtures = fixtures(text);
         assert!(fixtures.len() >= 12, "version {version}");
@@ -145,7 +146,7 @@ fn messages_of_every_version_keep_their_bytes() {
             assert_eq!(again, bytes, "version {version}: {meaning}");
         }
     }
-    assert_eq!(VERSION, 3, "add fixtures/control-{VERSION}, and it here");
+    assert_eq!(VERSION, 4, "add fixtures/control-{VERSION}, and it here");
 }
 
 #[test]
@@ -235,6 +236,7 @@ fn any_request() -> impl Strategy<Value = ToReaper> {
         }),
         any::<u32>().prop_map(|index| ToReaper::Unregister { index }),
         Just(ToReaper::End),
+        any::<u32>().prop_map(|conn| ToReaper::Taken { conn }),
     ]
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{self, Cutter, Header, PAYLOAD_MAX, Piece};
 use crate::glance::glance;
+use crate::succession::PROVEN;
 
 /// Most requests of one connection that may be unanswered. The next one is
 /// answered RESOURCE_EXHAUSTED rather than left unread: behind 1024 Waits
@@ -87,6 +88,8 @@ pub struct Relay {
     queue_part: usize,
     queue_bytes: usize,
     counts: Counts,
+    /// When the shim took something last.
+    took_at: Option<Instant>,
 }
 
 impl Relay {
@@ -296,6 +299,21 @@ impl Relay {
         for kept in self.kept.iter_mut().take(self.sent) {
             kept.proven = true;
         }
+    }
+
+    /// What the shim has lived with for long by now is not what kills it.
+    pub fn prove_lived(&mut self, now: Instant) {
+        let lived = |at| now.duration_since(at) >= PROVEN;
+        if self.took_at.is_none_or(lived) {
+            self.prove();
+        }
+    }
+
+    /// The same as [`Relay::shim_took`], at a known time.
+    pub fn shim_took_at(&mut self, now: Instant, count: usize) {
+        self.prove_lived(now);
+        self.shim_took(count);
+        self.took_at = Some(now);
     }
 
     /// The shim is dead and all it wrote has been given to [`Relay::from_shim`].

@@ -15,7 +15,7 @@ use vigil_relay::control::{
     ADOPT_MAX, Call, ControlError, MESSAGE_MAX, OLDEST, Slot, ToReaper, ToShim, VERSION,
 };
 use vigil_sys::points::pretended;
-use vigil_sys::{Errno, process, scm};
+use vigil_sys::{Errno, fd, process, scm};
 
 use crate::Error;
 use crate::exits::ExitRecords;
@@ -251,9 +251,7 @@ impl Control {
             if calls.over {
                 return Err(Error::ReaperGone);
             }
-            let call = calls.next;
-            // 0 is nobody's number.
-            calls.next = calls.next.checked_add(1).unwrap_or(1);
+            let call = calls.number();
             calls.waiting.insert(call, answer);
             call
         };
@@ -298,7 +296,42 @@ impl Control {
     }
 }
 
+impl Shared {
+    /// Says that a connection has come. Nobody waits for the answer, which an older reaper
+    /// does not have; one that does not get to hear it hears the first bytes of ours.
+    fn taken(&self, conn: u32) {
+        let call = {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            calls.number()
+        };
+        let request = ToReaper::Taken { conn };
+        let bytes = Call { call, request }.encode();
+        let socket = self.socket.get_ref().as_fd();
+        if let Err(errno) = bytes.map_or(Ok(0), |bytes| scm::send(socket, &bytes, &[])) {
+            log::warn!("control socket: connection {conn} is not acknowledged: {errno}");
+        }
+    }
+}
+
+impl Calls {
+    /// A number for the next call; 0 is nobody's.
+    fn number(&mut self) -> u32 {
+        let call = self.next;
+        self.next = call.checked_add(1).unwrap_or(1);
+        call
+    }
+}
+
+/// Descriptors held for nothing but to be let go of when there are none for what the reaper
+/// sends: a connection, which it offers again then.
+const SPARE: usize = 4;
+
+fn spare() -> Vec<OwnedFd> {
+    (0..SPARE).map_while(|_| fd::null().ok()).collect()
+}
+
 async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
+    let mut spares = spare();
     loop {
         let Ok(mut ready) = shared.socket.readable().await else {
             break;
@@ -312,9 +345,15 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
                 ready.clear_ready();
                 continue;
             }
-            // Out of descriptors for those it brought, or longer than any message:
-            // that one is lost, and the reaper is as alive as before.
-            Err(errno @ (Errno::ENOBUFS | Errno::EMSGSIZE)) => {
+            // Out of descriptors for those it brought: there are some for the next, and a
+            // connection comes again.
+            Err(Errno::ENOBUFS) => {
+                spares.clear();
+                log::warn!("control socket: no descriptors for what the reaper sent");
+                continue;
+            }
+            // Longer than any message: that one is lost, and the reaper is as alive as before.
+            Err(errno @ (Errno::EMSGSIZE | Errno::ENOMEM)) => {
                 log::error!("control socket: a message is lost: {errno}");
                 continue;
             }
@@ -325,6 +364,9 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
         };
         match ToShim::decode(&bytes[..len]) {
             Ok(ToShim::Ack { call, answer }) => {
+                if spares.len() < SPARE {
+                    spares = spare();
+                }
                 let waiting = shared
                     .calls
                     .lock()
@@ -340,6 +382,7 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
             Ok(ToShim::Conn { conn }) => {
                 let mut fds = fds.into_iter();
                 if let (Some(pair), Some(own)) = (fds.next(), fds.next()) {
+                    shared.taken(conn);
                     let connection = FromReaper::Connection { conn, pair, own };
                     if unasked.send(connection).await.is_err() {
                         break;

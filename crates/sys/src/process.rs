@@ -8,7 +8,9 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::{Errno, Result, pidfd};
@@ -191,6 +193,40 @@ pub fn set_umask(mask: u32) -> u32 {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process; touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// What children get as soft limit of open files; 0: what we have.
+static CHILDREN_OPEN_FILES: AtomicU64 = AtomicU64::new(0);
+
+/// Raises our soft limit of open files to the hard one; what it was. Whoever we start gets what
+/// we have, unless [`children_open_files`] says otherwise.
+pub fn raise_open_files() -> Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(soft)
+}
+
+/// Programs that are started from now on get this as soft limit of open files: it is theirs to
+/// raise, and one that uses select(2) must not find it raised.
+pub fn children_open_files(soft: u64) {
+    CHILDREN_OPEN_FILES.store(soft, Ordering::Relaxed);
+}
+
+/// Has our soft limit be that of children while something is started, which takes a copy.
+pub(crate) fn with_childrens_open_files<T>(start: impl FnOnce() -> T) -> T {
+    let wanted = CHILDREN_OPEN_FILES.load(Ordering::Relaxed);
+    let ours = getrlimit(Resource::RLIMIT_NOFILE).ok();
+    let lower = ours.filter(|(soft, _)| wanted > 0 && wanted < *soft);
+    if let Some((_, hard)) = lower {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+    }
+    let started = start();
+    if let Some((soft, hard)) = lower {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    }
+    started
 }
 
 #[cfg(test)]

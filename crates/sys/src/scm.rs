@@ -182,7 +182,7 @@ fn receive(
 /// if all of that has come, it is that and no more, however long; else some of it.
 pub fn look_now(socket: BorrowedFd<'_>, takes: impl Fn(&[u8]) -> usize) -> Option<Vec<u8>> {
     match look(socket, takes) {
-        Err(Errno::EAGAIN) => None,
+        Err(Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS) => None,
         answer => Some(answer.unwrap_or_default()),
     }
 }
@@ -225,7 +225,7 @@ pub fn read(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize> {
 /// peer that died with bytes unread gives ECONNRESET for it).
 pub fn read_now(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Option<usize> {
     match read(socket, bytes) {
-        Err(Errno::EAGAIN) => None,
+        Err(Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS) => None,
         answer => Some(answer.unwrap_or(0)),
     }
 }

@@ -248,7 +248,7 @@ impl<'fd> Command<'fd> {
         // SAFETY: all pointers are to nul-terminated strings or null-terminated
         // arrays of such, owned by `self` or by this frame; `actions` and
         // `attributes` are initialised.
-        let code = unsafe {
+        let code = process::with_childrens_open_files(|| unsafe {
             libc::posix_spawn(
                 &raw mut pid,
                 self.program.as_ptr(),
@@ -257,7 +257,7 @@ impl<'fd> Command<'fd> {
                 argv.as_ptr(),
                 env.as_ptr(),
             )
-        };
+        });
         if without {
             // Only thrift is lost if this fails.
             let _ = process::disable_huge_pages();

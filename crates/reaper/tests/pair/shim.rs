@@ -18,6 +18,8 @@ use vigil_sys::{Errno, fifo, fork, pidfd, process, scm, signal};
 use crate::wire::{Frames, RESPONSE, frame};
 
 const LONG: Duration = Duration::from_mins(1);
+/// The number of every call that says that a connection has come.
+const TAKEN: u32 = u32::MAX;
 
 struct Shim {
     control: OwnedFd,
@@ -117,9 +119,19 @@ impl Shim {
             process::exit_now(9); // the reaper is dead
         }
         match ToShim::decode(&bytes[..count]).unwrap() {
+            ToShim::Ack {
+                call: TAKEN,
+                answer,
+            } => assert_eq!(answer, Ok(0)),
             ToShim::Ack { call, answer } => return Some((call, answer)),
             ToShim::Conn { conn } => {
                 let [pair, own] = fds.try_into().unwrap();
+                let request = ToReaper::Taken { conn };
+                let taken = Call {
+                    call: TAKEN,
+                    request,
+                };
+                scm::send(self.control.as_fd(), &taken.encode().unwrap(), &[]).unwrap();
                 self.conns.insert(conn, (pair, own, Frames::default()));
             }
             ToShim::Leave | ToShim::Retire => self.leave = true,

@@ -1,0 +1,202 @@
+//! Scarcity: a shim, a reaper or a `start` that may open no more. Nothing of that is the end of
+//! a container, of the pair or of a connection; what cannot be done now is refused or waits.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use vigil_hostile::{Pair, fds, runc_options, trial};
+use vigil_lab::bundle::Stdio;
+use vigil_lab::process::alive;
+use vigil_lab::task::V2;
+use vigil_lab::{CallError, Kit, Spec, Task, by, until};
+
+const RUNNING: i32 = 2;
+
+/// Sets the soft limit of open files of a process.
+fn allow(pid: i32, soft: u64) -> Result<()> {
+    let limit = format!("--nofile={soft}:");
+    let set = Command::new("prlimit")
+        .args([format!("--pid={pid}"), limit])
+        .status()?;
+    ensure!(set.success(), "prlimit");
+    Ok(())
+}
+
+/// Soft and hard limit of open files.
+fn open_files(pid: i32) -> Result<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text.lines().find(|line| line.starts_with("Max open files"));
+    let mut words = line.context("no such limit")?.split_whitespace().skip(3);
+    let mut word = || words.next()?.parse().ok();
+    Ok((word().context("soft")?, word().context("hard")?))
+}
+
+/// As many as it has, so that not one more is to be had.
+fn exhaust(pid: i32) -> Result<()> {
+    let taken = |n: &u64| fs::symlink_metadata(format!("/proc/{pid}/fd/{n}")).is_ok();
+    let free = (0..).find(|n| !taken(n)).context("all are taken")?;
+    allow(pid, free)
+}
+
+fn still_runs(kit: &Kit, task: &Task, id: &str, pair: &Pair, pid: u32) -> Result<()> {
+    let state = task.patient(30.0).state(id, "")?;
+    ensure!(state.status.value() == RUNNING, "{state:?}");
+    ensure!(
+        alive(i32::try_from(pid)?) && alive(pair.reaper),
+        "{}",
+        kit.scratch.mark()
+    );
+    Ok(())
+}
+
+/// A shim at its limit once dropped the message that brings a connection; the reaper took that
+/// for intent, the client saw the end, and a containerd that had just come back a dead shim:
+/// it killed init. Now there are spare descriptors for it, and what was not taken is offered
+/// again until it is.
+#[test]
+fn a_connection_waits_for_a_shim_without_descriptors() {
+    trial(120, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let (id, pair) = (container.id.clone(), Pair::of(&container.shim)?);
+        let (_, hard) = open_files(pair.shim)?;
+        exhaust(pair.shim)?;
+        let socket = container.shim.reply.socket.clone();
+        let first = Task::connect(&socket, V2)?;
+        still_runs(kit, &first, &id, &pair, container.pid).context("with the spares")?;
+        // More than there are spares for: they wait, and none is hung up on.
+        let late: Vec<_> = (0..20)
+            .map(|_| {
+                let (socket, id) = (socket.clone(), id.clone());
+                std::thread::spawn(move || -> Result<(), CallError> {
+                    let task = Task::connect(&socket, V2).unwrap().patient(60.0);
+                    task.state(&id, "").map(drop)
+                })
+            })
+            .collect();
+        let mut many = 0;
+        while many < 20 {
+            still_runs(kit, &container.task(), &id, &pair, container.pid)?;
+            still_runs(kit, &first, &id, &pair, container.pid)?;
+            many += 1;
+        }
+        ensure!(
+            late.iter().any(|one| !one.is_finished()),
+            "there was no shortage"
+        );
+        let exec = kit.exec(&container, "e1", &Spec::sh("exit 3"));
+        if let Ok(_streams) = exec {
+            let refused = container.task().patient(30.0).start(&id, "e1");
+            ensure!(!matches!(refused, Err(CallError::Closed)), "{refused:?}");
+        }
+        allow(pair.shim, hard)?;
+        for one in late {
+            one.join()
+                .unwrap()
+                .context("a connection that had to wait")?;
+        }
+        ensure!(Pair::of(&container.shim)? == pair, "the shim died over it");
+        let _streams = kit.exec(&container, "e2", &Spec::sh("exit 3"))?;
+        container.task().start(&id, "e2")?;
+        ensure!(container.task().wait(&id, "e2")?.exit_status == 3);
+        Ok(())
+    });
+}
+
+/// The same of the reaper, which accepts: who calls waits.
+#[test]
+fn a_connection_waits_for_a_reaper_without_descriptors() {
+    trial(120, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let (id, pair) = (container.id.clone(), Pair::of(&container.shim)?);
+        let (_, hard) = open_files(pair.reaper)?;
+        exhaust(pair.reaper)?;
+        let socket = container.shim.reply.socket.clone();
+        let late = {
+            let (socket, id) = (socket.clone(), id.clone());
+            std::thread::spawn(move || {
+                let task = Task::connect(&socket, V2).unwrap().patient(60.0);
+                task.state(&id, "").map(drop)
+            })
+        };
+        for _ in 0..20 {
+            still_runs(kit, &container.task(), &id, &pair, container.pid)?;
+        }
+        // A shim that dies now has no successor until there is room, and that is nobody's end.
+        pair.signal(pair.shim, 9)?;
+        let gone = || (!alive(pair.shim)).then_some(());
+        until("the shim to die", by(20.0), gone)?;
+        ensure!(alive(pair.reaper) && alive(i32::try_from(container.pid)?));
+        allow(pair.reaper, hard)?;
+        late.join()
+            .unwrap()
+            .context("a connection that had to wait")?;
+        still_runs(
+            kit,
+            &container.task().patient(60.0),
+            &id,
+            &pair,
+            container.pid,
+        )
+    });
+}
+
+/// containerd's own unit leaves a soft limit of 1,024, where the 121st living exec once failed.
+/// Here it is a smaller one and fewer execs: reaper and shim raise their own, and runc, whose the
+/// container's is, is given what containerd had (the runc of Debian 12 raises it again).
+#[test]
+fn a_small_soft_limit_is_raised_and_the_containers_own_is_left() {
+    trial(240, |kit| {
+        let own = i32::try_from(std::process::id())?;
+        let (before, hard) = open_files(own)?;
+        ensure!(hard >= 4096, "the limit of this machine is {hard}");
+        let (runc, seen) = (kit.scratch.path("runc"), kit.scratch.path("seen"));
+        let script = format!(
+            "#!/bin/sh\nulimit -Sn >>{}\nexec runc \"$@\"\n",
+            seen.display()
+        );
+        fs::write(&runc, script)?;
+        fs::set_permissions(&runc, fs::Permissions::from_mode(0o755))?;
+        allow(own, 200)?;
+        let container = kit.prepared(&Spec::sleeper(), Stdio::Output);
+        allow(own, before)?;
+        let container = container?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc_options(&runc.to_string_lossy())).into();
+        container.task().create(&request)?;
+        container.start()?;
+        let pair = Pair::of(&container.shim)?;
+        ensure!(open_files(pair.reaper)? == (hard, hard));
+        ensure!(open_files(pair.shim)? == (hard, hard));
+        let counts = || Ok::<_, anyhow::Error>((fds(pair.reaper)?, fds(pair.shim)?));
+        let (idle, task) = (counts()?, container.task().patient(60.0));
+        let execs = std::env::var("VIGIL_TEST_EXECS").ok();
+        let execs = execs.and_then(|n| n.parse().ok()).unwrap_or(60);
+        let mut streams = Vec::new();
+        for n in 0..execs {
+            let exec = format!("e{n}");
+            streams.push(kit.exec(&container, &exec, &Spec::sleeper())?);
+            task.start(&container.id, &exec).with_context(|| exec)?;
+        }
+        let full = counts()?;
+        let seen = fs::read_to_string(&seen)?;
+        ensure!(seen.lines().count() > execs, "{seen}");
+        ensure!(
+            seen.lines().all(|soft| soft == "200"),
+            "runc was given {seen}"
+        );
+        println!("descriptors: {idle:?} with init alone, {full:?} with {execs} execs");
+        ensure!(full.0.max(full.1) > 200, "the limit would have done");
+        for n in 0..execs {
+            task.kill(&container.id, &format!("e{n}"), 9, false)?;
+        }
+        for n in 0..execs {
+            let ended = task.wait(&container.id, &format!("e{n}"))?;
+            ensure!(ended.exit_status == 137, "{ended:?}");
+        }
+        Ok(())
+    });
+}
