@@ -19,6 +19,12 @@ impl Glance<'_> {
     pub(crate) fn waits(&self) -> bool {
         self.method == b"Wait"
     }
+
+    /// Without it nobody could look at a container, or get rid of it.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let urgent: [&[u8]; 4] = [b"State", b"Kill", b"Delete", b"Shutdown"];
+        urgent.contains(&self.method)
+    }
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {

@@ -14,7 +14,11 @@ use crate::succession::PROVEN;
 /// Most requests of one connection that may be unanswered. The next one is
 /// answered RESOURCE_EXHAUSTED rather than left unread: behind 1024 Waits
 /// there must be room for the Kill that ends them.
-pub const KEPT_MAX: usize = 1024;
+/// ttrpc cannot call a request back, so each Wait that nobody waits for any more stays.
+pub const KEPT_MAX: usize = 1 << 17;
+/// Beyond that there is always room for so many that look at a container or get rid of it, of
+/// so few bytes.
+const RESERVE: usize = 1024;
 /// Most bytes of unanswered requests of one connection; beyond, as above.
 pub const KEPT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of requests not yet taken by the shim at which no more are read.
@@ -128,7 +132,14 @@ impl Relay {
     }
 
     fn keep(&mut self, header: Header, frame: Box<[u8]>) {
-        if self.kept.len() >= KEPT_MAX || self.kept_bytes + frame.len() > KEPT_BYTES_MAX {
+        let (many, much) = (self.kept.len(), self.kept_bytes + frame.len());
+        let reserved = frame.len() <= RESERVE && glance(&frame).is_urgent();
+        let (more, larger) = if reserved {
+            (RESERVE, RESERVE * RESERVE)
+        } else {
+            (0, 0)
+        };
+        if many >= KEPT_MAX + more || much > KEPT_BYTES_MAX + larger {
             let message = format!(
                 "{} requests with {} bytes are unanswered on this connection",
                 self.kept.len(),
@@ -415,7 +426,8 @@ pub fn fuzz_one(data: &[u8]) {
             }
             _ => relay.shim_died(len & 1 == 0),
         }
-        assert!(relay.unanswered() <= KEPT_MAX && relay.kept_bytes <= KEPT_BYTES_MAX);
+        assert!(relay.unanswered() <= KEPT_MAX + RESERVE);
+        assert!(relay.kept_bytes <= KEPT_BYTES_MAX + RESERVE * RESERVE);
         assert!(relay.sent <= relay.kept.len() && relay.unsent_bytes <= relay.kept_bytes);
     }
 }

@@ -202,6 +202,17 @@ fn queues_are_bounded_and_a_kill_passes_behind_many_waits() {
         (told[0].0.stream, code_of(&told[0].1)),
         (9999, CODE_RESOURCE_EXHAUSTED)
     );
+    // Who looks at a container, or gets rid of it, always finds room.
+    for (stream, method) in (20_001..)
+        .step_by(2)
+        .zip(["State", "Kill", "Delete", "Shutdown"])
+    {
+        let urgent = frame_of(stream, REQUEST, &payload(method, None));
+        relay.from_containerd(&urgent);
+        assert_eq!(shim_takes(&mut relay), urgent, "{method}");
+        relay.from_shim(&frame_of(stream, RESPONSE, b""));
+    }
+    assert_eq!(cut(&containerd_takes(&mut relay)).len(), 4);
     relay.from_shim(&frame_of(1, RESPONSE, b""));
     containerd_takes(&mut relay);
     assert!(relay.wants_containerd());

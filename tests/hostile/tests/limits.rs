@@ -38,7 +38,7 @@ fn open_files(pid: i32) -> Result<(u64, u64)> {
 /// As many as it has, so that not one more is to be had.
 fn exhaust(pid: i32) -> Result<()> {
     let taken = |n: &u64| fs::symlink_metadata(format!("/proc/{pid}/fd/{n}")).is_ok();
-    let free = (0..).find(|n| !taken(n)).context("all are taken")?;
+    let free = (0..100_000).find(|n| !taken(n)).context("all are taken")?;
     allow(pid, free)
 }
 
@@ -79,7 +79,7 @@ fn a_connection_waits_for_a_shim_without_descriptors() {
             .collect();
         let mut many = 0;
         while many < 20 {
-            still_runs(kit, &container.task(), &id, &pair, container.pid)?;
+            still_runs(kit, container.task(), &id, &pair, container.pid)?;
             still_runs(kit, &first, &id, &pair, container.pid)?;
             many += 1;
         }
@@ -123,7 +123,7 @@ fn a_connection_waits_for_a_reaper_without_descriptors() {
             })
         };
         for _ in 0..20 {
-            still_runs(kit, &container.task(), &id, &pair, container.pid)?;
+            still_runs(kit, container.task(), &id, &pair, container.pid)?;
         }
         // A shim that dies now has no successor until there is room, and that is nobody's end.
         pair.signal(pair.shim, 9)?;
