@@ -38,6 +38,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// As good as for ever: nothing but an event ends it.
 const NO_END: Duration = Duration::from_hours(24 * 365);
+/// For containerd to remove a bundle after a `delete`, or a Shutdown, that went well.
+const ABOUT_TO_GO: Duration = Duration::from_secs(10);
 /// Processes slept on at once. When one of them has died it looks for others.
 const WATCHED_MAX: usize = 64;
 /// For the process between us and the waiter.
@@ -59,6 +61,8 @@ pub struct Case<'a> {
     asked_by: Option<OwnedFd>,
     /// It is told that this failed, and forgets the container and its bundle.
     forgotten: bool,
+    /// When it was looked at.
+    begun: Instant,
 }
 
 /// What is at the bundle's place.
@@ -85,6 +89,7 @@ impl<'a> Case<'a> {
             ),
             asked_by: None,
             forgotten: false,
+            begun: Instant::now(),
         }
     }
 
@@ -277,6 +282,8 @@ impl<'a> Case<'a> {
     /// Does the rest, if it can be done now; whether there is none any more.
     fn finish(&self) -> bool {
         match self.place() {
+            // Whoever asked has had an answer and is about to remove it.
+            Place::Bundle if !self.forgotten && self.begun.elapsed() < ABOUT_TO_GO => false,
             Place::Bundle => self.finish_bundle(),
             Place::Free => self.finish_stone(),
             Place::Taken => false,
