@@ -39,7 +39,14 @@ impl Trace {
         let processes = Process::marked(mark).into_iter();
         lines.extend(processes.map(|p| format!("process {} [{}]", p.pid, p.cmdline)));
         for entry in fs::read_dir(bundle).into_iter().flatten().flatten() {
-            lines.insert(format!("in the bundle: {}", entry.file_name().display()));
+            let name = entry.file_name();
+            // What an exec was asked to be stays until it is deleted; see `specs`.
+            if Path::new(&name)
+                .extension()
+                .is_none_or(|end| end != "asked")
+            {
+                lines.insert(format!("in the bundle: {}", name.display()));
+            }
         }
         lines
     }
