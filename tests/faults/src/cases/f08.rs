@@ -502,7 +502,7 @@ fn f08_nothing_waits_for_a_person(place: &mut Place) -> Result<()> {
         for pid in pair {
             kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         }
-        let stone = Path::new("/run/vigil/tombstones").join(format!("{mark}-{id}.json"));
+        let stone = Path::new("/run/vigil/tombstones").join(format!("{mark}+{id}.json"));
         until("`delete` to give up", by(10.0), || {
             stone.exists().then_some(())
         })?;
