@@ -6,7 +6,8 @@
 //! it; the first process that gets there renames the file to `CODE.reached`
 //! (who renames owns it: it fires once), writes its own pid into it and does
 //! what the file said: `stop`, `kill`, `exit`, `panic`, `spin` or `block`. Everything
-//! else is ignored.
+//! else is ignored. A number before it (`3 panic`) arms the point again, for one less:
+//! nobody who comes next can pass it before a test has looked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -152,10 +153,17 @@ fn reach_in(directory: &Path, point: Point) {
     if fs::rename(&armed, &reached).is_err() {
         return;
     }
-    let action = fs::read_to_string(&reached).unwrap_or_default();
+    let text = fs::read_to_string(&reached).unwrap_or_default();
+    let (times, action) = text.trim().split_once(' ').unwrap_or(("1", text.trim()));
+    let more = times
+        .parse::<u32>()
+        .map_or(0, |times| times.saturating_sub(1));
+    if more > 0 {
+        let _ = fs::write(&armed, format!("{more} {action}"));
+    }
     // A tester who does not find the pid has lost nothing but the case.
     let _ = fs::write(&reached, std::process::id().to_string());
-    match action.trim() {
+    match action {
         // Neither returns before it is carried out: this thread is the only one.
         "stop" => drop(raise(Signal::SIGSTOP)),
         "kill" => drop(raise(Signal::SIGKILL)),
@@ -193,6 +201,17 @@ mod tests {
         fs::remove_file(&reached).unwrap();
         reach_in(dir.path(), Point::RootfsMounted);
         assert!(!reached.exists(), "it fired twice");
+    }
+
+    #[test]
+    fn a_point_with_a_number_fires_so_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let armed = dir.path().join("S4");
+        fs::write(&armed, "2 note").unwrap();
+        reach_in(dir.path(), Point::RootfsMounted);
+        assert_eq!(fs::read_to_string(&armed).unwrap(), "1 note");
+        reach_in(dir.path(), Point::RootfsMounted);
+        assert!(!armed.exists());
     }
 
     #[test]

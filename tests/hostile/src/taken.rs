@@ -120,6 +120,12 @@ impl Armed {
         Ok(fs::rename(side, self.0.join(code))?)
     }
 
+    /// Whether all have got there that it was armed for.
+    #[must_use]
+    pub fn spent(&self, code: &str) -> bool {
+        !self.0.join(code).exists()
+    }
+
     /// Whether somebody got there and knows what to do: it has written its pid.
     #[must_use]
     pub fn reached(&self, code: &str) -> bool {
