@@ -30,6 +30,8 @@ use crate::{RUNTIME, delete};
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// For ending a container whose bundle is gone, which nobody waits for.
 const WITHOUT_BUNDLE: Duration = Duration::from_secs(5);
+/// What is told of in one wait; the rest is told of in the next.
+const IO_EVENTS: usize = 64;
 
 /// Serves one container.
 pub fn run(flags: &Flags) -> Result<()> {
@@ -129,6 +131,8 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
     ));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Room for the 1,024 of the default is three pages of each shim.
+        .max_io_events_per_tick(IO_EVENTS)
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {

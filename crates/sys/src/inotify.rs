@@ -52,6 +52,15 @@ pub struct Removals {
     _directory: OwnedFd,
 }
 
+/// `struct f_owner_ex`, `F_SETOWN_EX` and `F_OWNER_TID` (fcntl(2)), which libc does not have.
+#[repr(C)]
+struct Owner {
+    kind: libc::c_int,
+    id: libc::pid_t,
+}
+const SET_OWNER: libc::c_int = 15;
+const OWNER_THREAD: libc::c_int = 0;
+
 impl Removals {
     /// Begins. SIGIO is blocked from now on.
     pub fn of(path: &Path) -> Result<Self> {
@@ -62,6 +71,15 @@ impl Removals {
         })?;
         let directory = OwnedFd::from(directory);
         let signals = Signals::new(&[libc::SIGIO])?;
+        // To this thread, where it is blocked: another that does not block it would die of it.
+        let owner = Owner {
+            kind: OWNER_THREAD,
+            id: nix::unistd::gettid().as_raw(),
+        };
+        // SAFETY: reads one `struct f_owner_ex`, which `owner` is (fcntl(2)).
+        let answer =
+            unsafe { libc::fcntl(directory.as_raw_fd(), SET_OWNER, std::ptr::from_ref(&owner)) };
+        Errno::result(answer)?;
         // DN_DELETE, DN_MULTISHOT
         let wanted: libc::c_uint = 0x8 | 0x8000_0000;
         // SAFETY: takes two integers beside the descriptor, which is open.

@@ -21,7 +21,8 @@ impl Pair {
         let reaper = shim.task.connect_task(&shim.id)?.shim_pid;
         let reaper = i32::try_from(reaper).context("a pid")?;
         let mut others = shim.processes();
-        others.retain(|p| p.pid != reaper);
+        // What the shim has just forked has its arguments, and another parent.
+        others.retain(|p| p.pid != reaper && parent(p.pid) == Some(reaper));
         ensure!(others.len() == 1, "beside reaper {reaper}: {others:?}");
         Ok(Self {
             reaper,
@@ -35,9 +36,11 @@ impl Pair {
             pid == self.reaper || pid == self.shim,
             "not one of the pair"
         );
-        let sent = signal_if(pid, number, |p| p.cmdline.contains("containerd-shim"));
-        ensure!(sent, "no process {pid} to send signal {number} to");
-        Ok(())
+        // In the middle of its exec a process has no arguments.
+        let sent = until("it to have its arguments", by(1.0), || {
+            signal_if(pid, number, |p| p.cmdline.contains("containerd-shim")).then_some(())
+        });
+        sent.with_context(|| format!("no process {pid} to send signal {number} to"))
     }
 
     /// Waits until both are gone.
@@ -52,6 +55,13 @@ impl Pair {
     pub fn lives(&self) -> bool {
         alive(self.reaper) && alive(self.shim)
     }
+}
+
+/// Who would wait for this process (proc(5), `stat`).
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.rsplit_once(')')?.1;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Open descriptors of a process.

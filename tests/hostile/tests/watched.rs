@@ -87,7 +87,8 @@ impl Slow {
         fs::create_dir_all(&dir)?;
         let slow = Self(dir);
         fs::write(slow.0.join("cpu.cfs_period_us"), "1000000")?;
-        fs::write(slow.0.join("cpu.cfs_quota_us"), "1000")?;
+        // More than a tick: what it takes too much of is taken back within one period.
+        fs::write(slow.0.join("cpu.cfs_quota_us"), "10000")?;
         fs::write(slow.0.join("cgroup.procs"), pid.to_string())?;
         Ok(Some(slow))
     }
