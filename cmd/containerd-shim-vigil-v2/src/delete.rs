@@ -233,7 +233,12 @@ pub(crate) fn recorded(
                 subject.said = Said::Unreadable;
             }
         }
-        Err(error) => eprintln!("warning: {}", vigil_supervise::chain(error.as_ref())),
+        Err(error) => {
+            eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
+            // Of another boot nothing is there any more, whoever has its names now.
+            let pair = Pair::read(&bundle.join(names::PAIR), owner).ok();
+            subject.boot = pair.map(|pair| boot_of(&pair.reaper.boot));
+        }
     }
     if subject.exit.is_none()
         && let Some(init) = &subject.init
@@ -276,6 +281,10 @@ pub(crate) struct Remembered {
     whole: bool,
 }
 
+fn boot_of(recorded: &vigil_journal::BootId) -> BootId {
+    BootId(String::from_utf8_lossy(recorded.as_bytes()).into_owned())
+}
+
 pub(crate) fn remembered(bundle: &Path, owner: &Owner) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
     let replayed = vigil_journal::replay(&path, owner)?;
@@ -290,10 +299,9 @@ pub(crate) fn remembered(bundle: &Path, owner: &Owner) -> Result<Remembered> {
     if replayed.header.owner.is_none() {
         observe::planned_for(&task, bundle)?;
     }
-    let boot = String::from_utf8_lossy(replayed.header.boot.as_bytes()).into_owned();
     Ok(Remembered {
         task,
-        boot: BootId(boot),
+        boot: boot_of(&replayed.header.boot),
         whole: replayed.tail == vigil_journal::Tail::Clean,
     })
 }

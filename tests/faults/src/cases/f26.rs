@@ -27,6 +27,7 @@ cases! {
     Kit Ours f26_torn_tail_after_an_exit "The journal's last record torn: the exit is the reaper's";
     Kit All  f27_length_zero "Every file has length zero after a power cut";
     Kit Ours f27_another_boot "Files of another boot; init's pid and cgroup are strangers' now";
+    Kit Ours f27_another_boot_and_no_journal "The same, and the journal is lost: nobody is hurt all the same";
     Kit Ours f27_start_over_another_boot "A new life over the bundle files of another boot";
 }
 
@@ -236,8 +237,8 @@ fn of_another_boot(bundle: &Path) -> Result<()> {
         swap(&mut journal) == Some(32),
         "the boot id is not where FORMAT.md says"
     );
-    let sum = crc32c(&journal[..76]);
-    journal[76..80].copy_from_slice(&sum.to_le_bytes());
+    let sum = crc32c(&journal[..252]);
+    journal[252..256].copy_from_slice(&sum.to_le_bytes());
     fs::write(&path, journal)?;
     let path = bundle.join("exits");
     let mut exits = fs::read(&path)?;
@@ -283,13 +284,32 @@ fn rebooted(kit: &Kit, spec: &Spec) -> Result<Container> {
 }
 
 fn f27_another_boot(kit: &Kit) -> Result<()> {
+    ended_of_another_boot(kit, &rebooted(kit, &Spec::sleeper())?)
+}
+
+/// What the journal's header would say, the file `pair` says too. Whose the cgroup is that
+/// is there now nobody can say then: nothing is done while somebody is in it.
+fn f27_another_boot_and_no_journal(kit: &Kit) -> Result<()> {
     let c = rebooted(kit, &Spec::sleeper())?;
-    // The number of init, and of the reaper, are somebody else's by now; so is the path of the cgroup.
-    let mut namesake = with_pid(c.pid)?;
+    fs::remove_file(c.bundle.dir.join("journal"))?;
     let mut member = Stranger::new()?;
     let places = made_again(kit, &c)?;
     member.enter(places.iter().map(AsRef::as_ref))?;
+    ensure!(deleted(&c).is_err(), "it was judged all the same");
+    member.unhurt().context("in a cgroup of that name")?;
+    drop(member);
     let said = deleted(&c)?;
+    ensure!(said.exit_status == 255, "{said:?}");
+    Ok(())
+}
+
+fn ended_of_another_boot(kit: &Kit, c: &Container) -> Result<()> {
+    // The number of init, and of the reaper, are somebody else's by now; so is the path of the cgroup.
+    let mut namesake = with_pid(c.pid)?;
+    let mut member = Stranger::new()?;
+    let places = made_again(kit, c)?;
+    member.enter(places.iter().map(AsRef::as_ref))?;
+    let said = deleted(c)?;
     namesake.unhurt().context("with init's number")?;
     member.unhurt().context("in a cgroup of that name")?;
     ensure!(
@@ -300,7 +320,7 @@ fn f27_another_boot(kit: &Kit) -> Result<()> {
         said.exit_status == 255,
         "{said:?}: nobody knows how it ended"
     );
-    deleted(&c)?;
+    deleted(c)?;
     namesake.unhurt()?;
     drop(member);
     until("the stranger's cgroups to go", by(5.0), || {
