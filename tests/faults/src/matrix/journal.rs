@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 /// Bytes of the file's head (`crates/journal/FORMAT.md`).
-const HEADER: u64 = 80;
+const HEADER: u64 = 256;
 
 /// Makes the second half of the last record zeros again; its type.
 pub fn tear_last_record(path: &Path) -> Result<u16> {
