@@ -67,7 +67,7 @@ impl Drop for Made {
 /// Makes the pair and prints the address.
 pub fn run(flags: &Flags) -> Result<()> {
     // The reaper is a fork of this process and lives as long as the container.
-    fd::close_from(3).context("cannot close what was inherited")?;
+    fork::close_inherited().context("cannot close what was inherited")?;
     // containerd's unit leaves 1024, which some hundred execs use up; ours is what is allowed.
     let open_files = process::raise_open_files().ok();
     let bytes = bootstrap::read(std::io::stdin().lock())?;

@@ -45,22 +45,15 @@ pub fn duplicate_above(fd: impl AsFd, floor: i32) -> Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) })
 }
 
-/// Sets or clears close-on-exec of one descriptor.
-pub fn set_close_on_exec(fd: impl AsFd, on: bool) -> Result<()> {
+/// Sets or clears close-on-exec of one descriptor. Not for others: who clears it lets
+/// [`crate::fork::inherited`] take what has an owner.
+pub(crate) fn set_close_on_exec(fd: impl AsFd, on: bool) -> Result<()> {
     let flag = if on {
         FdFlag::FD_CLOEXEC
     } else {
         FdFlag::empty()
     };
     nix::fcntl::fcntl(fd.as_fd(), FcntlArg::F_SETFD(flag)).map(drop)
-}
-
-/// Closes every descriptor with a number of `first` or more. For the very
-/// start of a program that was handed none of them: what a parent leaked must
-/// not live as long as we do, or whoever reads its other end waits for us.
-pub fn close_from(first: u16) -> Result<()> {
-    // SAFETY: by the contract above nothing in this process owns any of them.
-    Errno::result(unsafe { libc::close_range(u32::from(first), u32::MAX, 0) }).map(drop)
 }
 
 /// Marks every descriptor with a number of `first` or more close-on-exec.

@@ -48,10 +48,29 @@ pub fn null_stdio() -> Result<()> {
 /// close-on-exec and its owner the caller. `EBADF`: there is none, or it is
 /// close-on-exec already: whoever opened or took it in this process owns it.
 pub fn inherited(number: u16) -> Result<OwnedFd> {
-    let raw = i32::from(number);
+    take(i32::from(number))
+}
+
+/// Closes every descriptor of 3 or more that was handed over the exec: what a parent leaked
+/// must not live as long as we do, or whoever reads its other end waits for us. What this
+/// process opened itself stays. Reads `/proc/self/fd`.
+pub fn close_inherited() -> std::io::Result<()> {
+    // All of them first: closing while reading could pass some over.
+    let names: Vec<_> = std::fs::read_dir("/proc/self/fd")?.collect::<std::io::Result<_>>()?;
+    let numbers = names
+        .iter()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for number in numbers {
+        // EBADF: ours, or closed since.
+        drop(take(number));
+    }
+    Ok(())
+}
+
+fn take(raw: i32) -> Result<OwnedFd> {
     // SAFETY: takes integers; a number that is not open answers EBADF.
     let flags = Errno::result(unsafe { libc::fcntl(raw, libc::F_GETFD) })?;
-    if number <= 2 || flags & libc::FD_CLOEXEC != 0 {
+    if raw <= 2 || flags & libc::FD_CLOEXEC != 0 {
         return Err(Errno::EBADF);
     }
     // SAFETY: open, and not opened in this process, where everything is made
@@ -75,6 +94,29 @@ mod tests {
         assert_eq!(fork(), Err(Errno::EINVAL));
         drop(end);
         assert!(other.join().is_ok_and(|got| got.is_err()));
+    }
+
+    #[test]
+    fn what_a_parent_leaked_is_closed_and_what_we_opened_is_not() {
+        // In a process of its own: to it, what other tests hold is nobody's.
+        const ALONE: &str = "VIGIL_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let name = "fork::tests::what_a_parent_leaked_is_closed_and_what_we_opened_is_not";
+            again.args(["--exact", name]).env(ALONE, "1");
+            let out = again.output().unwrap();
+            assert!(out.status.success(), "{out:?}");
+            assert!(String::from_utf8_lossy(&out.stdout).contains("1 passed"));
+            return;
+        }
+        let own = fd::memfd(c"own").unwrap();
+        // As one that came over the exec: open, not close-on-exec, and of no owner here.
+        let leaked = nix::fcntl::fcntl(&own, nix::fcntl::FcntlArg::F_DUPFD(500)).unwrap();
+        let link = |number: i32| std::fs::read_link(format!("/proc/self/fd/{number}"));
+        assert!(link(leaked).is_ok());
+        close_inherited().unwrap();
+        assert!(link(leaked).is_err(), "it was left open");
+        assert!(link(own.as_raw_fd()).is_ok(), "it was ours");
     }
 
     #[test]

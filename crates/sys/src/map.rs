@@ -108,7 +108,8 @@ pub fn release_heap() {
 
 /// Gives back the pages of this thread's stack that lie below what is in use:
 /// a deep call dirties them once and the kernel keeps them for ever. For after
-/// a burst, on the main thread.
+/// a burst, and on the main thread: any other has its stack between other mappings, and
+/// gives nothing back.
 pub fn release_stack() {
     /// Left alone below the present frame: this function's and the kernel's own.
     const KEPT: usize = 8 << 10;
@@ -116,6 +117,9 @@ pub fn release_stack() {
     /// stack (`stack_guard_gap`, 1 MiB), so that nothing else can lie there.
     const DEPTH: usize = 512 << 10;
     const PAGE: usize = 4 << 10;
+    if nix::unistd::gettid() != nix::unistd::getpid() {
+        return;
+    }
     let here = 0u8;
     let top = (std::ptr::from_ref(&here).addr().saturating_sub(KEPT)) & !(PAGE - 1);
     let bottom = top.saturating_sub(DEPTH);
