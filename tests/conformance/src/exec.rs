@@ -8,7 +8,7 @@ use vigil_hostile::FaultyRunc;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::fifo::FifoWriter;
 use vigil_lab::kit::exec_spec;
-use vigil_lab::{Code, Fact, Kit, Spec, by, process, until};
+use vigil_lab::{Code, Fact, Kit, Spec, by, poll::sharp, process, until};
 
 use crate::behaviour::{in_status, not_done, refused};
 
@@ -441,7 +441,7 @@ fn init_dies_while_an_exec_starts(kit: &Kit) -> Result<()> {
         (!process::alive(i32::try_from(init).ok()?)).then_some(())
     })?;
     // Longer than an end that is known takes to be told.
-    let until_told = by(4.0);
+    let until_told = sharp(4.0);
     while std::time::Instant::now() < until_told {
         in_status(&c, "", Status::RUNNING)?;
         std::thread::sleep(std::time::Duration::from_millis(100));
