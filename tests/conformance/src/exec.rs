@@ -477,15 +477,17 @@ fn exec_as_long_as_a_message(kit: &Kit) -> Result<()> {
         serde_json::json!([{"type": "RLIMIT_STACK", "hard": 64 << 20, "soft": 64 << 20}]);
     let mut spec = exec_spec(&Spec::args(&["true"]));
     spec.value = serde_json::to_vec(&process)?;
-    c.task().exec(&ExecProcessRequest {
+    // 4 MB through an emulated machine take their time.
+    let task = c.task().patient(120.0);
+    task.exec(&ExecProcessRequest {
         id: c.id.clone(),
         exec_id: "large".into(),
         spec: Some(spec).into(),
         ..ExecProcessRequest::default()
     })?;
-    c.task().start(&c.id, "large")?;
-    let exit = c.task().wait(&c.id, "large")?;
+    task.start(&c.id, "large")?;
+    let exit = task.wait(&c.id, "large")?;
     ensure!(exit.exit_status == 4, "{exit:?}");
-    c.task().delete(&c.id, "large").map(drop)?;
+    task.delete(&c.id, "large").map(drop)?;
     Ok(())
 }
