@@ -237,7 +237,7 @@ pub(crate) fn recorded(
             eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
             // Of another boot nothing is there any more, whoever has its names now.
             let pair = Pair::read(&bundle.join(names::PAIR), owner).ok();
-            subject.boot = pair.map(|pair| boot_of(&pair.reaper.boot));
+            subject.boot = pair.map(|pair| BootId(pair.reaper.boot.to_string()));
         }
     }
     if subject.exit.is_none()
@@ -281,10 +281,6 @@ pub(crate) struct Remembered {
     whole: bool,
 }
 
-fn boot_of(recorded: &vigil_journal::BootId) -> BootId {
-    BootId(String::from_utf8_lossy(recorded.as_bytes()).into_owned())
-}
-
 pub(crate) fn remembered(bundle: &Path, owner: &Owner) -> Result<Remembered> {
     let path = bundle.join(names::JOURNAL);
     let replayed = vigil_journal::replay(&path, owner)?;
@@ -301,7 +297,7 @@ pub(crate) fn remembered(bundle: &Path, owner: &Owner) -> Result<Remembered> {
     }
     Ok(Remembered {
         task,
-        boot: boot_of(&replayed.header.boot),
+        boot: BootId(replayed.header.boot.to_string()),
         whole: replayed.tail == vigil_journal::Tail::Clean,
     })
 }
@@ -342,7 +338,7 @@ fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
         pid: death.pid,
         start_ticks: death.start_ticks,
         pid_ns: proc::pid_namespace().ok()?,
-        boot: BootId(String::from_utf8_lossy(boot.as_bytes()).into_owned()),
+        boot: BootId(boot.to_string()),
         pidfd_inode: None,
     };
     Some((init, exit_of(&death)))

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vigil_journal::{Owner, names};
 use vigil_model::Exit;
-use vigil_sys::fd::NO_LINK_NO_WAIT;
+use vigil_sys::fd::{NO_LINK_NO_WAIT, create_private};
 
 /// Its name in the bundle.
 const NAME: &str = "ended";
@@ -83,12 +83,7 @@ pub fn write(bundle: &Path, owner: &Owner, ended: &Ended) -> Result<()> {
     let text = format!("{TITLE}\n{}\n{value}", owner.line());
     let path = bundle.join(NAME);
     let side = bundle.join(format!("{NAME}.{}", std::process::id()));
-    let _ = fs::remove_file(&side);
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&side)
+    let written = create_private(&side)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&side, &path));
     if written.is_err() {

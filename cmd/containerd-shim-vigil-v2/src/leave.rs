@@ -209,7 +209,7 @@ pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
         pid: recorded.pid,
         start_ticks: recorded.start_ticks,
         pid_ns: recorded.pid_ns,
-        boot: BootId(String::from_utf8_lossy(recorded.boot.as_bytes()).into_owned()),
+        boot: BootId(recorded.boot.to_string()),
         pidfd_inode: recorded.pidfd_inode,
     };
     Ok(match proc::open_checked(&recorded)? {

@@ -160,7 +160,7 @@ impl Reaper<'_> {
     /// A request is with the shim, or on its way: it is looked at later whether
     /// it was taken.
     pub(crate) fn arm(&mut self) {
-        if self.shim_lives && self.unread() {
+        if self.shim_lives && !self.line.watches() && self.unread() {
             self.line.arm(Instant::now());
         }
     }

@@ -269,6 +269,11 @@ impl<P> Succession<P> {
         tried
     }
 
+    /// Whether a look at the shim is due already, so that it need not be asked for.
+    pub fn watches(&self) -> bool {
+        self.watchdog.at.is_some()
+    }
+
     /// Something is with the shim that it has not taken.
     pub fn arm(&mut self, now: Instant) {
         self.watchdog.arm(now, self.progress);

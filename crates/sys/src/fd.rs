@@ -74,6 +74,18 @@ pub const NO_LINK_NO_WAIT: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 /// The latter alone.
 pub const NO_WAIT: i32 = libc::O_NONBLOCK;
 
+/// A new file at this name that its owner alone may read, open for writing: never what somebody
+/// put there, which is removed, nor what a link there leads to.
+pub fn create_private(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let _ = std::fs::remove_file(path);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// An anonymous file in memory; `name` shows in `/proc/PID/fd` only.
 pub fn memfd(name: &CStr) -> Result<OwnedFd> {
     nix::sys::memfd::memfd_create(name, MFdFlags::MFD_CLOEXEC)

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vigil_model::{Before, Claim, Exit, Incarnation, Moment, Namespace, TaskId};
 use vigil_reconcile::{RuncDelete, Said};
-use vigil_sys::pidfd;
+use vigil_sys::{fd, pidfd};
 
 use crate::observe::{Stone, Subject};
 use crate::proc::{self, Checked, read_own};
@@ -327,13 +327,7 @@ impl Tombstone {
             path: path.clone(),
             problem: format!("cannot be written as JSON: {e}"),
         })?;
-        // Never through what somebody put there.
-        let _ = fs::remove_file(&side);
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&side)
+        let written = fd::create_private(&side)
             .and_then(|mut file| file.write_all(&text))
             .map_err(failed("write", &side))
             .and_then(|()| fs::rename(&side, &path).map_err(failed("rename", &side)));
@@ -450,7 +444,7 @@ fn open_lines(path: &Path) -> Result<File> {
         .create(true)
         .append(true)
         .mode(0o600)
-        .custom_flags(vigil_sys::fd::NO_LINK_NO_WAIT)
+        .custom_flags(fd::NO_LINK_NO_WAIT)
         .open(path)
         .map_err(failed("open", path))?;
     if opened.metadata().is_ok_and(|meta| meta.is_file()) {
