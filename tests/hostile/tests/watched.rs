@@ -4,10 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use vigil_hostile::{Armed, FaultyRunc, Pair, succeeded, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
@@ -74,33 +79,50 @@ fn one_that_is_deadlocked_is_replaced() {
     stuck("block");
 }
 
-/// A cgroup in which a process gets a thousandth of a processor.
-struct Slow(PathBuf);
-
-impl Slow {
-    /// `None` where the kernel cannot do it, or does it otherwise.
-    fn of(pid: i32, mark: &str) -> Result<Option<Self>> {
-        let dir = Path::new("/sys/fs/cgroup/cpu").join(mark).join("slow");
-        if !Path::new("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() {
-            return Ok(None);
-        }
-        fs::create_dir_all(&dir)?;
-        let slow = Self(dir);
-        fs::write(slow.0.join("cpu.cfs_period_us"), "1000000")?;
-        // More than a tick: what it takes too much of is taken back within one period.
-        fs::write(slow.0.join("cpu.cfs_quota_us"), "10000")?;
-        fs::write(slow.0.join("cgroup.procs"), pid.to_string())?;
-        Ok(Some(slow))
-    }
+/// Lets a process run for a moment of each second, by ptrace(2): of the kernel's own ways,
+/// a quota of processor time lets one that mostly sleeps run up debts of many seconds, and
+/// whoever is frozen or stopped is seen to be.
+struct Slow {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
 }
 
-impl Drop for Slow {
-    fn drop(&mut self) {
-        let procs = fs::read_to_string(self.0.join("cgroup.procs"));
-        for pid in procs.unwrap_or_default().lines() {
-            let _ = fs::write("/sys/fs/cgroup/cpu/cgroup.procs", pid);
+impl Slow {
+    const HELD: Duration = Duration::from_millis(900);
+    const LET_GO: Duration = Duration::from_millis(50);
+
+    fn of(pid: i32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let thread = std::thread::spawn(move || Self::hold(Pid::from_raw(pid), &told));
+        Self { over, thread }
+    }
+
+    /// A process has one tracer, and that is a thread.
+    fn hold(pid: Pid, over: &AtomicBool) -> Result<()> {
+        ptrace::seize(pid, Options::empty()).context("seizing it")?;
+        loop {
+            ptrace::interrupt(pid).context("holding it")?;
+            loop {
+                match waitpid(pid, Some(WaitPidFlag::__WALL)).context("waiting for it")? {
+                    WaitStatus::PtraceEvent(..) => break,
+                    // On its way to it: a signal, which it gets.
+                    WaitStatus::Stopped(_, signal) => ptrace::cont(pid, signal)?,
+                    other => bail!("it is gone: {other:?}"),
+                }
+            }
+            if over.load(Ordering::Relaxed) {
+                return ptrace::detach(pid, None).context("letting it go");
+            }
+            std::thread::sleep(Self::HELD);
+            ptrace::cont(pid, None)?;
+            std::thread::sleep(Self::LET_GO);
         }
-        let _ = fs::remove_dir(&self.0);
+    }
+
+    fn end(self) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }
 
@@ -110,9 +132,7 @@ fn one_that_is_slow_is_left_alone() {
     trial(90, |kit| {
         let container = kit.running(&Spec::sleeper())?;
         let pair = Pair::of(&container.shim)?;
-        let Some(slow) = Slow::of(pair.shim, kit.scratch.mark())? else {
-            return Ok(());
-        };
+        let slow = Slow::of(pair.shim);
         let (task, id) = (container.task().patient(30.0), container.id.as_str());
         let mut late = 0;
         let end = Instant::now() + Duration::from_mins(1);
@@ -121,7 +141,7 @@ fn one_that_is_slow_is_left_alone() {
             task.state(id, "")?;
             late += u32::from(began.elapsed() > Duration::from_millis(300));
         }
-        drop(slow);
+        slow.end()?;
         ensure!(late == 6, "only {late} were late");
         ensure!(Pair::of(&container.shim)? == pair, "it was replaced");
         Ok(())
