@@ -2,10 +2,11 @@
 //! of history. Both are for people and for the sweeper; failing to write them
 //! is said and stops nothing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ const RECORDS_MAX: usize = 12;
 
 /// Largest tombstone read, bytes.
 const STONE_LEN_MAX: u64 = 1 << 20;
+/// Longest wait for a turn at the lines of all containers; one takes well under a millisecond.
+const TURN: Duration = Duration::from_millis(500);
+/// Between two looks whether it has come.
+const TURN_LOOK: Duration = Duration::from_millis(1);
 
 /// What is left of a container, and how to go on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -386,8 +391,10 @@ impl Lines {
     fn all<T: DeserializeOwned>(self, run: &Path) -> Result<Vec<Result<T>>> {
         let mut lines = Vec::new();
         // Not while a writer changes the names: its lines would be seen twice, or not at all.
-        let turn = File::open(run).and_then(|dir| dir.lock_shared().map(|()| dir));
-        let _turn = turn.ok();
+        let turn = File::open(run);
+        if let Ok(turn) = &turn {
+            take_turn(|| turn.try_lock_shared());
+        }
         for name in [&format!("{}.old", self.0), self.0] {
             let path = run.join(name);
             let bytes = match read_own(&path, self.1) {
@@ -417,8 +424,7 @@ impl Lines {
         let path = run.join(self.0);
         fs::create_dir_all(run).map_err(failed("make", run))?;
         let turn = File::open(run).map_err(failed("open", run))?;
-        // Where there are no locks the line is worth more than its neighbours' order.
-        let _ = turn.lock();
+        take_turn(|| turn.try_lock());
         let mut text = serde_json::to_vec(line).map_err(|e| Error::Malformed {
             path: path.clone(),
             problem: format!("cannot be written as JSON: {e}"),
@@ -435,6 +441,16 @@ impl Lines {
             text.insert(0, b'\n');
         }
         file.write_all(&text).map_err(failed("write", &path))
+    }
+}
+
+/// Waits for a turn at the lines, and goes on without one in the end: whoever has it may be
+/// stopped, or there are no locks here, and a `delete` that tells how a container ended is
+/// worth more than the order of two lines.
+fn take_turn(mut take: impl FnMut() -> std::result::Result<(), TryLockError>) {
+    let until = Instant::now() + TURN;
+    while matches!(take(), Err(TryLockError::WouldBlock)) && Instant::now() < until {
+        std::thread::sleep(TURN_LOOK);
     }
 }
 
@@ -655,6 +671,30 @@ mod tests {
         assert!(!old.exists() && one.path(dir.path()).exists());
         one.remove(dir.path()).unwrap();
         assert!(Tombstone::all(dir.path()).unwrap().is_empty());
+    }
+
+    /// Somebody who was stopped in the middle of reading the history held up every `delete`
+    /// of the node.
+    #[test]
+    fn nobody_waits_for_ever_for_a_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = File::open(dir.path()).unwrap();
+        stopped.lock().unwrap();
+        let (done, over) = std::sync::mpsc::channel();
+        let run = dir.path().to_owned();
+        std::thread::spawn(move || {
+            let lines = Lines("held", 1 << 20);
+            let added = lines
+                .append(&run, &serde_json::json!({"a": 1}))
+                .map_err(|error| error.to_string());
+            let all = lines
+                .all::<serde_json::Value>(&run)
+                .map_err(|error| error.to_string());
+            let all = all.map(|all| all.into_iter().flatten().count());
+            done.send((added, all)).unwrap();
+        });
+        let told = over.recv_timeout(Duration::from_secs(30));
+        assert_eq!(told, Ok((Ok(()), Ok(1))));
     }
 
     /// Two writers that both saw the history full both moved it away, the second one the
