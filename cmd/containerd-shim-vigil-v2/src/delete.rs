@@ -105,12 +105,14 @@ pub fn run(flags: &Flags) -> Result<()> {
 
 /// Records how it ended, unless that was told before; which it was then.
 pub(crate) fn keep_end_of(bundle: &Path, owner: &Owner, report: &Report) -> Ended {
+    let known = remembered(bundle, owner);
+    let dated = |known: &Remembered| known.task.dated(report.exit);
     let end = Ended {
         pid: report.pid,
-        exit: remembered(bundle, owner).map_or(report.exit, |it| it.task.dated(report.exit)),
+        exit: known.as_ref().map_or(report.exit, dated),
     };
     let end = ended::read(bundle, owner).unwrap_or(end);
-    keep_end(bundle, owner, &end);
+    keep_end(bundle, owner, known, &end);
     end
 }
 
@@ -345,12 +347,13 @@ fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
 }
 
 /// Records what was found before it is told, so that a second `delete` tells
-/// the same. The lock is ours, so nobody else writes the journal.
-fn keep_end(bundle: &Path, owner: &Owner, end: &Ended) {
+/// the same. The lock is ours, so nobody else writes the journal; what is not `known` to be
+/// this container's is not written to.
+fn keep_end(bundle: &Path, owner: &Owner, known: Result<Remembered>, end: &Ended) {
     if !bundle.is_dir() {
         return;
     }
-    let kept = match remember_end(bundle, owner, end) {
+    let kept = match known.and_then(|_| remember_end(bundle, owner, end)) {
         Ok(true) => return,
         Ok(false) => ended::write(bundle, owner, end),
         Err(error) => ended::write(bundle, owner, end).with_context(|| format!("{error:#}")),
@@ -366,8 +369,6 @@ fn keep_end(bundle: &Path, owner: &Owner, end: &Ended) {
 /// Whether the journal says the same from now on.
 fn remember_end(bundle: &Path, owner: &Owner, end: &Ended) -> Result<bool> {
     let path = bundle.join(names::JOURNAL);
-    // Before anything is written to it.
-    remembered(bundle, owner)?;
     let settings = vigil_journal::Settings::default();
     let opened = vigil_journal::Journal::open(&path, owner, settings)?;
     let frames = opened.replayed.records.iter();
