@@ -1,10 +1,11 @@
 //! The two processes behind one container: which is which, and what they hold.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::process::{Process, alive, signal_if};
-use vigil_lab::{Shim, by, until};
+use vigil_lab::{Shim, by, poll::sharp, until};
 
 /// Reaper and shim of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +17,21 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Finds out by Connect, which names the reaper.
+    /// Finds out by Connect, which names the reaper. A process shows its arguments neither in
+    /// the middle of its exec nor while it sleeps uninterruptibly, as a shim that copies a
+    /// terminal does for moments: it is looked for again.
     pub fn of(shim: &Shim) -> Result<Self> {
+        let end = sharp(2.0);
+        loop {
+            let seen = Self::seen(shim);
+            if seen.is_ok() || Instant::now() >= end {
+                return seen;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn seen(shim: &Shim) -> Result<Self> {
         let reaper = shim.task.connect_task(&shim.id)?.shim_pid;
         let reaper = i32::try_from(reaper).context("a pid")?;
         let mut others = shim.processes();
