@@ -99,8 +99,12 @@ pub struct Blow {
     pub delete_after_ms: u64,
 }
 
-/// Of blows after the first: the fifth death in a minute ends the pair.
+/// Of blows after the first, in most lives.
 const MORE_MAX: u32 = 3;
+/// In one life of so many hundred the pair loses …
+const BURST_PERCENT: u32 = 4;
+/// … so many shims after the first: no number of deaths may cost a container.
+pub const BURST: u32 = 29;
 
 /// A life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,8 +119,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// When and how the pair dies.
     pub blow: Blow,
-    /// The blows after that, where the shim alone dies; with that one below the
-    /// number after which the pair gives up.
+    /// The blows after that, where the shim alone dies.
     pub more: Vec<Again>,
     /// Whether the same id lives again at once.
     pub again: bool,
@@ -203,17 +206,26 @@ impl Plan {
 
     fn more(rng: &mut Rng, first: &Blow, steps: usize) -> Vec<Again> {
         let steps = u32::try_from(steps).unwrap_or(1);
-        let mut at: Vec<usize> = (0..rng.below(MORE_MAX + 1))
+        let burst = rng.percent(BURST_PERCENT);
+        let blows = if burst {
+            BURST
+        } else {
+            rng.below(MORE_MAX + 1)
+        };
+        let mut at: Vec<usize> = (0..blows)
             .map(|_| 1 + rng.below(steps - 1) as usize)
             .map(|step| step.max(first.step))
             .collect();
         at.sort_unstable();
         at.into_iter()
             .map(|step| {
-                // One in three meets the one that is just taking over.
-                let span = rng
-                    .pick(&[500, 3_000, 10_000, 20_000, 60_000, 200_000])
-                    .unwrap_or(1);
+                // One in three meets the one that is just taking over, in a burst most do.
+                let spans: &[u32] = if burst {
+                    &[500, 3_000, 10_000, 20_000]
+                } else {
+                    &[500, 3_000, 10_000, 20_000, 60_000, 200_000]
+                };
+                let span = rng.pick(spans).unwrap_or(1);
                 Again {
                     step,
                     after_us: u64::from(rng.below(span)),
@@ -342,6 +354,16 @@ mod tests {
         };
         assert_eq!(lives(1), lives(1));
         assert_ne!(lives(1), lives(2));
+    }
+
+    #[test]
+    fn some_pairs_lose_thirty_shims_at_a_stretch() {
+        let bursts = |victims| {
+            let plans = (0..2000).map(|n| Plan::draw(7, n, victims));
+            plans.filter(|p| p.more.len() == BURST as usize).count()
+        };
+        assert!((40..160).contains(&bursts(Victims::Shim)));
+        assert_eq!(bursts(Victims::Both), 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::elder::Grown;
 use crate::judge::Harm;
-use crate::plan::Step;
+use crate::plan::{BURST, Step};
 use crate::standing::Standing;
 
 /// What one life adds.
@@ -45,6 +45,7 @@ pub struct Tally {
     kills: u64,
     failed: u64,
     again: u64,
+    bursts: u64,
     states: u64,
     steps: BTreeMap<String, u64>,
     daemons: BTreeMap<&'static str, u64>,
@@ -66,6 +67,7 @@ impl Tally {
         self.kills += outcome.kills;
         self.failed += u64::from(failed);
         self.again += u64::from(outcome.again);
+        self.bursts += u64::from(outcome.kills > u64::from(BURST));
         self.states += outcome.states;
         self.took.extend(&outcome.took);
         for harm in harms {
@@ -186,6 +188,12 @@ impl fmt::Display for Tally {
         let harm = |harm| self.harms.get(&harm).copied().unwrap_or(0);
         writeln!(f, "  | kills that hit | {} |", self.kills)?;
         writeln!(f, "  | lives | {} |", self.lives)?;
+        writeln!(
+            f,
+            "  | of them with {} kills | {} |",
+            BURST + 1,
+            self.bursts
+        )?;
         writeln!(f, "  | of them through containerd | {:?} |", self.daemons)?;
         writeln!(f, "  | first blow in | {:?} |", self.steps)?;
         writeln!(f, "  | violations | {} |", self.failed)?;
