@@ -99,8 +99,8 @@ pub fn run(flags: &Flags) -> Result<()> {
     let exits_path = bundle.join(names::EXITS);
     // A file from an earlier life: nobody holds the lock, so nobody writes it.
     let _ = std::fs::remove_file(&exits_path);
-    let exits = exits::create(&exits_path)?;
     made.0.push(exits_path);
+    let exits = fd::memfd_capped(c"vigil-exits", exits::BYTES);
     write(
         &bundle.join(names::ADDRESS),
         address.uri().as_bytes(),
@@ -117,7 +117,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         owner: Owner::with_salt(flags.namespace.as_str(), flags.id.as_str(), draw_salt()),
         listener,
         lock,
-        exits: exits.into(),
+        exits: exits.context("cannot make memory for the exit records")?,
         memory: fd::memfd(c"vigil-journal").context("cannot make memory for the journal")?,
         bundle: bundle.clone(),
         program,

@@ -118,7 +118,16 @@ fn exit_records_are_made_whole_or_not_at_all() {
     };
     fs::write(disk.path().join("half"), vec![1; 100 * 1024]).unwrap();
     let path = disk.path().join("exits");
-    let error = exits::create(&path).unwrap_err();
+    let words: Vec<_> = std::iter::repeat_with(Default::default)
+        .take(exits::WORDS)
+        .collect();
+    let mut recorder = exits::Recorder::format(&words, boot(), &owner()).unwrap();
+    let error = recorder.keep_in(&path).unwrap_err();
     assert!(matches!(error, ExitsError::Create { .. }), "{error:?}");
-    assert!(!path.exists());
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 1, "the half");
+    // Tried again at each record.
+    fs::remove_file(disk.path().join("half")).unwrap();
+    recorder.record(exits::Death::seen_now(5, 6, 7));
+    let read = exits::read(&path, &owner()).unwrap();
+    assert_eq!(read.exits().unwrap().find(5, 6).unwrap().status, 7);
 }

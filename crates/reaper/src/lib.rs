@@ -49,7 +49,7 @@ pub struct Config {
     pub listener: OwnedFd,
     /// The pair's lock, held by being open.
     pub lock: OwnedFd,
-    /// What `vigil_journal::exits::create` made.
+    /// Memory for the exit records, of their length, which nobody can cut.
     pub exits: OwnedFd,
     /// Held for the shims: a second copy of their journal.
     pub memory: OwnedFd,
@@ -77,7 +77,7 @@ type Fault = Box<dyn std::error::Error>;
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Becomes the reaper. Called in a child forked from `start`, which has one
-/// thread and in which every descriptor that is not given here is closed or
+/// thread, whose working directory is the bundle and in which every descriptor that is not given here is closed or
 /// close-on-exec; never returns. `ready` is the write end of a pipe that is
 /// told `R` when the shim serves, or lines of `E` and a text, by shim and
 /// reaper, when it will not; then it is closed.
@@ -117,7 +117,8 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
     let boot = step("read the boot id", BootId::parse(&boot))?;
     let words = SharedMap::for_ever(config.exits.as_fd());
     let words = step("map the exit records", words)?;
-    let deaths = Recorder::format(words, boot, &config.owner);
+    // In the bundle as it is, whatever has its name later.
+    let deaths = Recorder::begin(words, boot, &config.owner, names::EXITS.as_ref());
     let deaths = step("format exits", deaths)?;
 
     let bell = step("make a doorbell", Doorbell::new())?;

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vigil_journal::Owner;
 use vigil_journal::exits::{Death, Exits, ExitsError, PinError, Recorder, Slot};
+use vigil_journal::{Owner, names};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_relay::control::Denied;
 use vigil_sys::{map::SharedMap, wait};
@@ -110,7 +110,12 @@ impl ExitRecords {
         })?;
         // Leaked: needed until the process ends.
         let words = Box::leak(Box::new(map)).words();
-        let recorder = Recorder::new(words).map_err(|source| Error::Exits { source })?;
+        let recorder = Recorder::new(words).map_err(|source| Error::Exits { source });
+        let mut recorder = recorder?;
+        // In the bundle as it is, whatever has its name by now.
+        if let Err(error) = recorder.keep_in(Path::new(names::EXITS)) {
+            log::warn!("{}", vigil_host::chain(&error));
+        }
         *self.heir() = Some(Heir(recorder));
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A file as shared words: the reaper stores, the shim and `delete` look on.
 //! Nothing but atomics leaves this module, so two processes may use the same
 //! words at once. The file must not be cut while it is mapped (a touch beyond
-//! its end is SIGBUS); only its creator, who is gone by then, could.
+//! its end is SIGBUS): it is a memfd sealed against that ([`crate::fd::memfd_capped`]).
 
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;

@@ -186,6 +186,59 @@ fn delete_hurts_nobody_else_whatever_lies_in_the_bundle() {
     });
 }
 
+/// Whether the exit records in the file have a registered process that exited so.
+fn tells_of_status(path: &Path, code: u64) -> Result<bool> {
+    ensure!(fs::symlink_metadata(path)?.is_file(), "no plain file");
+    let bytes = fs::read(path)?;
+    ensure!(bytes.len() == 40_960, "{} bytes", bytes.len());
+    // FORMAT.md: four words a slot, the first of which is state, turn and status.
+    let words = bytes[32 * 8..4096 * 8].as_chunks::<8>().0.iter().step_by(4);
+    let mut words = words.map(|word| u64::from_ne_bytes(*word));
+    Ok(words.any(|word| word >> 56 == 2 && word & 0xffff_ffff == code << 8))
+}
+
+/// Nobody dies but the container, and its exit records are not what they were: they were the
+/// reaper's own memory, so cutting them killed it and cost the container, what was written over
+/// them was believed, and what was removed never came back.
+#[test]
+fn exit_records_are_only_a_copy_of_what_a_living_pair_knows() {
+    trial(100, |kit| {
+        let bystander = Bystander::new(kit)?;
+        let theirs = bystander.container.bundle.dir.clone();
+        for harm in harms() {
+            let told = || format!("{harm:?}");
+            let container = kit.running(&Spec::sh("trap 'exit 7' TERM; sleep 99 & wait"))?;
+            let (task, id) = (container.task(), &container.id);
+            let pair = Pair::of(&container.shim)?;
+            let path = container.bundle.dir.join("exits");
+            harm.to(&path, &theirs).with_context(told)?;
+            let _exec = kit.exec(&container, "e1", &Spec::sh("exit 3"))?;
+            task.start(id, "e1").with_context(told)?;
+            let status = task.wait(id, "e1").with_context(told)?.exit_status;
+            ensure!(status == 3, "{}: exec {status}", told());
+            harm.to(&path, &theirs).with_context(told)?;
+            task.kill(id, "", 15, false).with_context(told)?;
+            let status = container.exit_status().with_context(told)?;
+            ensure!(status == 7, "{}: status {status}", told());
+            ensure!(
+                Pair::of(&container.shim)? == pair,
+                "{}: another pair",
+                told()
+            );
+            let kept = tells_of_status(&path, 7).with_context(told)?;
+            ensure!(kept, "{}: not written anew", told());
+            // And when nobody is left but the file.
+            pair.signal(pair.reaper, KILL)?;
+            pair.signal(pair.shim, KILL)?;
+            pair.gone(10.0).with_context(told)?;
+            let deleted = container.shim.delete()?.ok().with_context(told)?;
+            ensure!(deleted.exit_status == 7, "{}: {deleted:?}", told());
+            bystander.unhurt().with_context(told)?;
+        }
+        Ok(())
+    });
+}
+
 /// The shim dies, and one of the files is another's, damaged or gone: the pair lived on without
 /// a shim or left, and a journal cut in half said CREATED of a running task. Now the journal is
 /// written anew from the reaper's memory, and the exit records are handed down by the reaper.
@@ -196,11 +249,6 @@ fn a_living_pair_goes_on_whatever_becomes_of_its_files() {
         let theirs = bystander.container.bundle.dir.clone();
         for name in FILES {
             for harm in harms() {
-                // What is written into the exit records themselves is believed: they are the
-                // memory that the reaper stores into.
-                if name == "exits" && !matches!(harm, Harm::Missing | Harm::Fifo | Harm::Link) {
-                    continue;
-                }
                 let told = || format!("{name} {harm:?}");
                 let container = kit.running(&Spec::sh("trap 'exit 7' TERM; sleep 99 & wait"))?;
                 let (task, id) = (container.task(), &container.id);
@@ -219,6 +267,10 @@ fn a_living_pair_goes_on_whatever_becomes_of_its_files() {
                 if name == "journal" {
                     let kept = fs::symlink_metadata(&path)?;
                     ensure!(kept.is_file(), "{}: not written anew", told());
+                }
+                if name == "exits" {
+                    let kept = tells_of_status(&path, 7).with_context(told)?;
+                    ensure!(kept, "{}: not written anew", told());
                 }
                 let deleted = task.delete(id, "").with_context(told)?;
                 ensure!(deleted.exit_status == 7, "{}: {deleted:?}", told());

@@ -1,10 +1,11 @@
 //! The exit records: how each process below the reaper ended.
 //!
-//! Owns the layout of a memory the reaper shares with the shim and, as a file,
-//! with `delete`: recording is a handful of stores and cannot fail. It must
+//! Owns the layout of a memory the reaper shares with the shim, and of the file beside it, which
+//! is for `delete`: recording is a handful of stores and cannot fail. It must
 //! never map memory, allocate while recording, or let a reader see half a
 //! record, wherever the reaper was killed.
 
+mod kept;
 mod read;
 mod record;
 mod snapshot;
@@ -13,7 +14,7 @@ mod tests;
 
 pub use read::{Exits, Slot};
 pub use record::{Kept, PinError, Recorder};
-pub use snapshot::{Snapshot, create, open, read};
+pub use snapshot::{Snapshot, open, read};
 
 use std::io;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub const PINNED: usize = 1016;
 pub const PINNED_V1: usize = 1022;
 /// Deaths of other processes that are remembered.
 pub const RING: usize = 256;
-/// Bytes of the file and of the mapping: ten pages.
+/// Bytes of the memory and of the file: ten pages.
 pub const BYTES: usize = WORDS * 8;
 
 /// The layout in 64-bit words: head, slots, ring.
@@ -168,8 +169,8 @@ pub enum ExitsError {
         /// The file.
         path: PathBuf,
     },
-    /// The file could not be created in full; nothing of it is left.
-    #[error("{path}: cannot create the exit records")]
+    /// The file could not be made in full; nothing of it is left.
+    #[error("{path}: cannot make the file of the exit records")]
     Create {
         /// The file.
         path: PathBuf,

@@ -190,6 +190,10 @@ impl<'a> Exits<'a> {
         self.words[index].load(order)
     }
 
+    pub(super) fn words(self) -> &'a [AtomicU64] {
+        self.words
+    }
+
     pub(super) fn word(self, index: usize) -> &'a AtomicU64 {
         &self.words[index]
     }

@@ -3,10 +3,13 @@
 //! Owns the order of the stores. Fields are touched only while the commit word
 //! says that they mean nothing; the commit word is stored last. So whichever
 //! store is the last one before a SIGKILL, each record is the old one or the
-//! new one. Nothing here allocates, waits or fails for want of anything.
+//! new one, in the memory and in the file that is kept beside it. Nothing here allocates,
+//! waits or fails for want of anything.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::kept;
 use super::layout::{
     BOOT, BOOT_WORDS, COMMIT, DEAD, FREE, ID, MAGIC, MAGIC_VALUE, NAME_LENS, NAME_WORDS, NAMESPACE,
     PID_NANOS, RING_SEQ, SALT, SECS, STATE_SHIFT, TICKS, TURN_MASK, TURN_SHIFT, VERSION,
@@ -22,6 +25,7 @@ use crate::owner::Owner;
 #[derive(Debug)]
 pub struct Recorder<'a> {
     pub(super) exits: Exits<'a>,
+    pub(super) file: Option<kept::Kept>,
     /// Stores that still happen, so that a test can stop between any two.
     #[cfg(test)]
     pub(super) stores_left: Option<usize>,
@@ -57,10 +61,23 @@ impl<'a> Recorder<'a> {
     pub fn format(words: &'a [AtomicU64], boot: BootId, owner: &Owner) -> Result<Self, ExitsError> {
         let mut recorder = Recorder {
             exits: Exits::unchecked(words)?,
+            file: None,
             #[cfg(test)]
             stores_left: None,
         };
         recorder.lay_out(boot, owner);
+        Ok(recorder)
+    }
+
+    /// As [`Recorder::format`], and the file at `path` with it.
+    pub fn begin(
+        words: &'a [AtomicU64],
+        boot: BootId,
+        owner: &Owner,
+        path: &Path,
+    ) -> Result<Self, ExitsError> {
+        let mut recorder = Self::format(words, boot, owner)?;
+        recorder.keep_in(path)?;
         Ok(recorder)
     }
 
@@ -96,6 +113,7 @@ impl<'a> Recorder<'a> {
     pub fn new(words: &'a [AtomicU64]) -> Result<Self, ExitsError> {
         let mut recorder = Recorder {
             exits: Exits::new(words)?,
+            file: None,
             #[cfg(test)]
             stores_left: None,
         };
@@ -107,6 +125,26 @@ impl<'a> Recorder<'a> {
         Ok(recorder)
     }
 
+    /// From now on also in a file at `path`, which says each thing before the memory does. One
+    /// that is there and says what the memory says is gone on with. After an error it is tried
+    /// again at each record.
+    pub fn keep_in(&mut self, path: &Path) -> Result<(), ExitsError> {
+        let file = self.file.insert(kept::Kept::new(path));
+        let made = file.mend(self.exits.words());
+        made.map_err(|source| ExitsError::Create {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// What somebody has done to the file meanwhile is made good.
+    fn mend(&mut self) {
+        if let Some(file) = &mut self.file {
+            // The memory is what counts; the next record tries again.
+            let _ = file.mend(self.exits.words());
+        }
+    }
+
     /// The same records, for reading.
     pub fn exits(&self) -> Exits<'a> {
         self.exits
@@ -115,6 +153,7 @@ impl<'a> Recorder<'a> {
     /// Records a death: in the slot waiting for it, else in the ring, whose
     /// oldest entry it replaces. Cannot fail.
     pub fn record(&mut self, death: Death) -> Kept {
+        self.mend();
         match self.waiting_for(&death) {
             Some(index) => {
                 self.fill_slot(index, &death);
@@ -144,6 +183,7 @@ impl<'a> Recorder<'a> {
         if let Some((index, _)) = known {
             return Ok(index);
         }
+        self.mend();
         let recent = self.exits.ring().filter(|(seq, _)| *seq >= since);
         let death = choose(recent.map(|(_, death)| death), pid, start_ticks)
             .map_err(|_| PinError::Ambiguous { pid })?;
@@ -253,6 +293,10 @@ impl<'a> Recorder<'a> {
             Some(0) => return,
             Some(left) => *left -= 1,
             None => {}
+        }
+        // The file first: what the memory tells is told, and must be found when all are dead.
+        if let Some(file) = &mut self.file {
+            file.store(index, value);
         }
         self.exits.word(index).store(value, order);
     }

@@ -1,12 +1,11 @@
-//! The exit records as a file: made by `start`, read by `delete` and the tool.
+//! The exit records as a file, read by `delete` and the tool.
 //!
-//! Owns the plain reading of what the reaper has mapped. It must never change
-//! the file once it is made; `delete` reads it when the reaper is dead, the
-//! tool while it lives.
+//! Owns the plain reading of what the reaper writes. It must never change
+//! the file; `delete` reads it when the reaper is dead, the tool while it lives.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,32 +60,6 @@ impl Snapshot {
             .flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes())
             .collect()
     }
-}
-
-/// Makes the file at `path`, all of it written with zeros so that no later
-/// store into its mapping can lack space, and returns it for mapping
-/// (readable, writable, close-on-exec). Fails if the name is taken. The memory
-/// is then formatted with [`Recorder::format`](super::Recorder::format).
-pub fn create(path: &Path) -> Result<File, ExitsError> {
-    let failed = |source| ExitsError::Create {
-        path: path.to_owned(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    let zeros = [0; 4096];
-    for page in 0..BYTES / zeros.len() {
-        if let Err(error) = file.write_all_at(&zeros, (page * zeros.len()) as u64) {
-            let _ = fs::remove_file(path);
-            return Err(failed(error));
-        }
-    }
-    Ok(file)
 }
 
 /// Opens the file at `path` for mapping: readable, writable, and of the one length, so that

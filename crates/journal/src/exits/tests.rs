@@ -311,6 +311,7 @@ fn memory_half_formatted_is_not_believed() {
         }
         let mut recorder = Recorder {
             stores_left: Some(count),
+            file: None,
             exits: Exits::unchecked(&words).unwrap(),
         };
         recorder.lay_out(boot(), &owner());
@@ -353,28 +354,149 @@ fn a_reader_beside_the_writer_never_sees_a_mixture() {
 }
 
 #[test]
-fn the_file_is_read_as_it_was_mapped() {
+fn the_file_says_what_the_memory_says() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(crate::names::EXITS);
-    let file = create(&path).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), BYTES as u64);
-    // Written, not a hole: nothing can lack space later.
-    let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
-    assert!(blocks * 512 >= BYTES as u64, "{blocks} blocks");
-    assert!(matches!(create(&path), Err(ExitsError::Create { .. })));
-    assert!(matches!(read(&path, &owner()), Err(ExitsError::Foreign)));
-
     let words = memory();
     let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+    recorder.keep_in(&path).unwrap();
+    // Written, not a hole: nothing can lack space later.
+    let made = std::fs::metadata(&path).unwrap();
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&made);
+    assert!(blocks * 512 >= BYTES as u64, "{blocks} blocks");
     let index = recorder.pin(1001, 0, 0).unwrap();
     recorder.record(death(1));
     recorder.record(death(2));
-    std::fs::write(&path, bytes(&words)).unwrap();
     let snapshot = read(&path, &owner()).unwrap();
     let exits = snapshot.exits().unwrap();
     assert_eq!(exits.pinned(index), Some(death(1)));
     assert_eq!(exits.find(1002, 0), Some(death(2)));
     assert_eq!(snapshot.to_bytes(), bytes(&words));
+    // The next writer goes on with it.
+    let mut next = Recorder::new(&words).unwrap();
+    next.keep_in(&path).unwrap();
+    next.unpin(index);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+}
+
+/// The order of the stores is the file's too: what the memory tells, the file has told.
+#[test]
+fn a_reaper_stopped_between_any_two_stores_leaves_a_file_that_is_not_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(crate::names::EXITS);
+    for stores in 0..20 {
+        let words = memory();
+        let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+        recorder.keep_in(&path).unwrap();
+        recorder.pin(1001, death(1).start_ticks, 0).unwrap();
+        recorder.stores_left = Some(stores);
+        recorder.record(death(1));
+        recorder.record(death(2));
+        let memory = Exits::new(&words).unwrap();
+        let file = read(&path, &owner()).unwrap();
+        let file = file.exits().unwrap();
+        for n in [1, 2] {
+            let told = memory.find(1000 + n, death(n).start_ticks);
+            let kept = file.find(1000 + n, death(n).start_ticks);
+            assert!(
+                told.is_none() || kept == told,
+                "{stores}: {told:?} {kept:?}"
+            );
+            assert!(
+                kept.is_none() || kept == Some(death(n)),
+                "{stores}: {kept:?}"
+            );
+        }
+    }
+}
+
+/// Somebody removes, cuts, overwrites or replaces the file: once the pair never had it again,
+/// or died of it. The next record makes it anew, and what was there is set aside.
+#[test]
+fn a_file_that_was_meddled_with_is_made_anew_by_the_next_record() {
+    use std::fs;
+    type Meddle = fn(&std::path::Path, &std::path::Path);
+    let meddles: [(&str, Meddle); 9] = [
+        ("removed", |path, _| fs::remove_file(path).unwrap()),
+        ("emptied", |path, _| fs::write(path, "").unwrap()),
+        ("cut", |path, _| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(BYTES as u64 / 2).unwrap();
+        }),
+        ("longer", |path, _| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(BYTES as u64 + 1).unwrap();
+        }),
+        ("one bit", |path, _| {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[33 * 8] ^= 4;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("link", |path, other| {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink(other, path).unwrap();
+        }),
+        ("second name", |path, other| {
+            fs::remove_file(path).unwrap();
+            fs::hard_link(other, path).unwrap();
+        }),
+        ("directory", |path, _| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+        ("moved", |path, _| {
+            fs::rename(path, path.with_extension("away")).unwrap();
+        }),
+    ];
+    for (name, meddle) in meddles {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(crate::names::EXITS);
+        let other = folder.path().join("other");
+        fs::write(&other, vec![1; BYTES]).unwrap();
+        let words = memory();
+        let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+        recorder.keep_in(&path).unwrap();
+        recorder.record(death(1));
+        meddle(&path, &other);
+        recorder.record(death(2));
+        let snapshot = read(&path, &owner()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let exits = snapshot.exits().unwrap();
+        assert_eq!(exits.find(1001, 0), Some(death(1)), "{name}");
+        assert_eq!(exits.find(1002, 0), Some(death(2)), "{name}");
+        assert_eq!(fs::read(&other).unwrap(), vec![1; BYTES], "{name}");
+        let aside = fs::symlink_metadata(path.with_extension("bad"));
+        assert_eq!(
+            aside.is_ok(),
+            !["removed", "moved"].contains(&name),
+            "{name}"
+        );
+        // And again.
+        meddle(&path, &other);
+        recorder.pin(77, 5, 0).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes(&words), "{name}, again");
+    }
+}
+
+/// Where no second file can be made, the first is written over; never another's.
+#[test]
+fn without_room_for_another_file_ours_is_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(crate::names::EXITS);
+    let words = memory();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+    recorder.keep_in(&path).unwrap();
+    std::fs::create_dir(folder.path().join("exits.new")).unwrap();
+    std::fs::write(&path, vec![1; BYTES]).unwrap();
+    recorder.record(death(1));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
+    let other = folder.path().join("other");
+    std::fs::write(&other, vec![1; BYTES]).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    recorder.record(death(2));
+    assert_eq!(std::fs::read(&path).unwrap(), vec![1; BYTES]);
+    assert_eq!(recorder.exits().find(1002, 0), Some(death(2)));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Pair {
     fn start(kind: &str) -> Pair {
         let dir = tempfile::tempdir().unwrap();
         let lock = lock::hold(&dir.path().join(names::LOCK)).unwrap();
-        let exits = exits::create(&dir.path().join(names::EXITS)).unwrap();
+        let exits = fd::memfd_capped(c"exits", exits::BYTES).unwrap();
         let listener = listen::bind(&dir.path().join("s")).unwrap();
         let (ready, told) = fd::pipe().unwrap();
         match fork().unwrap() {
@@ -77,11 +77,12 @@ impl Pair {
             }
             Fork::Child => {
                 drop(ready);
+                std::env::set_current_dir(dir.path()).unwrap();
                 let config = Config {
                     owner: owner(),
                     listener,
                     lock: lock.into(),
-                    exits: exits.into(),
+                    exits,
                     memory: fd::memfd(c"memory").unwrap(),
                     bundle: dir.path().to_owned(),
                     program: fd::hold(Path::new("/proc/self/exe")).unwrap(),
