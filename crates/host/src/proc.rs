@@ -235,8 +235,7 @@ pub fn program_of_the_host(pid: u32) -> Option<String> {
 fn open(pid: u32) -> Result<Option<OwnedFd>> {
     match pidfd::open(pid) {
         Ok(fd) => Ok(Some(fd)),
-        // EINVAL, ENOENT: the number is a thread's.
-        Err(Errno::ESRCH | Errno::EINVAL | Errno::ENOENT) => Ok(None),
+        Err(Errno::ESRCH) => Ok(None),
         Err(source) => Err(Error::Kernel {
             op: "open a pidfd of process",
             what: pid.to_string(),

@@ -10,12 +10,18 @@ use crate::{Errno, Result, points};
 /// `PID_FS_MAGIC` (Linux 6.9); not in libc.
 const PIDFS: i64 = 0x5049_4446;
 
-/// A descriptor of process `pid`, close-on-exec. `ESRCH`: there is none.
+/// A descriptor of process `pid`, close-on-exec. `ESRCH`: there is none; the number may be
+/// a thread's by now, for which the kernel has another word (`ENOENT`, before 6.15 `EINVAL`).
 pub fn open(pid: u32) -> Result<OwnedFd> {
     let pid = libc::pid_t::try_from(pid).map_err(|_| Errno::ESRCH)?;
     // SAFETY: takes two integers; with flags 0 it waits for nothing.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let raw = i32::try_from(Errno::result(raw)?).map_err(|_| Errno::EBADF)?;
+    let raw = Errno::result(raw).map_err(|errno| match errno {
+        // The flags are none, so it is the number that is not valid.
+        Errno::ENOENT | Errno::EINVAL => Errno::ESRCH,
+        other => other,
+    })?;
+    let raw = i32::try_from(raw).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
@@ -205,5 +211,17 @@ mod tests {
         assert_eq!(open(u32::MAX).unwrap_err(), Errno::ESRCH);
         // Above the kernel's limit of 2^22.
         assert_eq!(open(1 << 23).unwrap_err(), Errno::ESRCH);
+        assert_eq!(open(0).unwrap_err(), Errno::ESRCH);
+    }
+
+    /// A process ended and the number went to a thread before anybody opened it: on a busy
+    /// machine this made a Kill fail with "cannot open a pidfd of process N: ENOENT".
+    #[test]
+    fn a_number_that_is_now_a_threads_is_no_process() {
+        let opened = std::thread::spawn(|| {
+            let own = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+            open(own).map(drop)
+        });
+        assert_eq!(opened.join().unwrap(), Err(Errno::ESRCH));
     }
 }
