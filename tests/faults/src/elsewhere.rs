@@ -75,7 +75,7 @@ pub const COVERED: &[Covered] = &[
     covered(
         "F02",
         "hostile/tests/orphan",
-        "an_exit_is_told_within_a_second_with_its_status",
+        "an_exit_is_told_with_its_status",
     ),
     covered(
         "F02",

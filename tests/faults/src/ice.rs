@@ -17,6 +17,8 @@ use anyhow::{Context, Result, ensure};
 use vigil_lab::process::Process;
 use vigil_lab::{by, until};
 
+use crate::watch::waits_for_a_device;
+
 /// Two file systems, one on the other. Drop it before the scratch it lies in.
 #[derive(Debug)]
 pub struct Ice {
@@ -130,7 +132,31 @@ impl Ice {
             watchdog,
         });
         drop(frozen);
-        tool("fsfreeze", &["-f", text(&mount)?])
+        tool("fsfreeze", &["-f", text(&mount)?])?;
+        if layer == Layer::Device {
+            self.dirty()?;
+        }
+        Ok(())
+    }
+
+    /// Something to be written, from behind the frozen device. What was written before the
+    /// freeze the kernel of a busy machine may have brought to rest by then, and an unmount that
+    /// has nothing to write does not sleep. If this one sleeps itself, so does the unmount.
+    fn dirty(&self) -> Result<()> {
+        let mut writer = Command::new("busybox")
+            .args(["dd", "if=/dev/zero", "of=dirt", "bs=64k", "count=8"])
+            .arg("conv=notrunc")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir(self.files())
+            .spawn()
+            .context("starting who writes")?;
+        let pid = i32::try_from(writer.id())?;
+        until("who writes to be through or to sleep", by(10.0), || {
+            let ended = writer.try_wait().ok()?.is_some();
+            (ended || waits_for_a_device(pid)).then_some(())
+        })
     }
 
     /// Thaws whatever is frozen.

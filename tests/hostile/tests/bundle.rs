@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use vigil_hostile::{Pair, trial};
-use vigil_lab::bundle::Stdio;
+use vigil_lab::bundle::{Stdio, remove_tree};
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
 use vigil_lab::{Kit, Spec, by, until};
@@ -25,7 +25,7 @@ fn removed(container: &Container) -> Result<()> {
     while nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
     let aside = dir.with_file_name(format!(".{}", container.id));
     fs::rename(dir, &aside)?;
-    Ok(fs::remove_dir_all(&aside)?)
+    remove_tree(&aside)
 }
 
 fn leaves(kit: &Kit, container: &Container, pair: &Pair) -> Result<()> {

@@ -101,7 +101,7 @@ fn a_container_runs_on_and_takes_every_request() {
 }
 
 #[test]
-fn an_exit_is_told_within_a_second_with_its_status() {
+fn an_exit_is_told_with_its_status() {
     trial(60, |kit| {
         let container = kit.running(&Spec::sh(
             "while ! test -e /go; do sleep 0.02; done; exit 7",
@@ -115,13 +115,11 @@ fn an_exit_is_told_within_a_second_with_its_status() {
         until("init to end", by(10.0), || {
             (!alive(i32::try_from(container.pid).ok()?)).then_some(())
         })?;
-        let ended = Instant::now();
         let (task, id) = (container.task(), &container.id);
         until("STOPPED", by(1.0), || {
             let state = task.state(id, "").ok()?;
             (state.status.value() == 3).then_some(())
         })?;
-        ensure!(ended.elapsed() < Duration::from_secs(1));
         ensure!(task.state(id, "")?.exit_status == 7);
         ensure!(waiting.join().unwrap()?.exit_status == 7);
         kit.sink.expect("exit", by(5.0))?;

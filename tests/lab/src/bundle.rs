@@ -5,7 +5,7 @@
 //! about.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use containerd_shim_protos::api::{CreateTaskRequest, Mount};
 use serde_json::{Value, json};
 
 use crate::process::mkfifo;
+use crate::{by, until};
 
 /// What a container shall run, and how.
 #[derive(Debug, Clone)]
@@ -234,8 +235,22 @@ impl Bundle {
     pub fn remove(&self) -> Result<()> {
         let rootfs = self.dir.join("rootfs");
         while nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
-        fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))
+        remove_tree(&self.dir)
     }
+}
+
+/// Removes a directory in which a living pair may still write: its next shim leaves one more
+/// file, and a person would type the same again.
+pub fn remove_tree(dir: &Path) -> Result<()> {
+    until(
+        "the directory to go",
+        by(10.0),
+        || match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => None,
+            removed => Some(removed),
+        },
+    )?
+    .with_context(|| format!("removing {}", dir.display()))
 }
 
 /// Lays out a root file system around the machine's static busybox.
