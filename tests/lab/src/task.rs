@@ -91,7 +91,7 @@ impl Task {
         Ok(Self {
             client: Arc::new(Client::connect(socket)?),
             service,
-            patience: 10.0,
+            patience: poll::GENEROUS.as_secs_f64(),
             took: Arc::default(),
         })
     }

@@ -54,10 +54,12 @@ fn told_while_it_is_held(kit: &Kit, container: &Container, spec: &Spec, words: &
 /// The child lives on in the container, and dies with it.
 fn child_dies_with_it(kit: &Kit, container: &Container) -> Result<()> {
     let lives = |p: &vigil_lab::process::Process| p.cmdline == "sleep 1001";
-    ensure!(
-        members(kit, &container.id).iter().any(lives),
-        "the child is gone before the container"
-    );
+    // One that is forked and has not got to its program yet, or waits for a page of it, looks otherwise.
+    until(
+        "the child to be seen before the container's end",
+        by(5.0),
+        || members(kit, &container.id).iter().any(lives).then_some(()),
+    )?;
     signal_init(container, 9)?;
     one_exit(kit, container, 137)?;
     ensure!(members(kit, &container.id).is_empty(), "the child lives");
