@@ -36,15 +36,16 @@ test: ## all tests, then the conformance and fault suites on real containers
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) scripts/unit-tests
 	@$(MAKE) --no-print-directory conformance
-	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q --workspace --test faults
 
+# --workspace: with the features that everything else here is built with, so that nothing is built twice.
 conformance: build ## behaviours of the Task API: Go's shims first, then ours
-	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-conformance --test conformance
+	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q --workspace --test conformance
 
 faults: ## every fault of the catalogue and every crash point: Go's shims and ours, side by side
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build
-	VIGIL_FAULTS=all VIGIL_FAULTS_TABLE=$(CURDIR)/target/faults.md VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q -p vigil-faults
+	VIGIL_FAULTS=all VIGIL_FAULTS_TABLE=$(CURDIR)/target/faults.md VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo test --locked -q --workspace --test faults
 
 test-cgroup2: ## conformance and faults on a cgroup v2 host: Debian's kernel, emulated (10 minutes)
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image && scripts/setup vm
@@ -97,7 +98,7 @@ crash-release: ## the same on the program as it is shipped, which has no crash p
 faults-release: ## a sample of the fault suite on the program as it is shipped; ARGS="FILTER…"
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build-release
-	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo test --locked -q -p vigil-faults -- $(or $(ARGS),f01 f02 f05 f06 f09 f12 f16 f21 f22 f23 f28 f38 f46)
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo test --locked -q --workspace --test faults -- $(or $(ARGS),f01 f02 f05 f06 f09 f12 f16 f21 f22 f23 f28 f38 f46)
 
 fuzz: ## each decoder a minute under libFuzzer; ARGS="SECONDS TARGET…"
 	@scripts/setup packages

@@ -292,7 +292,8 @@ impl Asked {
             exact: false,
             list: false,
             ignored: false,
-            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            // One more than there are processors: a trial waits more than it works.
+            threads: 1 + std::thread::available_parallelism().map_or(2, usize::from),
         };
         let mut args = args;
         while let Some(arg) = args.next() {
