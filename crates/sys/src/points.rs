@@ -13,7 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::unistd::getppid;
 
 /// Names the directory.
 const SWITCH: &str = "VIGIL_POINTS";
@@ -166,6 +167,13 @@ fn reach_in(directory: &Path, point: Point) {
     match action {
         // Neither returns before it is carried out: this thread is the only one.
         "stop" => drop(raise(Signal::SIGSTOP)),
+        // With the reaper, which would take a stopped shim for a stuck one and end it.
+        "stop-pair" => {
+            if std::env::args().next_back().as_deref() == Some("serve") {
+                let _ = kill(getppid(), Signal::SIGSTOP);
+            }
+            let _ = raise(Signal::SIGSTOP);
+        }
         "kill" => drop(raise(Signal::SIGKILL)),
         "exit" => crate::process::exit_now(1),
         "panic" => panic!("a test wants it so, at {}", point.code()),

@@ -277,7 +277,8 @@ impl Scene {
         let action = if self.gate.act == Act::Lose {
             "kill"
         } else {
-            "stop"
+            // A tester who is slow finds them as they were.
+            "stop-pair"
         };
         fs::write(
             self.tools.path("points").join(self.gate.point.code()),
@@ -327,8 +328,9 @@ impl Scene {
                 if let Some(pid) = pid.filter(|_| !reached.exists()) {
                     self.end_init(pid);
                 }
-                let at = fs::read_to_string(&reached).ok()?.parse().ok()?;
-                Process::read(at).filter(|p| p.state == 'T').map(drop)
+                Process::read(self.who_reached()?)
+                    .filter(|p| p.state == 'T')
+                    .map(drop)
             },
         )?;
         if self.gate.runc.is_some() {
@@ -349,6 +351,11 @@ impl Scene {
         point.with_extension("reached")
     }
 
+    /// Who came to the point.
+    fn who_reached(&self) -> Option<i32> {
+        fs::read_to_string(self.reached()).ok()?.parse().ok()
+    }
+
     /// Whether one of the two died alone, and so the other goes on, or its successor.
     fn deaths(&mut self) -> Result<bool> {
         // Before anyone dies: nothing that is stopped may lose its parent and be let run.
@@ -361,10 +368,11 @@ impl Scene {
             Dies::StartAlone => doomed.retain(is_start),
             Dies::Pair | Dies::Delete => doomed.retain(|p| !is_start(p)),
         }
+        let at_it = self.who_reached();
         let mut stopped = doomed.clone();
-        stopped.retain(|p| p.state == 'T');
+        stopped.retain(|p| Some(p.pid) == at_it && p.state == 'T');
         match self.variant {
-            Variant::OneAlone => doomed.retain(|p| p.state == 'T'),
+            Variant::OneAlone => doomed.retain(|p| Some(p.pid) == at_it && p.state == 'T'),
             Variant::ReaperAlone => doomed.retain(|p| !p.cmdline.ends_with(" serve")),
             _ => {}
         }
@@ -376,6 +384,12 @@ impl Scene {
         // One that is not ready yet fails its `start`.
         let succeeded = alone && self.gate.point != Point::PairNotReady;
         kill_at_once(&doomed)?;
+        if self.variant == Variant::OneAlone {
+            // Its reaper stopped with it.
+            for other in self.place.shims(HIT) {
+                signal_if(other.pid, 18, |p| p.cmdline == other.cmdline);
+            }
+        }
         if self.variant == Variant::ReaperAlone {
             ensure!(
                 doomed.len() == 1 && stopped.len() == 1,
