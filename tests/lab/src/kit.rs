@@ -426,7 +426,8 @@ impl Kit {
         let sink = format!("listening socket {}", self.sink.address().display());
         let runc = format!("file /run/containerd/runc/{mark}");
         // The namespace's own cgroup and directory stay in containerd too; the scratch removes them.
-        Residue::expect_none(&mark, by(12.0), |line| {
+        // A waiter that has nothing to sleep on looks again after a minute at the latest.
+        Residue::expect_none(&mark, by(75.0), |line| {
             line == sink || line == runc || line.starts_with("cgroup ") && line.ends_with(&mark)
         })
     }
