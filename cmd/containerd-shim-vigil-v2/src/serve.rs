@@ -74,6 +74,9 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         signal::ignore(number).context("cannot ignore a signal")?;
     }
     let open_files = std::env::var(crate::start::OPEN_FILES).ok();
+    // The reaper's limit is its own: one that was lowered there must not be that of each who
+    // takes over.
+    let _ = process::raise_open_files();
     if let Some(soft) = open_files.and_then(|soft| soft.parse().ok()) {
         process::children_open_files(soft);
     }

@@ -38,6 +38,10 @@ pub const BUNDLE: &str = "VIGIL_BUNDLE";
 /// Environment in which it finds the soft limit of open files that runc is to have.
 pub const OPEN_FILES: &str = "VIGIL_OPEN_FILES";
 
+/// What a pair needs at least, to serve one container and to start another shim when one dies:
+/// with less `start` would promise what nobody could keep.
+const OPEN_FILES_MIN: u64 = 64;
+
 /// How long the pair may take to be ready. containerd waits as long as its
 /// client does; this is for nobody but a person who runs `start` by hand.
 const READY_WAIT: Duration = Duration::from_secs(10);
@@ -70,6 +74,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     fork::close_inherited().context("cannot close what was inherited")?;
     // containerd's unit leaves 1024, which some hundred execs use up; ours is what is allowed.
     let open_files = process::raise_open_files().ok();
+    if let Some((_, hard)) = open_files.filter(|(_, hard)| *hard < OPEN_FILES_MIN) {
+        bail!(
+            "the limit of open files is {hard} and a container needs {OPEN_FILES_MIN}: \
+             raise RLIMIT_NOFILE (LimitNOFILE of containerd's unit)"
+        );
+    }
     let bytes = bootstrap::read(std::io::stdin().lock())?;
     let mut stdin = bootstrap::understand(&bytes, &flags.namespace, &flags.id)?;
     drop(bytes);
@@ -125,7 +135,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             .next()
             .unwrap_or_else(|| "containerd-shim-vigil-v2".into()),
         args: arguments(flags, &address),
-        env: environment(&stdin, open_files, &bundle),
+        env: environment(&stdin, open_files.map(|(soft, _)| soft), &bundle),
         name: c"containerd-shim".to_owned(),
     };
     made.0.push(bundle.join(names::PAIR));

@@ -84,3 +84,44 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// Which limit was reached, if that is why: what there was too little of, whose it is, and what
+/// to raise.
+pub fn limit(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::EMFILE => {
+            "the shim has as many open files as it may; the limit is RLIMIT_NOFILE of the process"
+        }
+        Errno::ENFILE => {
+            "the host has as many open files as it may; the limit is the sysctl fs.file-max"
+        }
+        Errno::EAGAIN => {
+            "no more processes may be started; the limit is pids.max of the shim's cgroup, \
+             RLIMIT_NPROC or the sysctl kernel.pid_max"
+        }
+        Errno::ENOMEM | Errno::ENOBUFS => {
+            "there is no more memory; the limit is that of the shim's cgroup, or the host's"
+        }
+        Errno::ENOSPC | Errno::EDQUOT => {
+            "there is no more room; the limit is the file system's, or a quota"
+        }
+        _ => return None,
+    })
+}
+
+/// The [`limit`] among the causes of an error.
+pub fn scarcity(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let kernel = cause.downcast_ref::<Errno>().copied();
+        let errno = kernel.or_else(|| {
+            let io = cause.downcast_ref::<std::io::Error>()?;
+            io.raw_os_error().map(Errno::from_raw)
+        });
+        if let Some(limit) = errno.and_then(limit) {
+            return Some(limit);
+        }
+        next = cause.source();
+    }
+    None
+}

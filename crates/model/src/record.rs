@@ -396,7 +396,10 @@ impl crate::phase::Standing {
                 self.init_streams = self.streams;
             }
             Change::Created { init, .. } => self.phase = Phase::Created { init: init.clone() },
-            Change::CreateUndone => self.phase = Phase::Empty,
+            Change::CreateUndone => {
+                self.phase = Phase::Empty;
+                self.remains = false;
+            }
             Change::CreateNotUndone => {
                 self.phase = Phase::Empty;
                 self.remains = true;

@@ -171,6 +171,10 @@ fn create_done(draft: &mut Draft<'_>, init: Option<Incarnation>, claims: Vec<cra
 }
 
 fn create_failed(draft: &mut Draft<'_>, undone: bool) {
+    // What was left of one that failed is undone after all.
+    if undone && draft.now().phase == Phase::Empty && draft.now().remains {
+        draft.change(Change::CreateUndone);
+    }
     if draft.now().phase != Phase::Creating {
         return;
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use vigil_journal::asked::{self, Asked, AskedError, Whose};
 use vigil_model::{ExecId, ExecPhase, ExecPlan, Kind, Refusal, Stdio, Task};
 
+use crate::jobs;
 use crate::owner::Place;
 
 fn whose<'a>(place: &'a Place, exec: &'a ExecId) -> Whose<'a> {
@@ -23,12 +24,12 @@ fn path(place: &Place, exec: &ExecId) -> PathBuf {
 }
 
 fn refusal(error: &AskedError) -> Refusal {
-    let says = vigil_host::chain(error);
     if error.full() {
+        let says = vigil_host::chain(error);
         let says = format!("{says}; the file system of the bundle needs more room");
         return Refusal::new(Kind::ResourceExhausted, says);
     }
-    Refusal::new(Kind::Unknown, says)
+    jobs::refusal(error)
 }
 
 /// The file an exec will have; nothing is written.

@@ -25,25 +25,23 @@ const AGAIN: Duration = Duration::from_millis(250);
 const BUNDLE_LOOK: Duration = Duration::from_millis(500);
 pub(crate) const BUNDLE_LOOKS: u32 = 60;
 
+/// Between two looks where the kernel tells of nothing: it has no dnotify, or there is no
+/// descriptor or memory for it.
+const BLIND_LOOK: Duration = Duration::from_secs(10);
+
 /// Tells the owner once when the bundle is gone. Wakes up for removals in it and for nothing
-/// else.
+/// else, as long as the kernel tells of them.
 pub(crate) async fn observe(bundle: PathBuf, owner: mpsc::Sender<Message>) {
     let own = std::fs::metadata(&bundle).map(|meta| (meta.dev(), meta.ino()));
     let own = own.ok();
     let removals = match Removals::of(&bundle) {
         Ok(removals) => removals,
-        Err(error) => {
-            log::warn!(
-                "its removal would not be seen: {}: {error}",
-                bundle.display()
-            );
-            return tell(&bundle, own, &owner).await;
-        }
+        Err(error) => return look(&bundle, own, &owner, &error.into()).await,
     };
     let told = removals.descriptor().map_err(std::io::Error::from);
     let told = match told.and_then(|told| watch(told, Interest::READABLE)) {
         Ok(told) => told,
-        Err(error) => return log::warn!("its removal would not be seen: {error}"),
+        Err(error) => return look(&bundle, own, &owner, &error).await,
     };
     loop {
         if is_gone(&bundle, own) {
@@ -56,12 +54,28 @@ pub(crate) async fn observe(bundle: PathBuf, owner: mpsc::Sender<Message>) {
                 return tell(&bundle, own, &owner).await;
             }
         }
-        let Ok(mut ready) = told.readable().await else {
-            return;
+        let mut ready = match told.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return look(&bundle, own, &owner, &error).await,
         };
         ready.clear_ready();
         let _ = removals.take();
     }
+}
+
+/// Without being told: looks from time to time.
+async fn look(
+    bundle: &Path,
+    own: Option<(u64, u64)>,
+    owner: &mpsc::Sender<Message>,
+    why: &std::io::Error,
+) {
+    let path = bundle.display();
+    log::warn!("the kernel does not tell of its removal, it is looked for: {path}: {why}");
+    while !is_gone(bundle, own) {
+        tokio::time::sleep(BLIND_LOOK).await;
+    }
+    tell(bundle, own, owner).await;
 }
 
 /// Looks once more, and tells.

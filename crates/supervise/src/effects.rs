@@ -7,7 +7,7 @@ use std::time::Duration;
 use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_model::{
     Answer, Effect, ExecId, ExecPhase, Incarnation, Kind, Phase, Plan, Refusal, Request, Verb,
-    What, Who, show, waited,
+    What, Who, waited,
 };
 use vigil_sys::points::{self, Point};
 
@@ -16,7 +16,6 @@ use crate::exits::exit_of;
 use crate::jobs::create::{Begun, Made, NotMade};
 use crate::jobs::{self, exec::Started, gone, update::Updating, verbs};
 use crate::owner::{Ending, Message, Owner};
-use crate::replies::Outcome;
 use crate::{asked, clock, ooms};
 
 /// How long init's exit waits for its execs' and for its output; above what
@@ -200,6 +199,26 @@ impl Owner {
                 from,
                 reply,
                 over,
+            }
+        });
+    }
+
+    /// Undoes once more what a Create has left; its message brings the request back.
+    pub(crate) fn undo(
+        &mut self,
+        plan: Box<Plan>,
+        create: vigil_model::request::Create,
+        reply: Reply,
+    ) {
+        self.undoing = true;
+        let (tools, from) = (self.hands.tools.clone(), self.asking);
+        self.job(async move {
+            let undone = gone::undo(&tools, &plan).await;
+            Message::Undone {
+                create: Box::new(create),
+                from,
+                reply,
+                undone,
             }
         });
     }
@@ -706,66 +725,6 @@ impl Owner {
                 | ExecPhase::Failed
                 | ExecPhase::Stopped { .. } => None,
             },
-        }
-    }
-
-    pub(crate) fn look_at_ooms(&mut self) {
-        let count = self
-            .hands
-            .oom
-            .as_mut()
-            .and_then(vigil_host::cgroup::OomWatch::count);
-        if let Some(count) = count
-            && count > self.task.standing.ooms
-        {
-            self.happen(What::Oom { count });
-        }
-    }
-
-    pub(crate) fn pids(&mut self) -> Outcome {
-        self.look_at_exits();
-        let phase = &self.task.standing.phase;
-        let init = match phase {
-            Phase::Empty | Phase::Creating | Phase::Deleted { .. } => {
-                return Err(Refusal::new(Kind::NotFound, "container not created"));
-            }
-            Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Paused { .. }
-            | Phase::Stopped { .. } => phase.init().map(|init| init.pid),
-        };
-        let mut pids = match &self.hands.cgroup {
-            Some(cgroup) if phase.live_init().is_some() => cgroup.pids().unwrap_or_default(),
-            Some(_) | None => Vec::new(),
-        };
-        // Never empty: containerd takes that for a leaked shim, and a stopped
-        // task whose end it has not heard of would be lost.
-        if let Some(init) = init
-            && !pids.contains(&init)
-        {
-            pids.insert(0, init);
-        }
-        let execs = show::exec_pids(&self.task);
-        let labelled = pids.into_iter().map(|pid| vigil_model::request::PidOf {
-            pid,
-            exec: execs.get(&pid).cloned(),
-        });
-        Ok(Answer::Pids(labelled.collect()))
-    }
-
-    pub(crate) fn stats(&mut self) -> Outcome {
-        match &self.task.standing.phase {
-            Phase::Empty | Phase::Creating | Phase::Deleted { .. } => {
-                return Err(Refusal::new(Kind::NotFound, "container not created"));
-            }
-            Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Paused { .. }
-            | Phase::Stopped { .. } => {}
-        }
-        match self.hands.stats() {
-            Some(metrics) => Ok(Answer::Stats(Box::new(metrics))),
-            None => Err(Refusal::new(Kind::NotFound, "cgroup does not exist")),
         }
     }
 }

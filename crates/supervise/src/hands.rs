@@ -76,9 +76,7 @@ impl Hands {
     /// Looks at the host and at the bundle, changing nothing: what Create is
     /// to make, and what stands in its way.
     pub(crate) fn plan(&self, place_: &Place, create: Create) -> Result<Plan, Refusal> {
-        let wrong = |error: vigil_host::Error| {
-            Refusal::new(Kind::InvalidArgument, vigil_host::chain(&error))
-        };
+        let wrong = |error: vigil_host::Error| jobs::refusal_of(Kind::InvalidArgument, &error);
         same_directory(&place_.bundle, &create.bundle)?;
         let spec = bundle::Spec::load(&place_.bundle).map_err(wrong)?;
         rootfs::check(&create.rootfs).map_err(wrong)?;
@@ -307,15 +305,38 @@ impl Hands {
     }
 
     /// The counters of the cgroup, or the last ones seen.
-    pub(crate) fn stats(&mut self) -> Option<Metrics> {
-        if let Some(cgroup) = &self.cgroup {
-            match stats(cgroup) {
+    pub(crate) fn stats(&mut self) -> Result<Option<Metrics>, Refusal> {
+        if let Some(cgroup) = self.cgroup.clone() {
+            match self.without_spares(|| stats(&cgroup)) {
                 Ok(Some(now)) => self.last_stats = Some(now),
                 Ok(None) => {}
+                // There is a cgroup, and nobody may say that there is none.
+                Err(error) if vigil_host::scarcity(&error).is_some() => {
+                    return Err(jobs::refusal(&error));
+                }
                 Err(error) => log::warn!("stats: {}", vigil_host::chain(&error)),
             }
         }
-        self.last_stats.clone()
+        Ok(self.last_stats.clone())
+    }
+
+    /// Does it again with the spare descriptors given up, if there were too few.
+    pub(crate) fn without_spares<T>(
+        &mut self,
+        look: impl Fn() -> vigil_host::Result<T>,
+    ) -> vigil_host::Result<T> {
+        let first = look();
+        if first
+            .as_ref()
+            .err()
+            .is_none_or(|e| vigil_host::scarcity(e).is_none())
+        {
+            return first;
+        }
+        self.spend();
+        let again = look();
+        self.save();
+        again
     }
 
     /// Lets go of everything held for a process that is deleted or never was.
@@ -353,9 +374,13 @@ fn same_directory(ours: &std::path::Path, asked: &str) -> Result<(), Refusal> {
     let look = |path: &std::path::Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
     match (look(ours), look(asked.as_ref())) {
         (Ok(a), Ok(b)) if a == b => Ok(()),
-        (_, Err(error)) => Err(Refusal::new(
+        (_, Err(source)) => Err(jobs::refusal_of(
             Kind::InvalidArgument,
-            format!("cannot look at bundle {asked:?}: {error}"),
+            &vigil_host::Error::File {
+                op: "look at bundle",
+                path: asked.into(),
+                source,
+            },
         )),
         (_, Ok(_)) => Err(Refusal::new(
             Kind::InvalidArgument,

@@ -9,6 +9,7 @@ mod asked;
 mod bundle;
 mod clock;
 pub mod control;
+mod counted;
 pub mod crash;
 mod desk;
 mod effects;

@@ -66,6 +66,13 @@ pub(crate) enum Message {
         reply: Reply,
         over: Result<(), Refusal>,
     },
+    /// What a Create left that could not be undone was tried once more.
+    Undone {
+        create: Box<request::Create>,
+        from: Option<RequestId>,
+        reply: Reply,
+        undone: bool,
+    },
     /// Something happened.
     Happened(What),
     /// Create came to an end.
@@ -142,6 +149,8 @@ pub(crate) struct Owner {
     pub(crate) idle_armed: bool,
     /// How often what is under way is waited for still, once the bundle is gone.
     pub(crate) bundle_waits: u32,
+    /// What a Create has left is being undone once more.
+    pub(crate) undoing: bool,
     /// The request being decided on.
     pub(crate) asking: Option<RequestId>,
     /// At a takeover: an update or a checkpoint that was under way, and whether its
@@ -205,6 +214,21 @@ impl Owner {
                 }
                 Err(refusal) => answer(Some(reply), Err(refusal)),
             },
+            Message::Undone {
+                create,
+                from,
+                reply,
+                undone,
+            } => {
+                self.undoing = false;
+                if undone {
+                    self.happen(What::CreateFailed { undone });
+                }
+                let way = if undone { Way::Unseen } else { Way::Cleared };
+                self.asking = from;
+                self.create(*create, reply, way);
+                self.asking = None;
+            }
             Message::Happened(what) => {
                 if what == What::RestGone {
                     self.hands.save();
@@ -454,6 +478,16 @@ impl Owner {
         points::reach(Point::BeforeCreate);
         if let Err(refusal) = self.ledger.takes_new_work() {
             return answer(Some(reply), Err(refusal));
+        }
+        // It may have been for want of something that there is now.
+        let standing = &self.task.standing;
+        if standing.remains
+            && standing.phase == Phase::Empty
+            && way == Way::Unseen
+            && !self.undoing
+            && let Some(plan) = self.task.plan.clone()
+        {
+            return self.undo(plan, create, reply);
         }
         let planned = self.hands.plan(&self.place, create).and_then(|plan| {
             let step = self.decide(What::CreateAsked(Box::new(plan.clone())))?;

@@ -136,6 +136,7 @@ impl Shim {
             idle_armed: false,
             bundle_waits: BUNDLE_LOOKS,
             asking: None,
+            undoing: false,
             resumed: None,
             resuming: BTreeMap::new(),
         };

@@ -198,14 +198,14 @@ pub fn exit_now(code: i32) -> ! {
 /// What children get as soft limit of open files; 0: what we have.
 static CHILDREN_OPEN_FILES: AtomicU64 = AtomicU64::new(0);
 
-/// Raises our soft limit of open files to the hard one; what it was. Whoever we start gets what
-/// we have, unless [`children_open_files`] says otherwise.
-pub fn raise_open_files() -> Result<u64> {
+/// Raises our soft limit of open files to the hard one; what both were. Whoever we start gets
+/// what we have, unless [`children_open_files`] says otherwise.
+pub fn raise_open_files() -> Result<(u64, u64)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    Ok(soft)
+    Ok((soft, hard))
 }
 
 /// Programs that are started from now on get this as soft limit of open files: it is theirs to

@@ -11,14 +11,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api;
 use vigil_lab::bundle::{Stdio, busybox_rootfs};
-use vigil_lab::process::Process;
+use vigil_lab::kit::exec_spec;
+use vigil_lab::process::{Process, mkfifo};
 use vigil_lab::shim::{Caller, parse_reply};
 use vigil_lab::task::{V2, V3};
 use vigil_lab::{Bundle, Residue, Scratch, ShimBinary, Spec, by, until};
 
 use crate::clock::{self, Ran};
 use crate::line::Line;
-use crate::sink;
+use crate::{memory, sink};
 
 /// A shim binary and its private place.
 #[derive(Debug)]
@@ -192,6 +193,58 @@ impl Contender {
         drop(log);
         let _ = pair.bundle.log_text();
         Ok(pair)
+    }
+
+    /// How many descriptors an exec with three streams takes, as long as it lives.
+    pub fn descriptors_of_an_exec(&self, pair: &mut Pair) -> Result<u64> {
+        let (id, exec) = (pair.bundle.id.clone(), "descriptors".to_owned());
+        let held = |pair: &Pair| memory::descriptors(&self.processes_of(pair));
+        let before = held(pair)?;
+        let mut request = api::ExecProcessRequest {
+            id: id.clone(),
+            exec_id: exec.clone(),
+            spec: Some(exec_spec(&Spec::args(&["sleep", "100000"]))).into(),
+            ..Default::default()
+        };
+        let mut ends = Vec::new();
+        for (name, path) in [
+            ("stdin", &mut request.stdin),
+            ("stdout", &mut request.stdout),
+            ("stderr", &mut request.stderr),
+        ] {
+            let fifo = self.scratch.path(&format!("{id}-{exec}-{name}"));
+            mkfifo(&fifo)?;
+            ends.push(File::options().read(true).write(true).open(&fifo)?);
+            fifo.to_str().context("not UTF-8")?.clone_into(path);
+        }
+        let _: api::Empty = pair.line.call("Exec", &request)?;
+        let start = api::StartRequest {
+            id: id.clone(),
+            exec_id: exec.clone(),
+            ..Default::default()
+        };
+        let _: api::StartResponse = pair.line.call("Start", &start)?;
+        let during = held(pair)?;
+        let kill = api::KillRequest {
+            id: id.clone(),
+            exec_id: exec.clone(),
+            signal: 9,
+            ..Default::default()
+        };
+        let _: api::Empty = pair.line.call("Kill", &kill)?;
+        let wait = api::WaitRequest {
+            id: id.clone(),
+            exec_id: exec.clone(),
+            ..Default::default()
+        };
+        let _: api::WaitResponse = pair.line.call("Wait", &wait)?;
+        let delete = api::DeleteRequest {
+            id,
+            exec_id: exec,
+            ..Default::default()
+        };
+        let _: api::DeleteResponse = pair.line.call("Delete", &delete)?;
+        Ok(during.saturating_sub(before))
     }
 
     /// Shutdown of a pair that has no task any more, until its processes are gone.

@@ -32,6 +32,17 @@ pub fn load() -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
+/// Open descriptors of some processes.
+pub fn descriptors(processes: &[Process]) -> Result<u64> {
+    let mut sum = 0;
+    for process in processes {
+        let path = format!("/proc/{}/fd", process.pid);
+        let open = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+        sum += u64::try_from(open.count())?;
+    }
+    Ok(sum)
+}
+
 /// Threads of one process.
 pub fn threads(process: &Process) -> Option<u64> {
     process.field("Threads")?.parse().ok()

@@ -140,6 +140,7 @@ pub fn memory(
     }
     let containers = number(effort.containers as u64);
     let (mut share, mut threads) = ([None; COLUMNS], [None; COLUMNS]);
+    let (mut open, mut more) = ([None; COLUMNS], [None; COLUMNS]);
     for (at, racer) in racers.iter().enumerate() {
         let processes = racer.processes();
         ensure!(
@@ -153,6 +154,12 @@ pub fn memory(
         share[at] = Some(number(sum) / 1024.0 / containers);
         let sum: u64 = processes.iter().filter_map(memory::threads).sum();
         threads[at] = Some((number(sum) / containers).round());
+        let sum = memory::descriptors(&processes)?;
+        open[at] = Some((number(sum) / containers).round());
+    }
+    for (at, racer) in racers.iter().enumerate() {
+        let pair = crowd[at].last_mut().context("no container")?;
+        more[at] = Some(number(racer.descriptors_of_an_exec(pair)?));
     }
     let taken = taken.map(|batches| Some(middle(batches) / 1024.0 / number(BATCH as u64)));
     let at = format!("at {}", effort.containers);
@@ -167,6 +174,8 @@ pub fn memory(
         )
         .last_of_best(0.25),
         Row::new("threads a container", Unit::Count, threads).last(2.0),
+        Row::new("open descriptors a container", Unit::Count, open),
+        Row::new("open descriptors a living exec", Unit::Count, more).last(15.0),
     ])
 }
 

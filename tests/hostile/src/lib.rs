@@ -6,6 +6,7 @@
 
 mod pair;
 mod programs;
+pub mod scarcity;
 mod taken;
 mod trace;
 mod trial;

@@ -59,11 +59,10 @@ pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
         ..claim.clone()
     });
     subject.claims = claims.collect();
-    let failed = |error: &vigil_host::Error| Refusal::new(Kind::Unknown, vigil_host::chain(error));
     let worker = Worker::start_bound("clear", move |notes| {
         work(subject, Instant::now() + WAIT, notes)
     })
-    .map_err(|error| failed(&error))?;
+    .map_err(|error| super::refusal(&error))?;
     let (outcome, said, told) = gone::worked_telling(worker, WAIT + WAIT / 10).await;
     for line in said {
         log::info!("an earlier life: {line}");

@@ -18,11 +18,12 @@ pub(crate) struct Identified {
 
 /// The pid runc wrote.
 pub(crate) fn pid_in(path: &Path) -> Result<u32, Refusal> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Refusal::new(
-            Kind::Unknown,
-            format!("cannot read pid file {}: {error}", path.display()),
-        )
+    let text = std::fs::read_to_string(path).map_err(|source| {
+        super::refusal(&vigil_host::Error::File {
+            op: "read pid file",
+            path: path.to_owned(),
+            source,
+        })
     })?;
     match text.trim().parse() {
         Ok(pid) if pid > 1 => Ok(pid),

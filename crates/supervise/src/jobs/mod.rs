@@ -22,6 +22,7 @@ use vigil_host::cgroup::Hierarchies;
 use vigil_host::runc::{Deadlines, Runtime};
 use vigil_host::stdio::SlotKind;
 use vigil_model::{Driver, Kind, Plan, Refusal};
+use vigil_relay::control::Denied;
 
 use crate::control::Control;
 use crate::exits::ExitRecords;
@@ -88,5 +89,33 @@ pub(crate) fn runtime(plan: &Plan) -> Runtime {
 
 /// A failure of the host or of our own machinery, for a client.
 pub(crate) fn refusal(error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::new(Kind::Unknown, vigil_host::chain(error))
+    refusal_of(Kind::Unknown, error)
+}
+
+/// The same of another kind, unless a limit was reached: that is nobody's fault who asks, and
+/// passes.
+pub(crate) fn refusal_of(kind: Kind, error: &(dyn std::error::Error + 'static)) -> Refusal {
+    let says = vigil_host::chain(error);
+    match vigil_host::scarcity(error).or_else(|| of_the_reaper(error)) {
+        Some(limit) => Refusal::new(Kind::ResourceExhausted, format!("{says}: {limit}")),
+        None => Refusal::new(kind, says),
+    }
+}
+
+/// What the reaper has too little of.
+fn of_the_reaper(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        match cause.downcast_ref::<Denied>() {
+            Some(Denied::SlotsFull) => {
+                return Some(
+                    "the reaper has as many open files as it may, or holds as many as it can; \
+                     the limit is RLIMIT_NOFILE of that process",
+                );
+            }
+            Some(Denied::PinsFull) => return Some("the reaper keeps as many processes as it can"),
+            _ => next = cause.source(),
+        }
+    }
+    None
 }

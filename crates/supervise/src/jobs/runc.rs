@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use vigil_host::runc::{Class, Deadlines, Failure, Running};
+use vigil_host::runc::{Class, Deadlines, Ended, Failure, Running};
 use vigil_model::{Kind, Refusal};
 
 use crate::kept::Kept;
@@ -133,6 +133,11 @@ fn pidfd_of(running: &Running) -> Option<Watched> {
 /// A failed call, for a client. The class decides the code; the text is for
 /// people.
 pub(crate) fn refusal(failure: &Failure) -> Refusal {
+    if let Ended::NotStarted(Some(errno)) = failure.exit
+        && let Some(limit) = vigil_host::limit(errno)
+    {
+        return Refusal::new(Kind::ResourceExhausted, format!("{failure}: {limit}"));
+    }
     let kind = match failure.class {
         Class::Overdue => Kind::DeadlineExceeded,
         _ => Kind::Unknown,
