@@ -441,12 +441,22 @@ fn every_verb_of_a_reaper_with_a_few_descriptors() {
 }
 
 fn in_groups(kit: &Kit, controller: &'static str, whose: Whose, more: &[u64]) -> Result<()> {
+    let mut refused = 0;
     for more in more {
         let Some(scarce) = Scarce::of_group(kit, controller, whose, *more)? else {
             return Ok(());
         };
         whole(kit, &scarce)?;
+        if let What::Tasks { group, .. } | What::Memory { group, .. } = &scarce.what {
+            let times = group.refusals()?;
+            println!(
+                "{}: the kernel refused or killed {times} times",
+                scarce.name
+            );
+            refused += times;
+        }
     }
+    ensure!(refused > 0, "there was no shortage of {controller}");
     Ok(())
 }
 
