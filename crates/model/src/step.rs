@@ -171,11 +171,8 @@ fn create_done(draft: &mut Draft<'_>, init: Option<Incarnation>, claims: Vec<cra
 }
 
 fn create_failed(draft: &mut Draft<'_>, undone: bool) {
-    // What was left of one that failed is undone after all.
-    if undone && draft.now().phase == Phase::Empty && draft.now().remains {
-        draft.change(Change::CreateUndone);
-    }
-    if draft.now().phase != Phase::Creating {
+    let again = undone && draft.now().remains; // of one that failed before
+    if draft.now().phase != Phase::Creating && !again {
         return;
     }
     draft.change(if undone {
