@@ -12,12 +12,13 @@ use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::file::{NO_LINK, NO_WAIT};
 use crate::pair::number;
 
 const TITLE: &str = "vigil-exec";
 const VERSION: u16 = 1;
-/// `O_NOFOLLOW` and `O_NONBLOCK`: a link or a fifo of that name is not ours.
-const PLAIN: i32 = 0o400_000 | 0o4_000;
+/// A link or a fifo of that name is not ours.
+const PLAIN: i32 = NO_LINK | NO_WAIT;
 /// Longest head: three names of at most 76 bytes, and numbers.
 const HEAD_BYTES_MAX: usize = 1 << 10;
 /// Longest part. A message has 4 MiB.

@@ -34,6 +34,8 @@ pub struct Settings {
     /// Sync each append and each new generation. Pointless on tmpfs, where a
     /// write outlives the process and nothing outlives the host.
     pub durable: bool,
+    /// Version that a new one gets; one that is there keeps its own.
+    pub version: u16,
 }
 
 impl Default for Settings {
@@ -41,6 +43,7 @@ impl Default for Settings {
         Settings {
             prealloc: PREALLOC_BYTES,
             durable: false,
+            version: VERSION,
         }
     }
 }
@@ -126,12 +129,13 @@ impl<D: Directory> Journal<D> {
         settings: Settings,
     ) -> Result<Self, Error> {
         let header = Header {
-            version: VERSION,
+            version: settings.version,
             boot,
             generation: 1,
             start_seq: 1,
             capacity: compact::capacity_for(0, settings),
-            owner: Some(owner.clone()),
+            // Version 1 does not say whose it is.
+            owner: (settings.version > 1).then(|| owner.clone()),
         };
         let failed = |(during, source)| Error::Create {
             path: directory.path(name),

@@ -35,6 +35,7 @@ fn settings(durable: bool) -> Settings {
     Settings {
         prealloc: 2048,
         durable,
+        ..Settings::default()
     }
 }
 
@@ -203,6 +204,7 @@ fn roomy() -> Settings {
     Settings {
         prealloc: 16384,
         durable: false,
+        ..Settings::default()
     }
 }
 

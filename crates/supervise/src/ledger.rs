@@ -21,6 +21,8 @@ use crate::{Error, crash};
 
 /// For tests: the newest version of the journal this shim can read.
 const READS: &str = "VIGIL_PRETEND_JOURNAL";
+/// For tests: the version of the journal that the first shim of a pair makes.
+const WRITES: &str = "VIGIL_PRETEND_WRITES";
 
 /// See the module.
 #[derive(Debug)]
@@ -56,7 +58,10 @@ impl JournalLedger {
         first: bool,
         memory: Option<File>,
     ) -> Result<(Self, Remembered), Error> {
-        let settings = Settings::default();
+        let settings = Settings {
+            version: pretended(WRITES).unwrap_or(VERSION),
+            ..Settings::default()
+        };
         // First what is there: to make one takes room, and a shim that takes over on a
         // full file system needs none.
         let opened = match Journal::open(path, owner, settings) {
@@ -168,6 +173,12 @@ impl JournalLedger {
             failed: None,
             cut_failed_at: 0,
         }
+    }
+
+    /// Whether an exec's spec and streams stand in the journal itself. A pair that a program
+    /// of version 1 began may be served by that program again, which knows of no other place.
+    pub(crate) fn keeps_specs(&self) -> bool {
+        self.journal.header().version < 2
     }
 
     /// Refuses what begins something new once nothing can be recorded.

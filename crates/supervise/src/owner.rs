@@ -451,17 +451,23 @@ impl Owner {
     }
 
     fn ask_exec(&mut self, exec: &ExecId, stdio: Stdio, spec: &[u8]) -> Outcome {
-        if std::str::from_utf8(spec).is_err() {
-            return Err(Refusal::new(
+        let text = std::str::from_utf8(spec).map_err(|_| {
+            Refusal::new(
                 Kind::InvalidArgument,
                 format!("the process spec of exec {exec} is not UTF-8"),
-            ));
-        }
-        let file = asked::file(&self.place, exec, &stdio, spec)?;
+            )
+        })?;
+        let file = if self.ledger.keeps_specs() {
+            None
+        } else {
+            Some(asked::file(&self.place, exec, &stdio, spec)?)
+        };
         let plan = ExecPlan {
             stdio,
-            spec: String::new(),
-            file: Some(file.sum),
+            spec: file
+                .as_ref()
+                .map_or_else(|| text.to_owned(), |_| String::new()),
+            file: file.as_ref().map(|file| file.sum),
         };
         let step = self.decide(What::ExecAsked {
             exec: exec.clone(),
@@ -469,7 +475,9 @@ impl Owner {
         })?;
         JournalLedger::takes(&step)?;
         // What the journal names is there.
-        asked::write(&self.place, exec, &file)?;
+        if let Some(file) = &file {
+            asked::write(&self.place, exec, file)?;
+        }
         self.carry(step);
         Ok(Answer::Done)
     }

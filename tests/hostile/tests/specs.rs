@@ -193,3 +193,46 @@ fn an_exec_whose_file_was_changed_is_not_started() {
         runs(&container, "e1", 4)
     });
 }
+
+/// A pair that a program of version 1 began was upgraded, an exec was asked for, and the new
+/// program failed in its trial: the one before found no `stdio` in the journal, could not read
+/// it any more, and the pair left its container.
+#[test]
+fn a_journal_of_version_1_goes_on_as_its_own_program_reads_it() {
+    trial(60, |kit| {
+        kit.caller
+            .env
+            .push(("VIGIL_PRETEND_WRITES".into(), "1".into()));
+        let container = kit.running(&Spec::sleeper())?;
+        ask(&container, "done", large("exit 6", 1000))?;
+        runs(&container, "done", 6)?;
+        ask(&container, "later", large("exit 7", 2_000))?;
+        let journal = fs::read(container.bundle.dir.join("journal"))?;
+        let journal = String::from_utf8_lossy(&journal);
+        // In a record, or in the snapshot that the journal was cut down to.
+        let mut plans = 0;
+        for (at, _) in journal.match_indices("\"later\"") {
+            let mut read =
+                serde_json::Deserializer::from_str(journal[at..].trim_start_matches(|c| c != '{'))
+                    .into_iter::<serde_json::Value>();
+            let Some(Ok(plan)) = read.next() else {
+                continue;
+            };
+            if plan.get("file").is_some() || plan.get("spec").is_some() {
+                // That program wants both.
+                ensure!(plan["stdio"].is_object(), "{plan}");
+                ensure!(
+                    plan["spec"]
+                        .as_str()
+                        .is_some_and(|s| s.contains("PATH=/bin"))
+                );
+                plans += 1;
+            }
+        }
+        ensure!(plans > 0, "no plan in the journal");
+        // Whoever takes over starts it from there.
+        let pair = Pair::of(&container.shim)?;
+        succeeded(&container.shim, &pair)?;
+        runs(&container, "later", 7)
+    });
+}

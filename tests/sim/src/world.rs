@@ -132,6 +132,7 @@ impl World {
         let settings = Settings {
             prealloc: life.prealloc,
             durable: false,
+            ..Settings::default()
         };
         let mut book = Book::default();
         let shim = match ShimLedger::open(&disk, boot_of(&host), settings) {

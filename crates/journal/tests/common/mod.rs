@@ -19,6 +19,7 @@ pub fn small() -> Settings {
     Settings {
         prealloc: 1024,
         durable: false,
+        ..Settings::default()
     }
 }
 
