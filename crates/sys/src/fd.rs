@@ -56,9 +56,8 @@ pub(crate) fn set_close_on_exec(fd: impl AsFd, on: bool) -> Result<()> {
     nix::fcntl::fcntl(fd.as_fd(), FcntlArg::F_SETFD(flag)).map(drop)
 }
 
-/// Marks every descriptor with a number of `first` or more close-on-exec.
-/// For a process that was started by someone else and does not know what it
-/// inherited.
+/// Marks every descriptor with a number of `first` or more close-on-exec:
+/// what is ours is so marked already, what was inherited may not be.
 pub fn close_on_exec_from(first: u32) -> Result<()> {
     // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed, so no owner is
     // surprised; the call touches no memory.
@@ -84,6 +83,17 @@ pub fn create_private(path: &std::path::Path) -> std::io::Result<std::fs::File> 
         .create_new(true)
         .mode(0o600)
         .open(path)
+}
+
+/// One of which no use can be made (`EBADF`), to stand for another where that is given up.
+pub(crate) fn dead() -> Result<OwnedFd> {
+    nix::fcntl::open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Whether this number is a descriptor of this process.
+pub(crate) fn is_open(number: i32) -> bool {
+    // SAFETY: takes integers; a number that is not open answers EBADF.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 /// An anonymous file in memory; `name` shows in `/proc/PID/fd` only.

@@ -19,14 +19,10 @@ pub enum Fork {
     Child,
 }
 
-/// Splits the process in two. Contract: the process has one thread, else
-/// `EINVAL` (checked with the kernel, one system call). The child must not
-/// return into code that believes to be the parent: it leaves by exec or
-/// `process::exit_now`.
+/// Splits the process in two, if it has one thread; else `EINVAL` (the kernel is asked, one
+/// system call).
 pub fn fork() -> Result<Fork> {
-    // Without effect in a process of one thread, EINVAL in one of several.
-    // SAFETY: takes a number, touches no memory.
-    Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) })?;
+    one_thread()?;
     // SAFETY: there is no other thread whose locks the child could inherit.
     let child = Errno::result(unsafe { libc::fork() })?;
     Ok(match u32::try_from(child) {
@@ -35,8 +31,23 @@ pub fn fork() -> Result<Fork> {
     })
 }
 
-/// Puts `/dev/null` on 0, 1 and 2: a child that outlives its parent must not
-/// hold the parent's ends, whoever reads them waits for their last holder.
+/// `EINVAL` if this process has several threads.
+fn one_thread() -> Result<()> {
+    // Without effect in a process of one thread, EINVAL in one of several.
+    // SAFETY: takes a number, touches no memory.
+    Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) }).map(drop)
+}
+
+/// As [`one_thread`], for a child that only works and leaves. A test's threads are let through:
+/// libtest runs each test beside its main thread, and the programs, debug builds too, do all
+/// they do on their main thread.
+pub(crate) fn may_fork_worker() -> Result<()> {
+    let of_a_test = cfg!(debug_assertions) && nix::unistd::gettid() != nix::unistd::getpid();
+    if of_a_test { Ok(()) } else { one_thread() }
+}
+
+/// Puts `/dev/null` on 0, 1 and 2: a child that outlives its parent holds
+/// none of the parent's ends then, whose readers wait for their last holder.
 pub fn null_stdio() -> Result<()> {
     let null = fd::null()?;
     nix::unistd::dup2_stdin(&null)?;
@@ -45,14 +56,14 @@ pub fn null_stdio() -> Result<()> {
 }
 
 /// The descriptor `number` (3 or more) that was handed over the exec; makes it
-/// close-on-exec and its owner the caller. `EBADF`: there is none, or it is
+/// close-on-exec and ours. `EBADF`: there is none, or it is
 /// close-on-exec already: whoever opened or took it in this process owns it.
 pub fn inherited(number: u16) -> Result<OwnedFd> {
     take(i32::from(number))
 }
 
-/// Closes every descriptor of 3 or more that was handed over the exec: what a parent leaked
-/// must not live as long as we do, or whoever reads its other end waits for us. What this
+/// Closes every descriptor of 3 or more that was handed over the exec: whoever reads the other
+/// end of what a parent leaked would wait for us. What this
 /// process opened itself stays. Reads `/proc/self/fd`.
 pub fn close_inherited() -> std::io::Result<()> {
     // All of them first: closing while reading could pass some over.

@@ -1,5 +1,5 @@
 //! Mounting: mount(2), umount2(2), the fd-based calls for id-mapped mounts,
-//! and loop devices. All of it can sleep uninterruptibly and must run in a
+//! and loop devices. All of it can sleep uninterruptibly and runs in a
 //! worker, never on a thread that answers requests. What the options of a
 //! mount mean is not known here.
 
@@ -48,9 +48,8 @@ pub fn set_propagation(target: &Path, flags: Flags) -> Result<()> {
     mount(None, target, None, flags, None)
 }
 
-/// Gives the calling process a mount namespace of its own in which nothing
-/// propagates back. Only for a process that has one thread or needs it for
-/// this thread only.
+/// Gives the calling thread a mount namespace of its own in which nothing
+/// propagates back; other threads of the process stay where they are.
 pub fn unshare_private() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     set_propagation(Path::new("/"), Flags::MS_REC | Flags::MS_PRIVATE)
@@ -139,7 +138,7 @@ pub fn attach_tree(tree: BorrowedFd<'_>, target: &Path) -> Result<()> {
 }
 
 /// A user namespace with the given maps (lines as in `/proc/PID/uid_map`), for
-/// [`map_ids`]. Forks: for processes with one thread.
+/// [`map_ids`]. Forks a worker, hence `EINVAL` in a process of several threads.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let (made, made_in) = fd::pipe()?;
     let (hold, hold_in) = fd::pipe()?;

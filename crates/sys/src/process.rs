@@ -27,7 +27,7 @@ pub fn set_subreaper(on: bool) -> Result<()> {
 }
 
 /// This process is sent SIGKILL when its parent ends, before anybody is told of that
-/// end. `false`: `parent` has ended already. For a parent with one thread.
+/// end. `false`: `parent` has ended already. To the kernel a parent is the thread that forked us.
 pub fn die_with(parent: u32) -> Result<bool> {
     let kill = libc::c_ulong::from(nix::sys::signal::Signal::SIGKILL as u32);
     prctl(libc::PR_SET_PDEATHSIG, kill)?;
@@ -101,7 +101,7 @@ pub fn new_core_scheduling_group() -> Result<()> {
 
 /// Keeps transparent huge pages out of our small heap. Inherited over fork
 /// *and* exec, so [`crate::spawn::Command`] takes it back for what it starts:
-/// a container must not pay for our thrift.
+/// a container does not pay for our thrift.
 pub fn disable_huge_pages() -> Result<()> {
     prctl(libc::PR_SET_THP_DISABLE, 1).map(drop)
 }
@@ -209,7 +209,7 @@ pub fn raise_open_files() -> Result<(u64, u64)> {
 }
 
 /// Programs that are started from now on get this as soft limit of open files: it is theirs to
-/// raise, and one that uses select(2) must not find it raised.
+/// raise, and one that uses select(2) does not find it raised.
 pub fn children_open_files(soft: u64) {
     CHILDREN_OPEN_FILES.store(soft, Ordering::Relaxed);
 }

@@ -239,8 +239,8 @@ pub fn read_words(fd: BorrowedFd<'_>) -> String {
     String::from_utf8_lossy(&bytes[..count.unwrap_or(0)]).into_owned()
 }
 
-/// Writes to anything; fewer bytes than given may go. The caller blocks or
-/// ignores SIGPIPE, which a pipe without reader raises.
+/// Writes to anything; fewer bytes than given may go. A pipe without reader raises SIGPIPE,
+/// as with write(2).
 pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
     loop {
         match nix::unistd::write(fd, bytes) {

@@ -51,7 +51,7 @@ pub fn ignore(signal: i32) -> Result<()> {
 }
 
 /// Nothing blocked, nothing ignored or caught: what a program expects at its
-/// start. For the child between fork and exec; only calls that are safe there.
+/// start. Calls nothing that is not safe between fork and exec.
 pub fn reset_for_exec() -> Result<()> {
     for number in 1..=64 {
         // SAFETY: SIG_DFL installs no handler. KILL, STOP and the numbers libc
@@ -59,19 +59,6 @@ pub fn reset_for_exec() -> Result<()> {
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
-}
-
-/// Sends to the process group `group`, which the caller made for a child of
-/// its own that it has not reaped: until then the number cannot be another's.
-/// `ESRCH` if nobody is left in it.
-pub fn kill_group(group: u32, signal: i32) -> Result<()> {
-    let group = libc::pid_t::try_from(group).map_err(|_| Errno::ESRCH)?;
-    if group <= 1 {
-        // 0 is our own group and -1 is everybody: never meant.
-        return Err(Errno::ESRCH);
-    }
-    // SAFETY: kill takes two numbers and touches no memory of ours.
-    Errno::result(unsafe { libc::kill(-group, signal) }).map(drop)
 }
 
 /// What a reaper reads: that a child died; that it is told to go, or to look
@@ -144,12 +131,5 @@ mod tests {
         nix::sys::signal::raise(Signal::SIGUSR1).unwrap();
         assert_eq!(signals.next(), Ok(Some(USR1)));
         assert_eq!(signals.next(), Ok(None));
-    }
-
-    #[test]
-    fn groups_that_are_nobodys_are_refused() {
-        for group in [0, 1, u32::MAX] {
-            assert_eq!(kill_group(group, 0), Err(Errno::ESRCH), "{group}");
-        }
     }
 }

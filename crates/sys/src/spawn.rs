@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::{Errno, Result, fd, pidfd, process};
+use crate::{Errno, Result, fd, fork, pidfd, process};
 
 /// A process of ours, not reaped yet.
 #[derive(Debug)]
@@ -26,14 +26,16 @@ pub struct Child {
 }
 
 impl Child {
-    /// Signals every process of the group this child leads. Only while it is
-    /// not reaped: until then its number can mean no other group. `ESRCH`:
-    /// the group is empty.
+    /// Signals every process of the group this child leads, until it is
+    /// reaped: from then on its number may be another group's. `ESRCH`:
+    /// it is reaped, or the group is empty.
     pub fn signal_group(&self, number: i32) -> Result<()> {
         match pidfd::send_signal_to_group(&self.pidfd, number) {
             Err(Errno::EINVAL | Errno::ENOSYS) => {}
             answer => return answer,
         }
+        // Nobody but we can reap it between this and the next call.
+        pidfd::send_signal(&self.pidfd, 0)?;
         let group = libc::pid_t::try_from(self.pid).map_err(|_| Errno::ESRCH)?;
         // 0 and 1 would mean our own group and everybody.
         if group <= 1 {
@@ -393,22 +395,27 @@ impl Drop for Attributes {
     }
 }
 
-/// Forks a child that runs `work` and exits with what it returns. For callers
-/// with one thread: the child may allocate.
+/// Forks a child that runs `work` and exits with what it returns. `EINVAL` in a process of
+/// several threads: the child allocates, and a lock that another thread had would never open.
 ///
 /// The child leads its own process group, has `/dev/null` for stdio, no signal
 /// blocked or handled, and of our other descriptors only those in `keep`
-/// (numbers unchanged): a worker that hangs for ever must not hold a pipe, a
-/// connection or the lock. So `work` must not use any other descriptor it may
-/// have captured.
+/// (numbers unchanged): a worker that hangs for ever holds no pipe, no
+/// connection and no lock. Any other that `work` has captured is dead there (`EBADF`), and
+/// stays so: its number is nothing else's.
 pub fn fork_worker(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> i32) -> Result<Child> {
-    let room = fd::duplicate(fd::null()?)?;
-    // SAFETY: the caller has one thread, so no lock is held by a thread that
-    // does not exist in the child. The child leaves by `exit_now`.
+    fork::may_fork_worker()?;
+    let dead = fd::dead()?;
+    let room = fd::duplicate(&dead)?;
+    // SAFETY: this process has one thread, so no lock is held by a thread that
+    // does not exist in the child; a thread of a test (see there) may leave one, for
+    // which the child then waits until it is killed. The child leaves by `exit_now`.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => {
+            // One free number for what `settle` opens.
+            drop(room);
             // A panic must not unwind into the copy of the parent's frames.
-            let guarded = std::panic::AssertUnwindSafe(|| match settle(keep) {
+            let guarded = std::panic::AssertUnwindSafe(|| match settle(keep, dead) {
                 Ok(()) => work(),
                 Err(_) => 125,
             });
@@ -425,7 +432,7 @@ pub fn fork_worker(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> i32) -> Resul
 }
 
 /// The child's first steps after the fork.
-fn settle(keep: &[BorrowedFd<'_>]) -> Result<()> {
+fn settle(keep: &[BorrowedFd<'_>], dead: OwnedFd) -> Result<()> {
     let own = nix::unistd::Pid::from_raw(0);
     nix::unistd::setpgid(own, own)?;
     // SAFETY: resets dispositions to the default, which calls nothing of ours.
@@ -439,27 +446,31 @@ fn settle(keep: &[BorrowedFd<'_>]) -> Result<()> {
         Some(&nix::sys::signal::SigSet::empty()),
         None,
     )?;
+    let kept: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     let null = fd::null()?;
-    let mut numbers: Vec<u32> = keep.iter().map(|k| k.as_raw_fd().cast_unsigned()).collect();
-    for number in 0..=2_i32 {
-        if !numbers.contains(&number.cast_unsigned()) {
-            // SAFETY: takes two integers; what the number meant is our copy.
-            Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) })?;
-        }
+    for number in (0..=2).filter(|number| !kept.contains(number)) {
+        // SAFETY: takes two integers; nobody owns the numbers of stdio.
+        Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) })?;
     }
-    numbers.retain(|n| *n > 2);
-    numbers.sort_unstable();
-    std::mem::forget(null);
-    let mut first = 3;
-    for number in numbers.into_iter().chain([u32::MAX]) {
-        if number > first {
-            // SAFETY: these are the child's copies; nothing in the child uses
-            // them, as the function's contract says.
-            Errno::result(unsafe { libc::close_range(first, number - 1, 0) })?;
+    drop(null);
+    let all = std::fs::read_dir("/proc/self/fd").map_err(|e| errno(&e))?;
+    // All of them first; that of the directory is closed then.
+    let open: Vec<i32> = all
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    let given_up = |number: &i32| *number > 2 && !kept.contains(number);
+    for number in open.into_iter().filter(given_up) {
+        if number != dead.as_raw_fd() && fd::is_open(number) {
+            // SAFETY: takes two integers. Whatever owns the number in this copy of the process
+            // goes on owning an open descriptor, of which no use can be made.
+            Errno::result(unsafe { libc::dup2(dead.as_raw_fd(), number) })?;
         }
-        first = number.saturating_add(1);
     }
     Ok(())
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 #[cfg(test)]

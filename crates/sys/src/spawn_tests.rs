@@ -176,10 +176,16 @@ fn a_worker_holds_nothing_of_ours() {
     let out = fd::memfd(c"out").unwrap();
     let keep = out.as_fd();
     let worker = fork_worker(&[keep], move || {
+        let usable = |name: &str| {
+            let number = name.parse().ok()?;
+            // SAFETY: takes integers.
+            let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+            (flags & libc::O_PATH == 0).then_some(number.to_string())
+        };
         let numbers: Vec<String> = std::fs::read_dir("/proc/self/fd")
             .map(|all| {
                 all.flatten()
-                    .map(|e| e.file_name().to_string_lossy().into_owned())
+                    .filter_map(|e| usable(e.file_name().to_str()?))
                     .collect()
             })
             .unwrap_or_default();
@@ -208,4 +214,48 @@ fn a_worker_that_panics_does_not_come_back() {
     // Without the hook, which takes locks that another test may hold now.
     let worker = fork_worker(&[], || std::panic::resume_unwind(Box::new(()))).unwrap();
     assert_eq!(end(&worker).code(), Some(101));
+}
+
+/// The contract of a worker was words: it "must not use any other descriptor it may have
+/// captured", which were closed, so that the next file it opened had the number of one of them
+/// and was written to by whoever held that.
+#[test]
+fn what_a_worker_captured_is_dead_and_never_another_file() {
+    let (out, given_up) = (fd::memfd(c"out").unwrap(), fd::memfd(c"not kept").unwrap());
+    let keep = out.as_fd();
+    let worker = fork_worker(&[keep], || {
+        // As many as there are gaps, so that one of them would have its number.
+        let others: Vec<OwnedFd> = (0..64).filter_map(|_| fd::memfd(c"new").ok()).collect();
+        let into_it = nix::unistd::write(&given_up, b"x");
+        let hit = others.iter().any(|other| text_len(other) != 0);
+        let dup = fd::duplicate(&given_up).map(|again| nix::unistd::write(&again, b"x"));
+        let all_dead = into_it == Err(Errno::EBADF) && dup == Ok(Err(Errno::EBADF));
+        i32::from(others.len() < 64 || hit || !all_dead)
+    })
+    .unwrap();
+    assert_eq!(end(&worker).code(), Some(0));
+    assert_eq!(text_len(&given_up), 0);
+}
+
+fn text_len(file: &OwnedFd) -> i64 {
+    nix::sys::stat::fstat(file).map_or(-1, |stat| stat.st_size)
+}
+
+/// "For callers with one thread", said the doc, and nobody asked the kernel.
+#[test]
+fn several_threads_are_refused_a_worker() {
+    // The main thread here is libtest's: a worker asks, whose only thread is its main one, and
+    // which then has two.
+    let outer = fork_worker(&[], || {
+        let alone = fork_worker(&[], || 7).map(|inner| end(&inner).code());
+        let (stay, stayed) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || stayed.recv());
+        let beside = fork_worker(&[], || 7).map(|inner| end(&inner).code());
+        drop(stay);
+        let _ = other.join();
+        let right = alone == Ok(Some(7)) && beside == Err(Errno::EINVAL);
+        i32::from(!right)
+    })
+    .unwrap();
+    assert_eq!(end(&outer).code(), Some(0));
 }

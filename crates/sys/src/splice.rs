@@ -22,7 +22,7 @@ pub enum Moved {
     Ended,
 }
 
-/// Moves up to `most` bytes; at least one of the two must be a pipe or fifo.
+/// Moves up to `most` bytes between two of which one is a pipe or fifo (else `EINVAL`).
 /// `EPIPE`: nobody can read the sink (SIGPIPE too, unless ignored). `EIO`: a
 /// terminal that nobody has open. `EINVAL`: not this pair of files (a sink opened
 /// with `O_APPEND`, a terminal before Linux 5.11).

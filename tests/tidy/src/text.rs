@@ -125,6 +125,43 @@ pub fn kernel_words(path: &str, text: &str) -> Vec<String> {
     found
 }
 
+/// Public functions that ask something of their callers in words: a contract that is not a type,
+/// not checked, and not `unsafe` either.
+#[must_use]
+pub fn contracts_in_words(path: &str, text: &str) -> Vec<String> {
+    let asks = |doc: &str| {
+        let doc = doc.to_lowercase();
+        let word = ["must", "safety", "contract", "caller", "callers"];
+        let phrase = [
+            "only for ",
+            "for processes ",
+            "for a process ",
+            "only if the ",
+            "only when the ",
+        ];
+        words(&doc).any(|w| word.contains(&w)) || phrase.iter().any(|p| doc.contains(p))
+    };
+    let mut found = Vec::new();
+    let mut doc = String::new();
+    for (at, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(said) = line.strip_prefix("///") {
+            doc.push(' ');
+            doc.push_str(said.trim());
+        } else if !line.starts_with("#[") {
+            let code = code(line);
+            let declared: Vec<&str> = words(&code).take_while(|w| *w != "fn").collect();
+            let safe =
+                code.starts_with("pub") && code.contains("fn ") && !declared.contains(&"unsafe");
+            if safe && asks(&doc) {
+                found.push(format!("{path}:{}: {line}\n   {}", at + 1, doc.trim()));
+            }
+            doc.clear();
+        }
+    }
+    found
+}
+
 /// Marks of unfinished work.
 #[must_use]
 pub fn unfinished(path: &str, text: &str) -> Vec<String> {

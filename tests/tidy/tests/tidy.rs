@@ -188,6 +188,33 @@ fn the_kernel_is_spoken_to_in_sys_alone() {
     );
 }
 
+/// `fork_worker`, `close_from` and their kin were safe functions whose docs said what a caller
+/// must see to; a test that ran them in threads was the proof that nobody did.
+#[test]
+fn no_safe_function_of_sys_has_a_contract_in_words() {
+    let found: Vec<String> = rust()
+        .iter()
+        .filter(|(path, _)| path.starts_with("crates/sys/src/"))
+        .flat_map(|(path, text)| text::contracts_in_words(path, text))
+        .collect();
+    none(&found);
+    let samples = [
+        "/// Forks.\n/// For callers with one thread.\n#[must_use]\npub fn fork_worker() {}\n",
+        "/// Closes. The others must not be in use.\npub(crate) const fn close() {}\n",
+        "/// Only for a process with one thread.\npub fn unshare() {}\n",
+    ];
+    for sample in samples {
+        assert_eq!(
+            text::contracts_in_words("a.rs", sample).len(),
+            1,
+            "{sample}"
+        );
+    }
+    let fine = "/// # Safety\n/// The caller has one thread.\npub unsafe fn f() {}\n/// Adds.\npub fn g() {}\n\
+                /// Its callers must know.\nfn private() {}\n";
+    assert!(text::contracts_in_words("a.rs", fine).is_empty());
+}
+
 #[test]
 fn nothing_is_unfinished() {
     none(
