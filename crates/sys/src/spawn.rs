@@ -415,7 +415,7 @@ pub fn fork_worker(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> i32) -> Resul
             // One free number for what `settle` opens.
             drop(room);
             // A panic must not unwind into the copy of the parent's frames.
-            let guarded = std::panic::AssertUnwindSafe(|| match settle(keep, dead) {
+            let guarded = std::panic::AssertUnwindSafe(|| match settle(keep, &dead) {
                 Ok(()) => work(),
                 Err(_) => 125,
             });
@@ -432,7 +432,7 @@ pub fn fork_worker(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> i32) -> Resul
 }
 
 /// The child's first steps after the fork.
-fn settle(keep: &[BorrowedFd<'_>], dead: OwnedFd) -> Result<()> {
+fn settle(keep: &[BorrowedFd<'_>], dead: &OwnedFd) -> Result<()> {
     let own = nix::unistd::Pid::from_raw(0);
     nix::unistd::setpgid(own, own)?;
     // SAFETY: resets dispositions to the default, which calls nothing of ours.

@@ -162,6 +162,51 @@ pub fn contracts_in_words(path: &str, text: &str) -> Vec<String> {
     found
 }
 
+/// Places where a decision is taken by somebody's words: by a piece of a text, or by the name a
+/// process gives itself. What stands in a `#[cfg(test)] mod` is not looked at.
+#[must_use]
+pub fn decided_by_words(path: &str, text: &str) -> Vec<String> {
+    let asks = [
+        ".contains(",
+        ".starts_with(",
+        ".ends_with(",
+        ".find(",
+        ".matches(",
+    ];
+    let lines: Vec<&str> = text.lines().collect();
+    // More attributes may stand between.
+    let tests = lines.windows(3).position(|three| {
+        three[0] == "#[cfg(test)]"
+            && three[1..]
+                .iter()
+                .any(|line| line.starts_with("mod ") && line.ends_with('{'))
+    });
+    let own = lines[..tests.unwrap_or(lines.len())].iter().enumerate();
+    own.filter(|(_, line)| {
+        let said = line.trim_start();
+        let by_text = asks.iter().any(|ask| {
+            let mut after = said.split(ask).skip(1);
+            after.any(|rest| rest.starts_with('"') || rest.starts_with("&format!"))
+        });
+        let compared = [
+            "==",
+            "!=",
+            ".starts_with",
+            ".split",
+            ".eq",
+            "matches!",
+            ".as_str",
+        ];
+        let by_name = code(said).contains(".comm") && {
+            let after = said.split(".comm").nth(1).unwrap_or_default().trim_start();
+            compared.iter().any(|c| after.starts_with(c)) || said.contains("matches!(")
+        };
+        !said.starts_with("//") && (by_text || by_name)
+    })
+    .map(|(at, line)| format!("{path}:{}: {}", at + 1, line.trim()))
+    .collect()
+}
+
 /// Marks of unfinished work.
 #[must_use]
 pub fn unfinished(path: &str, text: &str) -> Vec<String> {

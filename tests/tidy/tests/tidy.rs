@@ -215,6 +215,87 @@ fn no_safe_function_of_sys_has_a_contract_in_words() {
     assert!(text::contracts_in_words("a.rs", fine).is_empty());
 }
 
+/// Texts that are looked into, each a field whose form somebody has laid down, and why.
+const LAID_DOWN: [(&str, &str, &str); 7] = [
+    (
+        "crates/host/src/rootfs/options.rs",
+        "X-containerd.",
+        "an option of a mount, named by containerd",
+    ),
+    (
+        "crates/host/src/rootfs/options.rs",
+        "lowerdir=",
+        "an option of overlayfs",
+    ),
+    (
+        "crates/host/src/cgroup/stats/v1.rs",
+        "oom_kill",
+        "a key of the kernel's",
+    ),
+    (
+        "crates/host/src/cgroup/stats/v1.rs",
+        "hierarchical_memsw_limit",
+        "a key of the kernel's",
+    ),
+    (
+        "crates/host/src/stdio/console.rs",
+        "pty",
+        "a directory that we have named ourselves",
+    ),
+    (
+        "crates/supervise/src/jobs/clear.rs",
+        "containerd-shim",
+        "the file that a process of the host runs, laid down by containerd",
+    ),
+    (
+        "crates/host/src/strays.rs",
+        ".comm.starts_with(WORKER)",
+        "of a process that was found to run our own program",
+    ),
+];
+
+/// runc's, ctr's and CRIU's messages change with their versions, and what a process calls itself
+/// is its own choice: neither decides anything.
+#[test]
+fn nothing_is_decided_by_words() {
+    let of_the_product = |path: &str| {
+        let place = path.split_once("/src/").map(|(room, _)| room);
+        place.is_some_and(|room| room.starts_with("crates/") || room.starts_with("cmd/"))
+            && !path.ends_with("tests.rs")
+            && !path.contains("/tests/")
+    };
+    let found: Vec<String> = rust()
+        .iter()
+        .filter(|(path, _)| of_the_product(path))
+        .flat_map(|(path, text)| text::decided_by_words(path, text))
+        .collect();
+    let listed = |place: &String| {
+        LAID_DOWN
+            .iter()
+            .any(|(path, said, _)| place.starts_with(path) && place.contains(said))
+    };
+    let (known, new): (Vec<_>, Vec<_>) = found.into_iter().partition(listed);
+    none(&new);
+    assert_eq!(known.len(), LAID_DOWN.len(), "{known:#?}");
+    for sample in [
+        "if failure.message.contains(\"does not exist\") {",
+        "let gone = stderr.ends_with(\"not found\");",
+        "stat.comm == name",
+        "matches!(stat.comm.as_str(), \"runc\" | \"crun\")",
+        "let name = stat.comm.split(':').next();",
+    ] {
+        assert_eq!(text::decided_by_words("a.rs", sample).len(), 1, "{sample}");
+    }
+    for fine in [
+        "pids.contains(&pid)",
+        "// message.contains(\"x\")",
+        "format!(\"process {pid} ({})\", stat.comm)",
+        "#[cfg(test)]\nmod tests {\n    said.contains(\"x\");\n}\n",
+    ] {
+        assert!(text::decided_by_words("a.rs", fine).is_empty(), "{fine}");
+    }
+}
+
 #[test]
 fn nothing_is_unfinished() {
     none(
