@@ -4,12 +4,13 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use containerd_shim_protos::api::ExecProcessRequest;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::{Container, exec_spec};
 use vigil_lab::process::{Process, signal_if};
-use vigil_lab::{Kit, Spec, by, until};
+use vigil_lab::task::any;
+use vigil_lab::{CallError, Code, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::world::{
@@ -28,6 +29,7 @@ cases! {
     Kit All  f28_no_inodes "No inode left while running: exec refused, Kill, Delete, `delete`";
     Kit Ours f28_read_only_at_each_moment "/run becomes read-only at some moment of a life with an exec: at each a definite end";
     Kit Ours f28_full_at_each_moment_of_an_exec "/run fills up at some moment of an exec: at each a definite end, the container runs on";
+    Kit Ours f28_full_when_a_long_exec_is_asked "/run full when an exec is asked that must spill to it: RESOURCE_EXHAUSTED, all else unharmed; it works once there is room";
     Kit Ours f28_history_and_tombstones_cannot_be_kept "/run/vigil is a plain file: a life, a SIGKILL and `delete` all the same";
     Kit All  f28_empty_run "An empty /run: `start` and runc make what they need";
     Kit All  f28_read_only "/run becomes read-only while running: Kill, exit, Delete, `delete`";
@@ -392,6 +394,66 @@ fn f28_full_at_each_moment_of_an_exec(kit: &Kit) -> Result<()> {
             taken_away(kit, &c)?;
         }
         Ok(())
+    })
+}
+
+/// An exec whose environment is so long, without streams.
+fn long_exec(c: &Container, exec: &str, bytes: usize) -> Result<(), CallError> {
+    let mut process = Spec::sh("exit 5").process();
+    let env = (0..bytes / 1000).map(|n| format!("V{n:06}={}", "x".repeat(988)));
+    process["env"] = std::iter::once("PATH=/bin".to_owned()).chain(env).collect();
+    process["rlimits"] =
+        serde_json::json!([{"type": "RLIMIT_STACK", "hard": 64 << 20, "soft": 64 << 20}]);
+    let kind = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+    let request = ExecProcessRequest {
+        id: c.id.clone(),
+        exec_id: exec.into(),
+        spec: Some(any(kind, process.to_string())).into(),
+        ..ExecProcessRequest::default()
+    };
+    c.task().patient(30.0).exec(&request).map(drop)
+}
+
+/// What was said of A6 by code alone: an exec too long for the journal goes to a file of its own,
+/// and where there is no room for one it is refused by that name, and nothing else is.
+fn f28_full_when_a_long_exec_is_asked(kit: &Kit) -> Result<()> {
+    in_small_run(kit, Medium::Tmpfs("size=4m"), |small| {
+        let c = kit.running(&Spec::sleeper())?;
+        // One that was asked for while there was room, and is started when there is none.
+        long_exec(&c, "before", 100_000)?;
+        small.fill()?;
+        for bytes in [1_500_000, 100_000] {
+            let Err(error) = long_exec(&c, "long", bytes) else {
+                bail!("{bytes} bytes were taken on a full /run");
+            };
+            ensure!(error.is(Code::ResourceExhausted), "{error}");
+            let says = error.to_string();
+            for part in ["long", "No space left", "needs more room"] {
+                ensure!(says.contains(part), "{part:?} is not in: {says}");
+            }
+            // Nothing of it is left, on the disk or in mind.
+            let Err(error) = c.task().state(&c.id, "long") else {
+                bail!("a refused exec is known");
+            };
+            ensure!(error.is(Code::NotFound), "{error}");
+            let left = c.bundle.dir.join("exec-long.asked");
+            ensure!(!left.exists(), "{} is left", left.display());
+        }
+        serves(&c)?;
+        c.task().pids(&c.id).context("Pids")?;
+        c.task().pause(&c.id).context("Pause")?;
+        c.task().resume(&c.id).context("Resume")?;
+        c.task()
+            .delete(&c.id, "before")
+            .context("Delete of one that was asked before")?;
+        small.free();
+        long_exec(&c, "long", 1_500_000).context("with room again")?;
+        c.task().start(&c.id, "long")?;
+        let status = c.task().wait(&c.id, "long")?.exit_status;
+        ensure!(status == 5, "the exec ended with {status}");
+        c.task().delete(&c.id, "long")?;
+        ends(&c, 137)?;
+        taken_away(kit, &c)
     })
 }
 

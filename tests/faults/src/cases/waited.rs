@@ -1,0 +1,176 @@
+//! F08, what else the waiter waits for: a mount that would not go, a cgroup with somebody in it
+//! who does not die. Nobody asks again once `delete` has answered: within seconds of the
+//! obstacle's end nothing is left.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio as Streams};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use vigil_lab::bundle::Stdio;
+use vigil_lab::kit::Container;
+use vigil_lab::process::{Process, alive};
+use vigil_lab::{GENEROUS, Kit, Spec, by, until};
+
+use crate::cases;
+use crate::ice::{Ice, Layer, sleeps};
+use crate::world::{cgroups, nothing_left, pid, runc_state};
+
+cases! {
+    Kit Ours f08_mount_of_a_pair_that_left "The rootfs would not go when the pair left: once it can, it goes by itself" alone;
+    Kit Ours f08_mount_of_a_killed_pair "The rootfs would not go when `delete` ran: once it can, it goes by itself" alone;
+    Kit Ours f08_busy_cgroup "Somebody in D in the container's cgroup when the pair was killed: out of D, all of it goes by itself";
+    Kit Ours f08_busy_cgroup_at_delete "Somebody in D in the container's cgroup at Delete and Shutdown: out of D, all of it goes by itself";
+}
+
+/// At most so long, whatever becomes of the test.
+const STALL: u32 = 60;
+
+/// `delete` as containerd runs it: in time. After one that says *gone* the bundle is removed,
+/// after one that fails it is forgotten.
+fn deleted_once(container: &Container) -> Result<()> {
+    let at = Instant::now();
+    let said = container.shim.delete();
+    let took = at.elapsed();
+    ensure!(took < GENEROUS, "`delete` took {took:?}");
+    if said?.ran.status.success() {
+        // What is mounted there stays, and keeps its directory.
+        let _ = container.bundle.remove();
+    }
+    Ok(())
+}
+
+fn tombstone(kit: &Kit, id: &str) -> std::path::PathBuf {
+    Path::new("/run/vigil/tombstones").join(format!("{}+{id}.json", kit.scratch.mark()))
+}
+
+/// Nothing of it on the host: no process, cgroup, mount, state of runc's, tombstone or waiter;
+/// and nobody has asked for that.
+fn goes_by_itself(kit: &Kit, container: &Container) -> Result<()> {
+    let id = &container.id;
+    let stone = tombstone(kit, id);
+    let argument = format!("-id {id} ");
+    let waits = |p: &Process| {
+        p.cmdline.contains("containerd-shim-vigil-v2") && p.cmdline.contains(&argument)
+    };
+    let mut left = Vec::new();
+    let gone = until("all of it to go by itself", by(25.0), || {
+        left = cgroups(kit.scratch.mark(), id);
+        left.extend([stone.clone(), runc_state(kit, id)]);
+        left.retain(|path| path.exists());
+        let waiter = Process::marked(kit.scratch.mark()).iter().any(waits);
+        (left.is_empty() && !waiter).then_some(())
+    });
+    gone.with_context(|| {
+        let stone = fs::read_to_string(&stone).unwrap_or_default();
+        format!("left of {id}: {left:?} {stone}")
+    })?;
+    nothing_left(kit, id)
+}
+
+/// Something is left and said to be, while it cannot go: else nothing is tested.
+fn is_left(kit: &Kit, container: &Container) -> Result<()> {
+    let stone = tombstone(kit, &container.id);
+    until("a tombstone", by(10.0), || stone.exists().then_some(()))
+}
+
+/// A container with a dirty root file system on `ice`.
+fn on(kit: &Kit, ice: &Ice) -> Result<Container> {
+    let spec = Spec::sh("head -c 2000000 /dev/zero >/dirt; echo ready; exec sleep 1000");
+    let mut container = kit.prepared(&spec, Stdio::Output)?;
+    container.bundle.rootfs = vec![ice.overlay(&kit.scratch.path("base"))];
+    container.pid = container
+        .task()
+        .create(&container.bundle.create_request())?
+        .pid;
+    container.start()?;
+    container.out()?.expect("ready", by(20.0))?;
+    Ok(container)
+}
+
+fn f08_mount_of_a_pair_that_left(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let container = on(kit, &ice)?;
+    container.task().kill(&container.id, "", 9, true)?;
+    ensure!(container.exit_status()? == 137);
+    ice.freeze(Layer::Device, STALL)?;
+    let left = container
+        .task()
+        .patient(30.0)
+        .delete(&container.id, "")
+        .map_err(anyhow::Error::from)
+        .and_then(|_| Ok(container.task().shutdown(&container.id)?))
+        .and_then(|()| deleted_once(&container))
+        .and_then(|()| is_left(kit, &container));
+    ice.thaw();
+    left?;
+    goes_by_itself(kit, &container)
+}
+
+fn f08_mount_of_a_killed_pair(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let container = on(kit, &ice)?;
+    ice.freeze(Layer::Device, STALL)?;
+    let left = container
+        .shim
+        .kill_all()
+        .and_then(|()| deleted_once(&container))
+        .and_then(|()| is_left(kit, &container));
+    ice.thaw();
+    left?;
+    goes_by_itself(kit, &container)
+}
+
+/// A process that nobody of the container has started, in D, moved into its cgroup.
+fn stranger_in(kit: &Kit, ice: &Ice, container: &Container) -> Result<Child> {
+    ice.freeze(Layer::Files, STALL)?;
+    let stranger = Command::new("sh")
+        .arg("-c")
+        .arg(format!("echo x >{}/x", ice.files().display()))
+        .stdin(Streams::null())
+        .stdout(Streams::null())
+        .stderr(Streams::null())
+        .spawn()?;
+    sleeps(i32::try_from(stranger.id())?)?;
+    for group in cgroups(kit.scratch.mark(), &container.id) {
+        // One that has no such rules (cpuset without a node) takes nobody.
+        let _ = fs::write(group.join("cgroup.procs"), stranger.id().to_string());
+    }
+    Ok(stranger)
+}
+
+fn f08_busy_cgroup(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let container = kit.running(&Spec::sleeper())?;
+    let mut stranger = stranger_in(kit, &ice, &container)?;
+    let left = container
+        .shim
+        .kill_all()
+        .and_then(|()| deleted_once(&container))
+        .and_then(|()| is_left(kit, &container));
+    ice.thaw();
+    let ended = stranger.wait();
+    left?;
+    ended?;
+    goes_by_itself(kit, &container)
+}
+
+fn f08_busy_cgroup_at_delete(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let container = kit.running(&Spec::sleeper())?;
+    let mut stranger = stranger_in(kit, &ice, &container)?;
+    let _ = container.task().kill(&container.id, "", 9, true);
+    let task = container.task().patient(30.0);
+    // It waits for the rest of the container, and then is refused or leaves a tombstone.
+    let answer = task.wait(&container.id, "").map(drop);
+    let answer = answer.and_then(|()| task.delete(&container.id, "").map(drop));
+    let shut = task.shutdown(&container.id);
+    let left = deleted_once(&container).and_then(|()| is_left(kit, &container));
+    ice.thaw();
+    let ended = stranger.wait();
+    left.with_context(|| format!("after {answer:?} and {shut:?}"))?;
+    ended?;
+    ensure!(!alive(pid(&container)?), "init lives on");
+    goes_by_itself(kit, &container)
+}
