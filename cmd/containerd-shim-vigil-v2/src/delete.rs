@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vigil_host::enact::{RUN, Report, reconcile_to_gone};
+use vigil_host::enact::{Left, RUN, Report, reconcile_to_gone};
 use vigil_host::observe::{self, Subject};
 use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
@@ -200,10 +200,11 @@ pub(crate) fn subject(
     bundle: &Path,
     socket: Option<PathBuf>,
 ) -> Subject {
-    let (subject, midway) = recorded(flags, owner, bundle, socket);
+    let (mut subject, midway) = recorded(flags, owner, bundle, socket);
     // A call of runc may have outlived the pair in the middle of it.
     if midway {
-        end_calls(&subject, owner);
+        let left = end_calls(&subject, owner);
+        subject.left.extend(left);
     }
     subject
 }
@@ -259,19 +260,19 @@ pub(crate) fn recorded(
     (subject, midway)
 }
 
-/// Before anything is judged: a runc still at work would undo the clean-up.
-fn end_calls(subject: &Subject, owner: &Owner) {
+/// Before anything is judged: a runc still at work would undo the clean-up. What does not die
+/// may leave something yet, and is waited for.
+fn end_calls(subject: &Subject, owner: &Owner) -> Vec<Left> {
     let deadline = Instant::now() + CALLS;
     let pair = Pair::read(&subject.bundle.join(names::PAIR), owner).ok();
     let session = pair.map(|pair| pair.reaper.pid);
     let id = subject.id.as_str();
     match strays::end(&subject.runtime.root, id, session, deadline) {
-        Ok(left) => {
-            for pid in left {
-                eprintln!("left over: process {pid}, a call of the runtime that does not die");
-            }
+        Ok(left) => left.into_iter().map(strays::left).collect(),
+        Err(error) => {
+            eprintln!("warning: {}", vigil_host::chain(&error));
+            Vec::new()
         }
-        Err(error) => eprintln!("warning: {}", vigil_host::chain(&error)),
     }
 }
 

@@ -248,7 +248,7 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     if goal == Goal::Gone && look.pair.any_alive() {
         return Err(anyhow!("a process of its pair lives"));
     }
-    let mut calls = Vec::new();
+    let mut calls = Ok(Vec::new());
     if goal == Goal::Gone {
         // A runc that outlived its pair would undo the clean-up.
         calls = end_calls(&look, until);
@@ -259,8 +259,15 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
         // The lock is ours now, and reads as a living pair's.
         subject.socket.clone_from(&look.recorded.socket);
     }
+    let unknown = match calls {
+        Ok(left) => {
+            subject.left.extend(left.into_iter().map(strays::left));
+            None
+        }
+        Err(error) => Some(chain(&error)),
+    };
     let mut report = reconcile(&subject, observe(&subject), goal, &node.kept.run, until);
-    report.notes.extend(calls);
+    report.notes.extend(unknown);
     if goal == Goal::Gone && !report.may_live() {
         remember(found, &report)?;
     }
@@ -268,17 +275,12 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     Ok(report)
 }
 
-fn end_calls(look: &Look, until: Instant) -> Vec<String> {
+/// Ends the calls that outlived the pair; who of them does not die.
+fn end_calls(look: &Look, until: Instant) -> vigil_host::Result<Vec<u32>> {
     let (root, id) = (&look.subject.runtime.root, look.found.id.as_str());
     let session = look.recorded.pair.map(|pair| pair.reaper.pid);
     let until = until.min(Instant::now() + CALLS);
-    match strays::end(root, id, session, until) {
-        Ok(left) => left
-            .into_iter()
-            .map(|pid| format!("process {pid}, a call of the runtime, does not die"))
-            .collect(),
-        Err(e) => vec![chain(&e)],
-    }
+    strays::end(root, id, session, until)
 }
 
 fn deadline(args: &Args) -> Instant {

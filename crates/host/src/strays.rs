@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use vigil_model::Incarnation;
 use vigil_sys::{fd, pidfd, signal};
 
+use crate::enact::Left;
 use crate::proc::{self, Checked};
+use crate::worker::Worker;
 use crate::{Error, Result};
 
 /// The variable; its value is the container's directory below runc's root,
@@ -65,6 +67,11 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
         }
         if found.is_empty() || Instant::now() >= deadline {
             left.extend(found.into_iter().map(|(pid, _)| pid));
+            if let Some(session) = session {
+                left.extend(end_asleep(session, wanted, id)?);
+            }
+            left.sort_unstable();
+            left.dedup();
             return Ok(left);
         }
         for (_, call) in &found {
@@ -78,6 +85,89 @@ pub fn end(root: &Path, id: &str, session: Option<u32>, deadline: Instant) -> Re
             let _ = fd::wait_readable(call, patience);
         }
     }
+}
+
+/// Children of a process, in its session, that sleep uninterruptibly.
+pub fn asleep_below(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let children = std::fs::read_to_string(path).unwrap_or_default();
+    let children = children.split_ascii_whitespace();
+    let Ok(Some(own)) = proc::stat(parent) else {
+        return Vec::new();
+    };
+    let asleep = |pid: &u32| {
+        let stat = proc::stat(*pid).ok().flatten();
+        stat.is_some_and(|stat| stat.state == 'D' && stat.session == own.session)
+    };
+    children
+        .filter_map(|pid| pid.parse().ok())
+        .filter(asleep)
+        .collect()
+}
+
+/// What is said of one that does not die.
+pub fn left(pid: u32) -> Left {
+    let doing = "a call of the runtime that does not die".to_owned();
+    Left::Worker { pid, doing }
+}
+
+/// Kills those of the session that sleep uninterruptibly and are of this container, so that
+/// they come to nothing more than what they are at; gives back who lives on until then. To be
+/// told whose they are may take as long as their sleep: so a worker asks. Whom it could not ask
+/// is among them too, and is not killed.
+fn end_asleep(session: u32, wanted: Vec<u8>, id: &str) -> Result<Vec<u32>> {
+    let mut left = Vec::new();
+    let mut asleep = Vec::new();
+    for pid in pids()? {
+        let Ok(Some(stat)) = proc::stat(pid) else {
+            continue;
+        };
+        if stat.session != session {
+            continue;
+        }
+        if stat.state == 'D' {
+            asleep.push((pid, stat.start_ticks));
+        } else if stat.ended() && pidfd::open(pid).is_ok_and(|fd| pidfd::is_dead(&fd) == Ok(false))
+        {
+            // It has been killed, and one of its threads sleeps.
+            left.push(pid);
+        }
+    }
+    if asleep.is_empty() {
+        return Ok(left);
+    }
+    let (id, these) = (id.to_owned(), asleep.clone());
+    let worker = Worker::start_noting("asleep", move |words| {
+        for (pid, start) in these {
+            let ours = has_line(pid, &wanted)
+                || arguments(pid).is_some_and(|words| is_of_shim(&words, &id));
+            words.tell(&(pid, start, ours));
+        }
+        Ok(())
+    })?;
+    // Whatever it came to, what it told is true.
+    let _ = worker.wait(MUTE)?;
+    let told: Vec<(u32, u64, bool)> = worker.told();
+    for (pid, start) in asleep {
+        let ours = told.iter().find(|one| (one.0, one.1) == (pid, start));
+        let Some((process, _)) = proc::open_now(pid)? else {
+            continue;
+        };
+        let Checked::Same(fd) = proc::open_checked(&process)? else {
+            continue;
+        };
+        if process.start_ticks != start || ours.is_some_and(|(_, _, ours)| !ours) {
+            continue;
+        }
+        if ours.is_some() {
+            // ESRCH: it has just ended by itself.
+            let _ = pidfd::send_signal(&fd, signal::KILL);
+        }
+        if pidfd::is_dead(&fd) == Ok(false) {
+            left.push(pid);
+        }
+    }
+    Ok(left)
 }
 
 /// Something a shim that died had started and that is not the container's.
@@ -159,17 +249,7 @@ impl Errand {
 /// the others (of one that was killed in that sleep). It may be a call, and still make
 /// what nobody would look for any more.
 fn is_mute(session: u32) -> Result<bool> {
-    let dir = Path::new("/proc");
-    let failed = |source| Error::File {
-        op: "list",
-        path: dir.to_owned(),
-        source,
-    };
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
+    for pid in pids()? {
         let mute = matches!(
             proc::stat(pid),
             Ok(Some(stat)) if stat.session == session && (stat.state == 'D' || stat.ended())
@@ -182,22 +262,28 @@ fn is_mute(session: u32) -> Result<bool> {
     Ok(false)
 }
 
-/// Living processes of which this is true, each pinned first and read afterwards, so
-/// that the pidfd is of the process that was read.
-fn find(wanted: impl Fn(u32) -> bool) -> Result<Vec<(u32, OwnedFd)>> {
+/// Who there is.
+fn pids() -> Result<Vec<u32>> {
     let dir = Path::new("/proc");
     let failed = |source| Error::File {
         op: "list",
         path: dir.to_owned(),
         source,
     };
-    let us = std::process::id();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
+        found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// Living processes of which this is true, each pinned first and read afterwards, so
+/// that the pidfd is of the process that was read.
+fn find(wanted: impl Fn(u32) -> bool) -> Result<Vec<(u32, OwnedFd)>> {
+    let us = std::process::id();
+    let mut found = Vec::new();
+    for pid in pids()? {
         if pid == us || !wanted(pid) {
             continue;
         }
@@ -275,10 +361,13 @@ fn is_worker(pid: u32, session: u32, id: &str) -> bool {
     if awake(pid, Some(session)).is_none() {
         return false;
     }
-    arguments(pid).is_some_and(|words| {
-        let named = |two: &[Vec<u8>]| two[0] == b"-id" && two[1] == id.as_bytes();
-        serves(&words) && words.windows(2).any(named)
-    })
+    arguments(pid).is_some_and(|words| is_of_shim(&words, id))
+}
+
+/// Whether these are the arguments of the shim of this container.
+fn is_of_shim(words: &[Vec<u8>], id: &str) -> bool {
+    let named = |two: &[Vec<u8>]| two[0] == b"-id" && two[1] == id.as_bytes();
+    serves(words) && words.windows(2).any(named)
 }
 
 /// What a shim is told to do, at the end of its arguments.

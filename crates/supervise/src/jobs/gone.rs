@@ -11,6 +11,7 @@ use vigil_host::cgroup::{Cgroup, Hierarchies, Killing, Progress};
 use vigil_host::enact::Left;
 use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
+use vigil_host::strays;
 use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Claim, Exit, Incarnation, Kind, Plan, Refusal};
 use vigil_reconcile::{Goal, RuncDelete, Said};
@@ -105,7 +106,10 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
 /// Undoes a Create, or a restore, that failed somewhere on its way: true if
 /// nothing is left of it.
 pub(crate) async fn undo(tools: &Tools, plan: &Plan) -> bool {
-    let subject = recover::subject(tools, plan, Said::Creating);
+    let mut subject = recover::subject(tools, plan, Said::Creating);
+    // A call that could not die may leave something yet, and nothing is whole before it does.
+    let stuck = strays::asleep_below(std::process::id());
+    subject.left.extend(stuck.into_iter().map(strays::left));
     let undone = recover::recover(tools, plan, subject, Goal::Keep, UNDO_WAIT).await;
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
     undone.whole

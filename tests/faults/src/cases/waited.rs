@@ -1,6 +1,6 @@
-//! F08, what else the waiter waits for: a mount that would not go, a cgroup with somebody in it
-//! who does not die. Nobody asks again once `delete` has answered: within seconds of the
-//! obstacle's end nothing is left.
+//! F08, what else the waiter waits for: a create that had to be abandoned, a mount that would not
+//! go, a cgroup with somebody in it who does not die. Nobody asks again once `delete` has
+//! answered: within seconds of the obstacle's end nothing is left.
 
 use std::fs;
 use std::path::Path;
@@ -15,9 +15,12 @@ use vigil_lab::{GENEROUS, Kit, Spec, by, until};
 
 use crate::cases;
 use crate::ice::{Ice, Layer, sleeps};
-use crate::world::{cgroups, nothing_left, pid, runc_state};
+use crate::rest::prepared_with;
+use crate::world::{cgroups, nothing_left, pid, runc_state, scripted};
 
 cases! {
+    Kit Ours f08_create_killed_with_its_pair "The pair killed while its runc create is in D: out of D, all of it goes by itself";
+    Kit Ours f08_create_given_up "runc create in D until its deadline, Create refused, the pair leaves: out of D, all of it goes by itself";
     Kit Ours f08_mount_of_a_pair_that_left "The rootfs would not go when the pair left: once it can, it goes by itself" alone;
     Kit Ours f08_mount_of_a_killed_pair "The rootfs would not go when `delete` ran: once it can, it goes by itself" alone;
     Kit Ours f08_busy_cgroup "Somebody in D in the container's cgroup when the pair was killed: out of D, all of it goes by itself";
@@ -73,6 +76,68 @@ fn goes_by_itself(kit: &Kit, container: &Container) -> Result<()> {
 fn is_left(kit: &Kit, container: &Container) -> Result<()> {
     let stone = tombstone(kit, &container.id);
     until("a tombstone", by(10.0), || stone.exists().then_some(()))
+}
+
+/// A Create whose runc sleeps in D, and that runc. It is asked for beside us: nobody answers.
+fn creating(kit: &Kit, ice: &Ice, deadline_ms: &str) -> Result<(Container, i32)> {
+    let body = format!(
+        "[ \"$verb\" = create ] && {{ echo $$ >$dir/pid; echo x >{}/x; }}",
+        ice.files().display()
+    );
+    let (dir, options) = scripted(kit, "slow", &body)?;
+    let env = [("VIGIL_DEADLINE_CREATE_MS", deadline_ms)];
+    let container = prepared_with(kit, &Spec::sleeper(), Stdio::Output, &env)?;
+    let mut request = container.bundle.create_request();
+    request.options = Some(options).into();
+    ice.freeze(Layer::Files, STALL)?;
+    let task = container.task().patient(40.0);
+    std::thread::spawn(move || task.create(&request));
+    let runc = until("runc to begin", by(20.0), || {
+        fs::read_to_string(dir.join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    })?;
+    sleeps(runc)?;
+    Ok((container, runc))
+}
+
+fn f08_create_killed_with_its_pair(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let (container, runc) = creating(kit, &ice, "30000")?;
+    container.shim.kill_all()?;
+    let said = deleted_once(&container).and_then(|()| is_left(kit, &container));
+    let stuck = alive(runc);
+    ice.thaw();
+    said?;
+    ensure!(stuck, "runc was not in D: nothing was tested");
+    goes_by_itself(kit, &container)?;
+    ensure!(!alive(runc), "runc lives on");
+    Ok(())
+}
+
+fn f08_create_given_up(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let (container, runc) = creating(kit, &ice, "500")?;
+    let pair: Vec<i32> = container.shim.processes().iter().map(|p| p.pid).collect();
+    // Refused once the deadline is over; then as containerd does.
+    let task = container.task().patient(20.0);
+    let _ = task.delete(&container.id, "");
+    let _ = task.shutdown(&container.id);
+    let left = until("the pair to leave", by(20.0), || {
+        pair.iter().all(|pid| !alive(*pid)).then_some(())
+    });
+    let said = left
+        .and_then(|()| deleted_once(&container))
+        .and_then(|()| is_left(kit, &container));
+    let stuck = alive(runc);
+    ice.thaw();
+    said?;
+    ensure!(stuck, "runc was not in D: nothing was tested");
+    goes_by_itself(kit, &container)?;
+    ensure!(!alive(runc), "runc lives on");
+    Ok(())
 }
 
 /// A container with a dirty root file system on `ice`.
