@@ -90,6 +90,14 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
             Err(_) if !found.bundle.exists() => break,
             Err(_) if look > 0 => break,
             Err(error) => {
+                // Who works in the bundle is its pair, whatever lies there.
+                if let Some(pair) = processes::of(&found)? {
+                    for (process, pidfd) in pair.reaper.iter().chain(&pair.shim) {
+                        end(pidfd, until)?;
+                        killed.push(process.pid);
+                    }
+                    break;
+                }
                 // Without a pair on record nobody is signalled by guess.
                 let held = vigil_journal::lock::is_held(&found.bundle.join(names::LOCK));
                 if matches!(held, Ok(false)) {

@@ -84,7 +84,7 @@ impl Look {
     pub fn once(found: &Found, runc_root: &Path, belief: &Belief) -> Self {
         let recorded = Recorded::read(&found.bundle, &found.owner());
         let mut notes = recorded.notes.clone();
-        let pair = pair::look(&found.bundle, recorded.pair.as_ref(), &mut notes);
+        let pair = pair::look(found, recorded.pair.as_ref(), &mut notes);
         let mut subject = Subject::unrecorded(
             found.id.clone(),
             found.namespace.clone(),

@@ -1,8 +1,10 @@
 //! Whether a container's pair is alive: by the lock, which is free exactly
 //! when both are gone, and by the processes `pair` names, whose incarnations
-//! are checked. Looks only; takes no lock for longer than the look.
+//! are checked, or, if it names none that lives, by the processes there are. Looks only; takes
+//! no lock for longer than the look.
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vigil_host::chain;
@@ -12,7 +14,8 @@ use vigil_journal::{names, pair};
 use vigil_model::{BootId, Incarnation};
 use vigil_sys::pidfd;
 
-use crate::program;
+use crate::place::Found;
+use crate::{processes, program};
 
 /// The pair, all in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +72,8 @@ impl Seen {
 }
 
 /// Looks at both.
-pub fn look(bundle: &Path, recorded: Option<&pair::Pair>, notes: &mut Vec<String>) -> Seen {
-    let lock = match lock::is_held(&bundle.join(names::LOCK)) {
+pub fn look(found: &Found, recorded: Option<&pair::Pair>, notes: &mut Vec<String>) -> Seen {
+    let lock = match lock::is_held(&found.bundle.join(names::LOCK)) {
         Ok(true) => Lock::Held,
         Ok(false) => Lock::Free,
         Err(LockError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Lock::Missing,
@@ -79,10 +82,26 @@ pub fn look(bundle: &Path, recorded: Option<&pair::Pair>, notes: &mut Vec<String
             Lock::Unknown
         }
     };
-    let reaper = recorded.map(|pair| half(&pair.reaper, notes));
-    let shim = recorded
+    let mut reaper = recorded.map(|pair| half(&pair.reaper, notes));
+    let mut shim = recorded
         .and_then(|pair| pair.shim.as_ref())
         .map(|shim| half(shim, notes));
+    let seen = [reaper, shim];
+    if !seen.iter().flatten().any(|half| half.alive == Some(true)) {
+        match processes::of(found) {
+            Ok(Some(pair)) => {
+                let alive = |one: &Option<(Incarnation, OwnedFd)>| {
+                    let pid = one.as_ref()?.0.pid;
+                    let alive = Some(true);
+                    Some(Half { pid, alive })
+                };
+                (reaper, shim) = (alive(&pair.reaper), alive(&pair.shim));
+                notes.push("its pair lives, and `pair` does not name it".to_owned());
+            }
+            Ok(None) => {}
+            Err(e) => notes.push(chain(e.as_ref())),
+        }
+    }
     let life = life(lock, [reaper, shim]);
     if life == Life::Alive && lock == Lock::Free {
         notes.push("the lock is free although a process of the pair lives".to_owned());

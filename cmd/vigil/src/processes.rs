@@ -1,4 +1,4 @@
-//! Pairs by their processes: those whose bundle is gone, which nothing on disk names any more.
+//! Pairs by their processes: those whose bundle is gone, or does not name them any more.
 //! A process counts by what it cannot choose alone: the program it runs, the host's root and
 //! pid namespace, the arguments that `start` gave it, and whose child and session it is.
 
@@ -19,11 +19,13 @@ use crate::place::{Found, Node};
 /// How the program's name begins, whatever version follows it.
 const PROGRAM: &str = "containerd-shim-vigil-";
 
-/// A pair whose bundle is gone.
+/// A pair that was found by its processes.
 #[derive(Debug)]
 pub struct Loose {
-    /// Which container it was for, and where the bundle was.
+    /// Which container it is for, and where the bundle is, or was.
     pub found: Found,
+    /// Where it listens: the shim was told so by its arguments.
+    pub socket: Option<PathBuf>,
     /// The reaper, unless the shim is alone.
     pub reaper: Option<(Incarnation, OwnedFd)>,
     /// The shim, unless there is none at the moment.
@@ -66,16 +68,37 @@ struct One {
     serves: bool,
     namespace: Namespace,
     id: TaskId,
+    socket: Option<PathBuf>,
 }
 
-/// Every such pair below this node's state directory.
+/// Every pair below this node's state directory whose bundle is gone.
 pub fn loose(node: &Node) -> Result<Vec<Loose>> {
     let tasks = node.tasks();
+    let removed = |cwd: &Path, meta: &fs::Metadata| meta.nlink() == 0 && cwd.starts_with(&tasks);
+    let bundle = |one: &One| tasks.join(one.namespace.as_str()).join(one.id.as_str());
+    pairs(removed, bundle)
+}
+
+/// The pair that works in this bundle, whatever the files there say.
+pub fn of(found: &Found) -> Result<Option<Loose>> {
+    let Ok(here) = fs::metadata(&found.bundle) else {
+        return Ok(None);
+    };
+    let same = |_: &Path, cwd: &fs::Metadata| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino());
+    let mut pairs = pairs(same, |_| found.bundle.clone())?;
+    pairs.retain(|pair| pair.found.namespace == found.namespace && pair.found.id == found.id);
+    Ok(pairs.pop())
+}
+
+fn pairs(
+    works_here: impl Fn(&Path, &fs::Metadata) -> bool,
+    bundle: impl Fn(&One) -> PathBuf,
+) -> Result<Vec<Loose>> {
     let mut ones = BTreeMap::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
         let name = entry.context("cannot list /proc")?.file_name();
         if let Some(pid) = name.to_str().and_then(|name| name.parse().ok())
-            && let Some(one) = look(pid, &tasks)
+            && let Some(one) = look(pid, &works_here)
         {
             ones.insert(pid, one);
         }
@@ -97,15 +120,18 @@ pub fn loose(node: &Node) -> Result<Vec<Loose>> {
         };
         // A shim is of its reaper's session, also when that is dead.
         let key = (one.namespace.clone(), one.id.clone(), one.session);
+        let bundle = bundle(&one);
         let pair = pairs.entry(key).or_insert_with(|| Loose {
             found: Found {
-                bundle: tasks.join(one.namespace.as_str()).join(one.id.as_str()),
+                bundle,
                 namespace: one.namespace,
                 id: one.id,
             },
+            socket: None,
             reaper: None,
             shim: None,
         });
+        pair.socket = pair.socket.take().or(one.socket);
         let half = if one.serves {
             &mut pair.shim
         } else {
@@ -116,9 +142,9 @@ pub fn loose(node: &Node) -> Result<Vec<Loose>> {
     Ok(pairs.into_values().collect())
 }
 
-/// A process whose working directory was a bundle here and is removed. What cannot be read is
+/// A process of a pair whose working directory is one that is meant. What cannot be read is
 /// gone, or not the host's.
-fn look(pid: u32, tasks: &Path) -> Option<One> {
+fn look(pid: u32, works_here: impl Fn(&Path, &fs::Metadata) -> bool) -> Option<One> {
     let at = |what: &str| PathBuf::from(format!("/proc/{pid}/{what}"));
     let program = fs::read_link(at("exe")).ok()?;
     if !program.file_name()?.to_str()?.starts_with(PROGRAM) {
@@ -133,11 +159,10 @@ fn look(pid: u32, tasks: &Path) -> Option<One> {
     };
     let theirs = fs::metadata(at("")).ok()?;
     if stat.ended()
-        || cwd.nlink() > 0
         || theirs.uid() != 0
         || !same("root", "/")?
         || !same("ns/pid", "/proc/self/ns/pid")?
-        || !fs::read_link(at("cwd")).ok()?.starts_with(tasks)
+        || !works_here(&fs::read_link(at("cwd")).ok()?, &cwd)
     {
         return None;
     }
@@ -154,9 +179,13 @@ fn look(pid: u32, tasks: &Path) -> Option<One> {
         "start" => false,
         _ => return None,
     };
+    let namespace = Namespace::new(flag("-namespace")?).ok()?;
+    let id = TaskId::new(flag("-id")?).ok()?;
+    let socket = flag("-socket").map(PathBuf::from);
     let one = One {
-        namespace: Namespace::new(flag("-namespace")?).ok()?,
-        id: TaskId::new(flag("-id")?).ok()?,
+        namespace,
+        id,
+        socket,
         parent: stat.parent,
         session: stat.session,
         serves,

@@ -61,6 +61,11 @@ impl Recorded {
             },
             None => ended_init(bundle, owner).unzip(),
         };
+        // Pair and exit records say it if they agree; the journal says it alone.
+        let header = replayed.as_ref().map(|replayed| &replayed.header);
+        let known = header.and_then(|header| header.owner.as_ref());
+        let salts = [owner.salt, known.map_or(0, |known| known.salt)];
+        let salt = salts.into_iter().find(|salt| *salt != 0);
         let socket = address(bundle);
         if socket.is_none() {
             notes.push("no address is on record, so its socket is not looked at".to_owned());
@@ -73,7 +78,7 @@ impl Recorded {
             named,
             seen_end,
             socket,
-            salt: (owner.salt != 0).then_some(owner.salt),
+            salt,
             notes,
         }
     }

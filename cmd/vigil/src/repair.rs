@@ -5,19 +5,21 @@
 //! The bundle stays: containerd learns the exit from it when it asks.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
-use vigil_host::enact::{Report, Source, Tombstone, now, reconcile};
+use vigil_host::enact::{Left, Report, Source, Tombstone, now, reconcile};
 use vigil_host::observe::{Below, Subject, observe, planned_for};
 use vigil_host::{chain, strays, sweep};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Settings, names};
 use vigil_model::{KIND_RECORD, Record, Task};
 use vigil_reconcile::{Action, Goal, Said, Verdict, plan, row};
+use vigil_sys::{Errno, listen};
 
 use crate::ask::Belief;
 use crate::look::Look;
@@ -27,6 +29,8 @@ use crate::processes::{self, Loose};
 use crate::table::{Colour, Paint};
 use crate::{Answer, Code, Exit, json, kill, words};
 
+/// For seeing whether anybody listens.
+const CONNECT: Duration = Duration::from_millis(100);
 /// For calls of runc that outlived their pair.
 const CALLS: Duration = Duration::from_secs(1);
 
@@ -302,6 +306,7 @@ fn unbundled(args: &Args, pair: &Loose) -> Case {
             Action::Unmount,
             Action::RemoveCgroups,
             Action::RemoveRuncState,
+            Action::UnlinkSocket,
         ],
         left_alone: None,
         outcome: None,
@@ -327,7 +332,7 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
         spare: pair.shim.iter().map(|(shim, _)| shim.pid).collect(),
         loggers: Vec::new(),
     });
-    let report = reconcile(
+    let mut report = reconcile(
         &subject,
         observe(&subject),
         Goal::Gone,
@@ -337,7 +342,22 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
     for (_, process) in pair.reaper.iter().chain(&pair.shim) {
         kill::end(process, until)?;
     }
+    if let Some(socket) = &pair.socket
+        && is_deserted(socket)
+    {
+        match std::fs::remove_file(socket) {
+            Ok(()) => report.done.push(Action::UnlinkSocket),
+            Err(_) => report.left.push(Left::Socket(socket.clone())),
+        }
+    }
     Ok(report)
+}
+
+/// Whether a socket's file is there and nobody listens on it.
+fn is_deserted(path: &Path) -> bool {
+    let is = std::fs::symlink_metadata(path);
+    is.is_ok_and(|is| is.file_type().is_socket())
+        && matches!(listen::connect(path, CONNECT), Err(Errno::ECONNREFUSED))
 }
 
 /// Records the end before anybody asks for it: containerd, when it is back,

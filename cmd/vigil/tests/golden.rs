@@ -264,16 +264,21 @@ fn takeovers_and_crashes() {
     told.write(&bundle.join(names::TAKEOVERS), &common::owner(&bundle))
         .unwrap();
     let run = node.run_dir();
-    for (id, words) in [
-        ("often", Some("panicked at x.rs:1:\n\u{1b}[2Jno")),
-        ("often", None),
-        ("gone", None),
+    // Once the notes of earlier containers of the same id were told as this one's, where they
+    // do not say whose they are, or where nothing but the journal tells which this one is.
+    std::fs::remove_file(bundle.join(names::PAIR)).unwrap();
+    for (id, salt, words) in [
+        ("often", Some(7), Some("panicked at x.rs:1:\n\u{1b}[2Jno")),
+        ("often", Some(7), None),
+        ("often", Some(8), Some("of an earlier one")),
+        ("often", None, Some("of one long ago")),
+        ("gone", None, None),
     ] {
         let note = CrashNote {
             format: vigil_host::enact::FORMAT,
             id: id.to_owned(),
             namespace: "default".to_owned(),
-            salt: None,
+            salt: salt.map(|salt| format!("{salt:016x}")),
             at: common::at(3),
             version: "0.1.0".to_owned(),
             how: "killed by signal 6".to_owned(),

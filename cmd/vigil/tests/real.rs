@@ -242,8 +242,8 @@ fn a_pair_without_a_bundle_is_seen_and_repaired() {
     vigil(&containerd, &["repair"]).expect(3, &[says, "--write carries"]);
     vigil(&containerd, &["repair", "c", "--write"]).expect(0, &["done: "]);
     vigil(&containerd, &["ps"]).expect(0, &[]);
-    // Without the bundle the tool does not know of it: a gap, as with a killed `start`.
-    let _ = std::fs::remove_file(address.trim().trim_start_matches("unix://"));
+    let socket = std::path::Path::new(address.trim().trim_start_matches("unix://"));
+    assert!(!socket.exists(), "its socket's file is left");
     let runc = format!("file /run/containerd/runc/{}", containerd.namespace());
     Residue::expect_none(&mark, by(5.0), |line| {
         line == runc
@@ -251,4 +251,47 @@ fn a_pair_without_a_bundle_is_seen_and_repaired() {
             || line.starts_with("cgroup ") && line.ends_with(&mark)
     })
     .unwrap();
+}
+
+/// `rm lock pair` in the bundle of a living pair: nothing there said any more that it lives, and
+/// `vigil repair --write` ended its container under it.
+#[test]
+fn a_pair_that_its_bundle_does_not_name_is_a_living_pair() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+    let script = ["c", "sh", "-c", "trap 'exit 7' TERM; sleep 1000 & wait"];
+    containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+    let mark = containerd.scratch.mark().to_owned();
+    let flag = format!("-namespace {} ", containerd.namespace());
+    let pair = || -> Vec<i32> {
+        Process::marked(&mark)
+            .into_iter()
+            .filter(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&flag))
+            .map(|p| p.pid)
+            .collect()
+    };
+    let before = pair();
+    assert_eq!(before.len(), 2, "{before:?}");
+    let bundle = containerd.bundle("c");
+    for name in ["lock", "pair"] {
+        std::fs::remove_file(bundle.join(name)).unwrap();
+        let pids: Vec<String> = before.iter().map(ToString::to_string).collect();
+        let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
+        vigil(&containerd, &["ps"]).expect(0, &["running"]);
+        vigil(&containerd, &["show", "c"]).expect(0, &pids);
+        let left = "nothing to do; its pair is alive";
+        vigil(&containerd, &["repair"]).expect(0, &[left]);
+        vigil(&containerd, &["repair", "c", "--write"]).expect(0, &[left]);
+        vigil(&containerd, &["repair", "--all", "--write"]).expect(0, &[left]);
+        assert_eq!(pair(), before, "without {name}");
+    }
+    // It is what it was, and `vigil kill` finds it too.
+    containerd
+        .ctr(&["tasks", "exec", "--exec-id", "e", "c", "true"])
+        .unwrap();
+    vigil(&containerd, &["kill", "c"]).expect(0, &["killed"]);
+    assert_eq!(pair(), Vec::<i32>::new());
 }

@@ -280,3 +280,22 @@ fn a_living_pair_goes_on_whatever_becomes_of_its_files() {
         Ok(())
     });
 }
+
+/// Somebody removes `lock` and `pair` under a living pair, and the id is started again: the pair
+/// stays, and no second one is made beside it.
+#[test]
+fn a_pair_that_its_bundle_does_not_name_keeps_its_place() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        for name in ["lock", "pair"] {
+            fs::remove_file(container.bundle.dir.join(name))?;
+            let ran = kit.caller.run_start(&container.id, &container.bundle.dir)?;
+            ensure!(!ran.status.success(), "another pair was made");
+            ensure!(Pair::of(&container.shim)? == pair, "another pair");
+            let state = container.task().state(&container.id, "")?.status.value();
+            ensure!(state == 2, "state {state}");
+        }
+        Ok(())
+    });
+}
