@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vigil_host::enact::{Left, RUN, Report, reconcile_to_gone};
+use vigil_host::enact::{Ended, Left, RUN, Report, reconcile_to_gone};
 use vigil_host::observe::{self, Subject};
 use vigil_host::{proc, strays, sweep};
 use vigil_journal::pair::Pair;
@@ -24,7 +24,7 @@ use vigil_supervise::{crash, exit_of};
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
-use crate::ended::{self, Ended};
+use crate::ended;
 use crate::waiter::{self, Case};
 use crate::{last_words, leave};
 
@@ -185,11 +185,16 @@ pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
         let kind = std::fs::symlink_metadata(path).map(|meta| meta.file_type());
         path.starts_with('/') && kind.is_ok_and(|kind| kind.is_socket())
     };
-    if let Some(path) = said.filter(plain) {
+    let must = Address::new(&flags.address, &flags.namespace, &flags.id, None).ok();
+    // A name that is a hash, and not of this container, is another's, however its address got here.
+    let own = |path: &&str| {
+        must.as_ref()
+            .is_none_or(|must| !must.is_of_another(Path::new(path)))
+    };
+    if let Some(path) = said.filter(plain).filter(own) {
         return Some(PathBuf::from(path));
     }
-    let address = Address::new(&flags.address, &flags.namespace, &flags.id, None).ok()?;
-    Some(PathBuf::from(address.path()))
+    Some(PathBuf::from(must?.path()))
 }
 
 /// Everything that was recorded, gathered, and nothing of the pair's at work any more: for

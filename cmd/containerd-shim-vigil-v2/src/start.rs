@@ -5,7 +5,7 @@
 //! Whatever fails, nothing is left behind.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -289,18 +289,8 @@ fn leave_journal_behind(bundle: &Path) -> Result<()> {
     if std::fs::symlink_metadata(&path).is_err() {
         return Ok(());
     }
-    match vigil_journal::set_aside(&path) {
-        Ok(_) => Ok(()),
-        // Enough are kept. Nobody reads them but people, and they the first and the last.
-        Err(vigil_journal::Error::SetAside { source, .. })
-            if source.kind() == ErrorKind::AlreadyExists =>
-        {
-            let kept = path.with_extension("bad.1");
-            std::fs::rename(&path, &kept)
-                .with_context(|| format!("cannot set {} aside", path.display()))
-        }
-        Err(error) => Err(error.into()),
-    }
+    vigil_journal::set_aside(&path)?;
+    Ok(())
 }
 
 /// Cgroup, OOM score and core scheduling of the pair, set before it exists.

@@ -15,8 +15,8 @@ pub fn read(
     notes: &mut Vec<String>,
     wanted: impl Fn(&CrashNote) -> bool,
 ) -> Vec<CrashNote> {
-    let all = CrashNote::all(run).unwrap_or_else(|e| vec![Err(e)]);
-    all.into_iter()
+    CrashNote::all(run)
+        .into_iter()
         .filter_map(|note| note.map_err(|e| notes.push(chain(&e))).ok())
         .filter(wanted)
         .collect()

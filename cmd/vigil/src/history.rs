@@ -8,7 +8,7 @@ use serde_json::json;
 use vigil_host::chain;
 use vigil_host::enact::Line;
 
-use crate::place::Kept;
+use crate::place::{self, Kept};
 use crate::table::{Cell, Colour, render};
 use crate::{Answer, Code, Exit, crashes, json, words};
 
@@ -33,9 +33,19 @@ pub struct Args {
 /// Prints the lines.
 pub fn run(args: &Args) -> Result<Answer> {
     let mut notes = Vec::new();
-    let mut lines: Vec<Line> = Line::all(&args.kept.run)?
+    let all = Line::all(&args.kept.run);
+    place::all_may_be_read(all.iter().filter_map(|line| line.as_ref().err()))?;
+    let mut told = Vec::new();
+    for line in all {
+        match line {
+            Ok(line) => told.push(line),
+            // Not a line, but all of them.
+            Err(e @ vigil_host::Error::File { .. }) => return Err(e.into()),
+            Err(e) => notes.push(chain(&e)),
+        }
+    }
+    let mut lines: Vec<Line> = told
         .into_iter()
-        .filter_map(|line| line.map_err(|e| notes.push(chain(&e))).ok())
         .filter(|line| args.id.as_ref().is_none_or(|id| *id == line.id))
         .filter(|line| {
             let wanted = args.namespace.as_ref();

@@ -4,13 +4,16 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use vigil_host::chain;
 use vigil_host::enact::RUN;
 use vigil_journal::{Owner, names};
 use vigil_model::{Namespace, TaskId};
+use vigil_sys::fd::NO_LINK_NO_WAIT;
 
 use crate::{Code, Exit};
 
@@ -101,12 +104,19 @@ impl Node {
                     continue;
                 };
                 match is_ours(&bundle) {
-                    Ok(true) => bundles.ours.push(Found {
-                        namespace: namespace.clone(),
-                        id,
-                        bundle,
-                    }),
+                    Ok(true) => {
+                        let found = Found {
+                            namespace: namespace.clone(),
+                            id,
+                            bundle,
+                        };
+                        found.may_be_read()?;
+                        bundles.ours.push(found);
+                    }
                     Ok(false) => bundles.others += 1,
+                    Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                        return Err(hidden(e, &bundle));
+                    }
                     Err(e) => bundles
                         .notes
                         .push(format!("cannot look into {}: {e}", bundle.display())),
@@ -120,7 +130,9 @@ impl Node {
     /// The bundle that is meant; `None` if there is none.
     pub fn find(&self, name: &Name) -> Result<Option<Found>> {
         if name.container.contains('/') {
-            return Found::at(Path::new(&name.container)).map(Some);
+            let found = Found::at(Path::new(&name.container))?;
+            found.may_be_read()?;
+            return Ok(Some(found));
         }
         let id = TaskId::new(name.container.as_str()).map_err(|e| {
             anyhow::Error::new(e)
@@ -139,7 +151,8 @@ impl Node {
         let mut found = Vec::new();
         for namespace in namespaces {
             let bundle = self.tasks().join(namespace.as_str()).join(id.as_str());
-            if bundle.is_dir() {
+            // What may not be seen is not missing.
+            if is_dir(&bundle)? {
                 let id = id.clone();
                 found.push(Found {
                     namespace,
@@ -154,7 +167,9 @@ impl Node {
                 .context(format!("{id} is in the namespaces {}", all.join(", ")))
                 .context(Exit(Code::Usage)));
         }
-        Ok(found.pop())
+        let found = found.pop();
+        found.iter().try_for_each(Found::may_be_read)?;
+        Ok(found)
     }
 }
 
@@ -190,9 +205,29 @@ impl Found {
         Owner::of_bundle(&self.bundle, self.namespace.as_str(), self.id.as_str())
     }
 
+    /// An error if this user may not read what is recorded there: whatever were told would be
+    /// a guess.
+    fn may_be_read(&self) -> Result<()> {
+        for name in [names::LOCK, names::JOURNAL, names::PAIR, names::EXITS] {
+            let path = self.bundle.join(name);
+            let opened = fs::File::options()
+                .read(true)
+                .custom_flags(NO_LINK_NO_WAIT)
+                .open(&path);
+            match opened {
+                Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(hidden(e, &path)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A bundle by its path, whose last two names are namespace and id.
     pub fn at(bundle: &Path) -> Result<Self> {
         let bundle = fs::canonicalize(bundle).map_err(|e| {
+            if e.kind() == ErrorKind::PermissionDenied {
+                return hidden(e, bundle);
+            }
             let code = match e.kind() {
                 ErrorKind::NotFound => Code::Nothing,
                 _ => Code::Failed,
@@ -220,6 +255,32 @@ impl Found {
     }
 }
 
+/// An error if one of these is that this user may not read something.
+pub fn all_may_be_read<'a>(errors: impl Iterator<Item = &'a vigil_host::Error>) -> Result<()> {
+    for error in errors {
+        if let vigil_host::Error::File { source, .. } = error
+            && source.kind() == ErrorKind::PermissionDenied
+        {
+            return Err(anyhow!("{}; root can read it", chain(error)));
+        }
+    }
+    Ok(())
+}
+
+/// What this user may not read.
+fn hidden(error: std::io::Error, path: &Path) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("cannot read {}; root can", path.display()))
+}
+
+/// Whether a directory is there; what may not be seen is an error.
+fn is_dir(path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Ok(there) => Ok(there.is_dir()),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => Err(hidden(e, path)),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Whether any file of Vigil's is in it.
 pub fn is_ours(bundle: &Path) -> std::io::Result<bool> {
     for name in [names::LOCK, names::JOURNAL, names::PAIR, names::EXITS] {
@@ -237,6 +298,7 @@ fn children(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(hidden(e, dir)),
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", dir.display())),
     };
     let mut found = Vec::new();
@@ -244,7 +306,7 @@ fn children(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
         // containerd moves a bundle to a name with a dot before it removes it.
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && entry.path().is_dir() {
+        if !name.starts_with('.') && is_dir(&entry.path())? {
             found.push((name, entry.path()));
         }
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,19 @@ impl Loose {
             "reaper": pid(&self.reaper),
             "shim": pid(&self.shim),
         })
+    }
+}
+
+/// An error if this user may not see what programs run: a pair without a bundle would be
+/// missed, and nothing be said of it.
+pub fn may_be_seen() -> Result<()> {
+    let own = fs::metadata("/proc/self").context("cannot look at /proc/self")?;
+    // The first process is root's; where even root may not see it, the pairs are seen all the same.
+    match fs::read_link("/proc/1/exe") {
+        Err(e) if own.uid() != 0 && e.kind() == ErrorKind::PermissionDenied => Err(e).context(
+            "cannot see which programs run, so a pair without a bundle would be missed; root can",
+        ),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -51,8 +51,11 @@ pub fn run(args: &Args) -> Result<Answer> {
         }
     }
     wrong |= looks.iter().any(|look| look.wrong().is_some());
-    let stones = stones(&args.node, &mut notes);
-    wrong |= !stones.is_empty();
+    let before = notes.len();
+    let stones = stones(&args.node, &mut notes)?;
+    // One that cannot be read may tell of something left.
+    wrong |= !stones.is_empty() || notes.len() > before;
+    processes::may_be_seen()?;
     let loose: Vec<Loose> = processes::loose(&args.node)?
         .into_iter()
         .filter(|pair| {
@@ -84,17 +87,12 @@ pub fn run(args: &Args) -> Result<Answer> {
 }
 
 /// What is left of containers whose bundles are gone.
-fn stones(node: &Node, notes: &mut Vec<String>) -> Vec<Tombstone> {
-    let all = match Tombstone::all(&node.kept.run) {
-        Ok(all) => all,
-        Err(e) => {
-            notes.push(chain(&e));
-            return Vec::new();
-        }
-    };
-    all.into_iter()
-        .filter_map(|stone| stone.map_err(|e| notes.push(chain(&e))).ok())
-        .collect()
+fn stones(node: &Node, notes: &mut Vec<String>) -> Result<Vec<Tombstone>> {
+    let all = Tombstone::all(&node.kept.run).unwrap_or_else(|e| vec![Err(e)]);
+    place::all_may_be_read(all.iter().filter_map(|stone| stone.as_ref().err()))?;
+    let read = all.into_iter();
+    let read = read.filter_map(|stone| stone.map_err(|e| notes.push(chain(&e))).ok());
+    Ok(read.collect())
 }
 
 fn people(

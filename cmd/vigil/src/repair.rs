@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
-use vigil_host::enact::{Left, Report, Source, Tombstone, now, reconcile};
+use vigil_host::enact::{Ended, Left, Report, Source, Tombstone, now, reconcile};
 use vigil_host::observe::{Below, Subject, observe, planned_for};
 use vigil_host::{chain, strays, sweep};
 use vigil_journal::lock::{self, LockError};
-use vigil_journal::{Journal, Settings, names};
-use vigil_model::{KIND_RECORD, Record, Task};
+use vigil_journal::{Journal, Owner, Settings, Tail, ended, names};
+use vigil_model::{KIND_RECORD, Phase, Record, Task};
 use vigil_reconcile::{Action, Goal, Said, Verdict, plan, row};
 use vigil_sys::{Errno, listen};
 
@@ -132,6 +132,7 @@ pub fn run(args: &Args) -> Result<Answer> {
             cases.push(entombed(args, &stone));
         }
     }
+    processes::may_be_seen()?;
     for pair in processes::loose(&args.node)? {
         let at = &pair.found;
         let meant = args
@@ -235,20 +236,31 @@ fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
 /// Looks again with the lock in hand, and acts on what is seen then.
 pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Report> {
     let path = found.bundle.join(names::LOCK);
+    let mut without = None;
     let lock = match goal {
         Goal::Keep => None,
-        Goal::Gone => Some(match lock::hold(&path) {
-            Ok(lock) => lock,
+        Goal::Gone => match lock::hold(&path) {
+            Ok(lock) => Some(lock),
             Err(LockError::Held { .. }) => {
                 return Err(anyhow!(
                     "{} is held: a pair lives, or `delete` is at it",
                     path.display()
                 ));
             }
-            Err(e) => return Err(e.into()),
-        }),
+            // Something else has its name, or no file can be made: then it is for the recorded
+            // processes to say that the pair is gone.
+            Err(e) => {
+                without = Some(chain(&e));
+                None
+            }
+        },
     };
     let mut look = Look::once(found, &node.runc_root, &Belief::NotAsked);
+    if let Some(why) = &without
+        && look.pair.life != Life::Gone
+    {
+        return Err(anyhow!("it is not seen whether its pair lives").context(why.clone()));
+    }
     if goal == Goal::Gone && look.pair.any_alive() {
         return Err(anyhow!("a process of its pair lives"));
     }
@@ -272,6 +284,7 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     };
     let mut report = reconcile(&subject, observe(&subject), goal, &node.kept.run, until);
     report.notes.extend(unknown);
+    report.notes.extend(without);
     if goal == Goal::Gone && !report.may_live() {
         remember(found, &report)?;
     }
@@ -360,30 +373,51 @@ fn is_deserted(path: &Path) -> bool {
         && matches!(listen::connect(path, CONNECT), Err(Errno::ECONNREFUSED))
 }
 
-/// Records the end before anybody asks for it: containerd, when it is back,
-/// runs `delete` and is told this.
+/// Records the end before anybody asks for it: containerd, when it is back, runs `delete` and
+/// is told this. Where the journal cannot keep it, the file beside it does.
 fn remember(found: &Found, report: &Report) -> Result<()> {
-    let path = found.bundle.join(names::JOURNAL);
-    if !path.exists() {
+    let owner = found.owner();
+    let life = ended::life(&found.bundle);
+    let end = Ended {
+        pid: report.pid,
+        exit: report.exit,
+    };
+    let told = ended::read(&found.bundle, &owner).ok().flatten();
+    if told.and_then(|line| Ended::parse(&line, life)).is_some() {
         return Ok(());
     }
-    let owner = found.owner();
-    let replayed = vigil_journal::replay(&path, &owner)?;
+    let why = match in_journal(found, &owner, &end) {
+        Ok(true) => return Ok(()),
+        Ok(false) => "its journal does not name init".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    ended::write(&found.bundle, &owner, &end.line(life)?)
+        .context(why)
+        .context("its end is not recorded")
+}
+
+/// Whether the journal says the same from now on.
+fn in_journal(found: &Found, owner: &Owner, end: &Ended) -> Result<bool> {
+    let path = found.bundle.join(names::JOURNAL);
+    let replayed = vigil_journal::replay(&path, owner)?;
+    if let Tail::Corrupt { at, .. } = replayed.tail {
+        return Err(anyhow!("{} is corrupt at byte {at}", path.display()));
+    }
     if replayed.header.owner.is_none() {
         let frames = replayed.records.iter();
         let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
         planned_for(&task, &found.bundle)?;
     }
-    let opened = Journal::open(&path, &owner, Settings::default())?;
+    let opened = Journal::open(&path, owner, Settings::default())?;
     let frames = opened.replayed.records.iter();
-    let task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
-    if let Some(record) = Record::of_end(&task, report.pid, report.exit, now()) {
+    let mut task = Task::replay(frames.map(|record| (record.kind, &record.payload[..])))?;
+    if let Some(record) = Record::of_end(&task, end.pid, end.exit, now()) {
         let mut journal = opened.journal;
-        journal
-            .append(KIND_RECORD, &record.encode()?)
-            .context("its end is not recorded")?;
+        journal.append(KIND_RECORD, &record.encode()?)?;
+        task.apply(&record);
     }
-    Ok(())
+    // What was on record before stays.
+    Ok(matches!(task.standing.phase, Phase::Deleted { .. }))
 }
 
 /// A container of which a tombstone is all there is.

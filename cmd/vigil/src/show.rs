@@ -16,7 +16,7 @@ use vigil_relay::cause::Cause;
 
 use crate::ask::{Ask, Asking};
 use crate::look::{Look, Telling, exit_waits};
-use crate::place::{Name, Node};
+use crate::place::{self, Name, Node};
 use crate::processes::{self, Loose};
 use crate::table::{Cell, Colour, Paint, render};
 use crate::{Answer, Code, Exit, crashes, history, json, pair, timeline, words};
@@ -83,11 +83,18 @@ fn afterwards(args: &Args) -> Result<Answer> {
                 .is_none_or(|n| n.as_str() == its_namespace)
     };
     let mut notes = Vec::new();
-    let stones: Vec<Tombstone> = readable(Tombstone::all(&args.node.kept.run), &mut notes)
+    let run = &args.node.kept.run;
+    let stones = Tombstone::all(run).unwrap_or_else(|e| vec![Err(e)]);
+    let lines = Line::all(run);
+    // What may not be read may be of it.
+    let unread = stones.iter().filter_map(|stone| stone.as_ref().err());
+    let unread = unread.chain(lines.iter().filter_map(|line| line.as_ref().err()));
+    place::all_may_be_read(unread)?;
+    let stones: Vec<Tombstone> = readable(stones, &mut notes)
         .into_iter()
         .filter(|stone| meant(&stone.id, &stone.namespace))
         .collect();
-    let lines: Vec<Line> = readable(Line::all(&args.node.kept.run), &mut notes)
+    let lines: Vec<Line> = readable(lines, &mut notes)
         .into_iter()
         .filter(|line| meant(&line.id, &line.namespace))
         .collect();
@@ -99,6 +106,8 @@ fn afterwards(args: &Args) -> Result<Answer> {
         .filter(|pair| meant(pair.found.id.as_str(), pair.found.namespace.as_str()))
         .collect();
     if stones.is_empty() && lines.is_empty() && crashes.is_empty() && loose.is_empty() {
+        // Where that cannot be seen, nobody can say that there is nothing.
+        processes::may_be_seen()?;
         let mut error = anyhow!(
             "no bundle below {} and nothing in {} is of it{}",
             args.node.state.display(),
@@ -147,11 +156,7 @@ fn afterwards(args: &Args) -> Result<Answer> {
     Ok(Answer { text, code })
 }
 
-fn readable<T>(
-    all: vigil_host::Result<Vec<vigil_host::Result<T>>>,
-    notes: &mut Vec<String>,
-) -> Vec<T> {
-    let all = all.unwrap_or_else(|e| vec![Err(e)]);
+fn readable<T>(all: Vec<vigil_host::Result<T>>, notes: &mut Vec<String>) -> Vec<T> {
     all.into_iter()
         .filter_map(|one| one.map_err(|e| notes.push(chain(&e))).ok())
         .collect()

@@ -3,6 +3,7 @@
 //! not see: after a kill it looks whether the process is gone, after a removal
 //! whether the thing is. What will not go is named in the report.
 
+mod ended;
 mod hooks;
 mod keepsakes;
 mod report;
@@ -19,6 +20,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use vigil_model::{Because, Exit, Moment, Status};
 use vigil_reconcile::{Goal, Said, Verdict, plan, row};
 
+pub use ended::Ended;
 pub use keepsakes::{CrashNote, FORMAT, Line, RUN, Stuck, Tombstone};
 pub use report::{Left, Report, Source};
 

@@ -5,10 +5,13 @@
 //! names, by path and inode: the id may be in use again.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use vigil_reconcile::Goal;
+use vigil_sys::fd;
 
 use crate::enact::{Report, Stuck, Tombstone, reconcile};
 use crate::observe::{observe, said};
@@ -98,7 +101,11 @@ pub fn sweep(run: &Path, bundles: &impl Bundles) -> Result<Option<Vec<(PathBuf, 
     let mut due = stones(run)?;
     due.retain(|path| is_due(path, now));
     // Who has waited longest comes first: one that never goes starves nobody.
-    due.sort_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok());
+    due.sort_by_key(|path| {
+        fs::symlink_metadata(path)
+            .and_then(|meta| meta.modified())
+            .ok()
+    });
     let mut swept = Vec::new();
     for path in due.into_iter().take(STONES) {
         if Instant::now() + EACH > end {
@@ -147,9 +154,14 @@ fn stones(run: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A stone's time of modification says when it is to be taken up; one further
-/// off than any pause is from before the clock was set back.
+/// off than any pause is from before the clock was set back. What is no file is no stone, and
+/// has no such time: a link's is another's, and to open a fifo may last for ever.
 fn is_due(path: &Path, now: SystemTime) -> bool {
-    let at = fs::metadata(path).and_then(|meta| meta.modified());
+    let there = fs::symlink_metadata(path).ok();
+    let at = there
+        .filter(fs::Metadata::is_file)
+        .ok_or(ErrorKind::InvalidInput.into())
+        .and_then(|meta| meta.modified());
     at.is_ok_and(|at| at <= now || at > now + PAUSE_MAX)
 }
 
@@ -176,6 +188,7 @@ fn wait_longer(path: &Path) {
     // Refused, it is taken up again at once: no harm but work.
     let _ = File::options()
         .write(true)
+        .custom_flags(fd::NO_LINK_NO_WAIT)
         .open(path)
         .and_then(|file| file.set_modified(at));
 }

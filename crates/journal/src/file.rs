@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::storage::{Directory, Storage};
+use crate::writer::set_aside;
 
 /// `O_NOFOLLOW` and `O_NONBLOCK` of Linux. Written out, since only `sys` may use the C
 /// library's; a test opens a link and a fifo by them.
@@ -80,6 +81,7 @@ impl Directory for Folder {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        make_way(&self.0.join(name));
         fs::remove_file(self.0.join(name))
     }
 
@@ -89,6 +91,14 @@ impl Directory for Folder {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+}
+
+/// A directory that somebody put there is the only thing that no file can take the place of:
+/// it is set aside. Where that fails, so does what comes after.
+pub(crate) fn make_way(path: &Path) {
+    if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
+        let _ = set_aside(path);
     }
 }
 

@@ -13,6 +13,7 @@ mod compact;
 #[doc(hidden)]
 pub mod crash;
 mod crc32c;
+pub mod ended;
 mod error;
 pub mod exits;
 mod file;

@@ -23,6 +23,8 @@ pub const TAKEOVERS: &str = "takeovers";
 pub const NEXT: &str = "next";
 /// The last words of a shim that panicked, until somebody has read them.
 pub const PANIC: &str = "panic";
+/// What `delete`, or a repair, has answered where the journal could not keep it.
+pub const ENDED: &str = "ended";
 /// Free exactly when both processes of the pair are gone. Never renamed.
 pub const LOCK: &str = "lock";
 /// containerd's: the address of the shim's socket.

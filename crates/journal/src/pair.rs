@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::boot::BootId;
-use crate::file::{DiskFile, open_regular};
+use crate::file::{DiskFile, make_way, open_regular};
 use crate::names::SIDE_SUFFIX;
 use crate::owner::{NotOurs, Owner};
 use crate::storage::Storage;
@@ -334,15 +334,21 @@ fn contents(file: &DiskFile) -> io::Result<Vec<u8>> {
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut side = path.as_os_str().to_owned();
     side.push(SIDE_SUFFIX);
-    let side = PathBuf::from(side);
-    let result = write_new(&side, bytes).and_then(|()| fs::rename(&side, path));
+    put(&PathBuf::from(side), path, bytes)
+}
+
+/// As [`replace`], by way of this side name.
+pub(crate) fn put(side: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    make_way(path);
+    let result = write_new(side, bytes).and_then(|()| fs::rename(side, path));
     if result.is_err() {
-        let _ = fs::remove_file(&side);
+        let _ = fs::remove_file(side);
     }
     result
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    make_way(path);
     let _ = fs::remove_file(path);
     OpenOptions::new()
         .write(true)

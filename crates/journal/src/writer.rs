@@ -364,7 +364,8 @@ fn numbered(base: &str, attempt: u32) -> String {
 
 /// Moves whatever is at `path` (a foreign file, a directory, a journal with a
 /// damaged header) to `<path>.bad`, or `<path>.bad.1` and so on, and returns
-/// that name. Nothing is deleted. The caller holds the pair's lock.
+/// that name. Nothing is deleted, but when all these names are taken one that was kept before
+/// gives way. The caller holds the pair's lock.
 pub fn set_aside(path: &Path) -> Result<PathBuf, Error> {
     let failed = |source| Error::SetAside {
         path: path.to_owned(),
@@ -385,6 +386,15 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, Error> {
                 return Ok(name);
             }
             Err(error) => return Err(failed(error)),
+        }
+    }
+    // Enough are kept. Nobody reads them but people, and they the first and the last.
+    for attempt in 1..BAD_NAMES_MAX {
+        let mut name = base.clone();
+        name.push(format!(".{attempt}"));
+        let name = PathBuf::from(name);
+        if fs::rename(path, &name).is_ok() {
+            return Ok(name);
         }
     }
     Err(failed(io::ErrorKind::AlreadyExists.into()))

@@ -4,6 +4,8 @@
 //! the name is a hash of a path that Go joined and cleaned. It touches no file.
 //! No grouping: a container's socket is named after its own id.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 use vigil_model::{Namespace, TaskId};
 
@@ -63,6 +65,15 @@ impl Address {
         &self.path
     }
 
+    /// Whether a path has the name of another container's socket, in whatever directory. One
+    /// given outright may have any other name.
+    pub fn is_of_another(&self, path: &Path) -> bool {
+        let own = Path::new(&self.path).file_name();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let hash = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        name.is_some_and(hash) && path.file_name() != own
+    }
+
     /// As containerd is told: `unix://` and the path.
     pub fn uri(&self) -> String {
         format!("unix://{}", self.path)
@@ -107,6 +118,21 @@ fn clean(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    /// `delete` of one container left its own socket because the address it found was a
+    /// neighbour's, and would have removed the neighbour's.
+    #[test]
+    fn a_neighbours_socket_is_told_by_its_name() {
+        let of = |id: &str, dir: Option<&str>| {
+            let (namespace, id) = (Namespace::new("n").unwrap(), TaskId::new(id).unwrap());
+            Address::new("/c.sock", &namespace, &id, dir).unwrap()
+        };
+        let own = of("a", None);
+        assert!(own.is_of_another(Path::new(of("b", None).path())));
+        assert!(!own.is_of_another(Path::new(own.path())));
+        assert!(!own.is_of_another(Path::new(of("a", Some("/elsewhere")).path())));
+        assert!(!own.is_of_another(Path::new("/run/given.sock")));
+    }
 
     use proptest::prelude::*;
 

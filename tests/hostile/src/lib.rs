@@ -4,6 +4,7 @@
 //! The laboratory drives the shim; this only makes the world around it unfriendly. It
 //! must never make the world unfriendly for anybody else.
 
+pub mod harm;
 mod pair;
 mod programs;
 pub mod scarcity;

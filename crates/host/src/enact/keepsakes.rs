@@ -327,6 +327,7 @@ impl Tombstone {
         let path = self.path(run);
         let dir = run.join("tombstones");
         fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
+        make_way(&path)?;
         let side = path.with_extension(format!("{}.new", std::process::id()));
         let text = serde_json::to_vec_pretty(self).map_err(|e| Error::Malformed {
             path: path.clone(),
@@ -353,6 +354,7 @@ impl Tombstone {
             fs::remove_file(&old).map_err(failed("remove", &old))?;
         }
         let path = self.path(run);
+        make_way(&path)?;
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -387,8 +389,8 @@ const CRASHES: Lines = Lines("crashes", CRASHES_LEN_MAX);
 
 impl Lines {
     /// All there are, oldest first; one that cannot be read, cut by a crash or
-    /// a full file system, is an error of its own.
-    fn all<T: DeserializeOwned>(self, run: &Path) -> Result<Vec<Result<T>>> {
+    /// a full file system, is an error of its own, and so is a file.
+    fn all<T: DeserializeOwned>(self, run: &Path) -> Vec<Result<T>> {
         let mut lines = Vec::new();
         // Not while a writer changes the names: its lines would be seen twice, or not at all.
         let turn = File::open(run);
@@ -404,7 +406,11 @@ impl Lines {
                 {
                     continue;
                 }
-                Err(e) => return Err(e),
+                // It hides nothing of the other.
+                Err(e) => {
+                    lines.push(Err(e));
+                    continue;
+                }
             };
             let split = bytes.split(|byte| *byte == b'\n').enumerate();
             for (at, line) in split.filter(|(_, line)| !line.is_empty()) {
@@ -414,7 +420,7 @@ impl Lines {
                 }));
             }
         }
-        Ok(lines)
+        lines
     }
 
     /// Adds one. Writers take turns: the lock is on the directory, since the file changes its
@@ -434,9 +440,10 @@ impl Lines {
         let length = file.metadata().map_err(failed("look at", &path))?.len();
         if length > self.1 / 2 {
             let old = run.join(format!("{}.old", self.0));
+            make_way(&old)?;
             fs::rename(&path, &old).map_err(failed("rename", &path))?;
             file = open_lines(&path)?;
-        } else if length > 0 && !ends_a_line(&path, length) {
+        } else if length > 0 && !ends_a_line(&file, length) {
             // A writer before died in the middle of its line.
             text.insert(0, b'\n');
         }
@@ -456,8 +463,10 @@ fn take_turn(mut take: impl FnMut() -> std::result::Result<(), TryLockError>) {
 
 /// Opens one of them for appending, made if it is not there.
 fn open_lines(path: &Path) -> Result<File> {
+    make_way(path)?;
     let opened = OpenOptions::new()
         .create(true)
+        .read(true)
         .append(true)
         .mode(0o600)
         .custom_flags(fd::NO_LINK_NO_WAIT)
@@ -474,17 +483,30 @@ fn open_lines(path: &Path) -> Result<File> {
 }
 
 /// Whether the last byte of a file of this length is a newline's.
-fn ends_a_line(path: &Path, length: u64) -> bool {
+fn ends_a_line(file: &File, length: u64) -> bool {
     let mut last = [0];
-    File::open(path)
-        .and_then(|file| file.read_exact_at(&mut last, length - 1))
-        .is_ok_and(|()| last == [b'\n'])
+    let read = file.read_exact_at(&mut last, length - 1);
+    read.is_ok_and(|()| last == [b'\n'])
+}
+
+/// What is no file, and has the name of one of ours, is in the way of it for ever: a directory
+/// is moved aside, the rest removed.
+fn make_way(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => {
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(".bad");
+            fs::rename(path, PathBuf::from(aside)).map_err(failed("set aside", path))
+        }
+        Ok(there) if !there.is_file() => fs::remove_file(path).map_err(failed("remove", path)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 impl Line {
     /// All lines there are, oldest first; one that cannot be read is an error
     /// of its own.
-    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+    pub fn all(run: &Path) -> Vec<Result<Self>> {
         HISTORY.all(run)
     }
 
@@ -497,7 +519,7 @@ impl Line {
 impl CrashNote {
     /// All notes there are, oldest first; one that cannot be read is an error
     /// of its own.
-    pub fn all(run: &Path) -> Result<Vec<Result<Self>>> {
+    pub fn all(run: &Path) -> Vec<Result<Self>> {
         CRASHES.all(run)
     }
 
@@ -552,7 +574,7 @@ mod tests {
             }
         }
         assert!(size <= HISTORY_LEN_MAX + 200_000, "{size}");
-        let all = Line::all(dir.path()).unwrap();
+        let all = Line::all(dir.path());
         assert_eq!(all.len() as u64, size / 100_000);
         assert!(all.iter().all(|one| *one.as_ref().unwrap() == line));
     }
@@ -560,11 +582,11 @@ mod tests {
     #[test]
     fn a_torn_line_hides_no_other() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Line::all(dir.path()).unwrap().is_empty());
+        assert!(Line::all(dir.path()).is_empty());
         let line = r#"{"id":"x","namespace":"n","found":"f","exit":null,"done":[],"left":[]}"#;
         let text = format!("{line}\n{{\"id\":\n{line}\n");
         fs::write(dir.path().join("history"), text).unwrap();
-        let all = Line::all(dir.path()).unwrap();
+        let all = Line::all(dir.path());
         assert!(matches!(
             &all[..],
             [Ok(_), Err(Error::Malformed { .. }), Ok(_)]
@@ -611,7 +633,7 @@ mod tests {
     #[test]
     fn a_note_is_a_page_and_there_are_not_too_many() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(CrashNote::all(dir.path()).unwrap().is_empty());
+        assert!(CrashNote::all(dir.path()).is_empty());
         let long = "\u{1}".repeat(10_000);
         let mut note = CrashNote {
             format: FORMAT,
@@ -636,7 +658,7 @@ mod tests {
             );
             assert!(text.lines().all(|line| line.len() < 4096));
         }
-        let all = CrashNote::all(dir.path()).unwrap();
+        let all = CrashNote::all(dir.path());
         assert!((32..=128).contains(&all.len()), "{}", all.len());
         assert!(all[0].as_ref().unwrap().how.starts_with("zzz"));
         note.words = Some(long);
@@ -687,14 +709,12 @@ mod tests {
             let added = lines
                 .append(&run, &serde_json::json!({"a": 1}))
                 .map_err(|error| error.to_string());
-            let all = lines
-                .all::<serde_json::Value>(&run)
-                .map_err(|error| error.to_string());
-            let all = all.map(|all| all.into_iter().flatten().count());
+            let all = lines.all::<serde_json::Value>(&run);
+            let all = all.into_iter().flatten().count();
             done.send((added, all)).unwrap();
         });
         let told = over.recv_timeout(Duration::from_secs(30));
-        assert_eq!(told, Ok((Ok(()), Ok(1))));
+        assert_eq!(told, Ok((Ok(()), 1)));
     }
 
     /// Two writers that both saw the history full both moved it away, the second one the
@@ -755,29 +775,69 @@ mod tests {
             fs::write(dir.path().join(name), &text).unwrap();
         }
         let says = |error: Error| error.to_string();
-        let line = Line::all(dir.path()).unwrap().remove(0).map_err(says);
-        let note = CrashNote::all(dir.path()).unwrap().remove(0).map_err(says);
+        let line = Line::all(dir.path()).remove(0).map_err(says);
+        let note = CrashNote::all(dir.path()).remove(0).map_err(says);
         for said in [line.unwrap_err(), note.unwrap_err()] {
             assert!(said.contains("formats up to"), "{said}");
         }
     }
 
-    /// A fifo held the reader for ever, and a link led it elsewhere.
+    /// A fifo held the reader for ever, and a link led it elsewhere; then either of them, or a
+    /// directory, was in the way of every line that came after.
     #[test]
-    fn what_is_no_file_is_neither_waited_for_nor_followed() {
+    fn what_is_no_file_is_neither_waited_for_nor_followed_nor_in_the_way() {
         let dir = tempfile::tempdir().unwrap();
-        let elsewhere = dir.path().join("elsewhere");
+        let run = dir.path();
+        let elsewhere = run.join("elsewhere");
         fs::write(&elsewhere, "").unwrap();
-        for name in ["history", "crashes"] {
-            std::os::unix::fs::symlink(&elsewhere, dir.path().join(name)).unwrap();
-        }
         let line = r#"{"id":"x","namespace":"n","found":"f","exit":null,"done":[],"left":[]}"#;
         let line: Line = serde_json::from_str(line).unwrap();
-        assert!(line.append(dir.path()).is_err());
-        assert!(Line::all(dir.path()).is_err() && CrashNote::all(dir.path()).is_err());
-        assert!(fs::read(&elsewhere).unwrap().is_empty());
-        fs::remove_file(dir.path().join("history")).unwrap();
-        vigil_sys::fifo::make(&dir.path().join("history"), 0o600).unwrap();
-        assert!(Line::all(dir.path()).is_err());
+        let harms: [fn(&Path, &Path); 3] = [
+            |path, to| std::os::unix::fs::symlink(to, path).unwrap(),
+            |path, _| vigil_sys::fifo::make(path, 0o600).unwrap(),
+            |path, _| {
+                fs::create_dir(path).unwrap();
+                fs::write(path.join("inside"), "").unwrap();
+            },
+        ];
+        for harm in harms {
+            for name in ["history", "history.old", "crashes"] {
+                harm(&run.join(name), &elsewhere);
+            }
+            assert!(Line::all(run).iter().all(Result::is_err));
+            assert_eq!((Line::all(run).len(), CrashNote::all(run).len()), (2, 1));
+            // A line is kept, and is not hidden by what the older ones are.
+            line.append(run).unwrap();
+            let all = Line::all(run);
+            assert_eq!((all.len(), all[1].as_ref().unwrap()), (2, &line));
+            // When there are many, what is in the way of the older ones makes way.
+            fs::write(run.join("history"), vec![b'\n'; 1 << 20]).unwrap();
+            line.append(run).unwrap();
+            assert_eq!(Line::all(run).len(), 1);
+            assert!(fs::read(&elsewhere).unwrap().is_empty());
+            for name in ["history", "history.old", "crashes"] {
+                let _ = fs::remove_file(run.join(name));
+                let _ = fs::remove_dir_all(run.join(name));
+            }
+        }
+        assert!(run.join("history.bad/inside").exists());
+    }
+
+    /// It stood there for ever: nobody could put a stone in its place, nor take it away.
+    #[test]
+    fn a_directory_by_a_stones_name_makes_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let stone = r#"{"id":"x","namespace":"n","bundle":"/b","runtime":"r","runtime_root":"/r",
+            "init":null,"exit":null,"claims":[],"left":["it"]}"#;
+        let stone: Tombstone = serde_json::from_str(stone).unwrap();
+        for _ in 0..2 {
+            fs::create_dir_all(stone.path(dir.path())).unwrap();
+            stone.write(dir.path()).unwrap();
+            assert_eq!(Tombstone::all(dir.path()).unwrap().len(), 1);
+            stone.remove(dir.path()).unwrap();
+            fs::create_dir_all(stone.path(dir.path())).unwrap();
+            stone.remove(dir.path()).unwrap();
+            assert!(Tombstone::all(dir.path()).unwrap().is_empty());
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vigil_model::{Incarnation, Status};
 use vigil_reconcile::{Action, Init, Present};
-use vigil_sys::{Errno, fd, pidfd};
+use vigil_sys::{Errno, fd, listen, pidfd};
 
 use super::runtime::Hooks;
 use super::{Left, Line, Report, Source, Stuck, Tombstone, status_of};
@@ -27,6 +27,10 @@ pub(super) const RESERVE: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the kernel gets to tell the status of what its parent reaps.
 const REAPED_IN: Duration = Duration::from_millis(50);
+/// For seeing whether anybody listens.
+const LISTENS: Duration = Duration::from_millis(50);
+/// For one that dies to let go of its listener.
+const LETS_GO: Duration = Duration::from_millis(200);
 
 /// One plan being carried out.
 pub(super) struct Work<'a> {
@@ -303,6 +307,13 @@ impl Work<'_> {
         let Some(path) = &self.subject.socket else {
             return;
         };
+        // The pair is dead, unless it is at work itself: whoever listens is another, whose
+        // address was found here.
+        if self.subject.below.is_none() && is_listened_to(path) {
+            let there = path.display();
+            let note = format!("somebody listens on {there}: it is another's, and left alone");
+            return self.report.notes.push(note);
+        }
         match fs::remove_file(path) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -476,6 +487,18 @@ fn unopened(action: Action) -> Left {
         action,
         why: "the cgroups could not be opened".to_owned(),
     }
+}
+
+/// Whether somebody listens there, and goes on to: one that dies lets go of it a moment later.
+fn is_listened_to(socket: &Path) -> bool {
+    let until = Instant::now() + LETS_GO;
+    while listen::connect(socket, LISTENS).is_ok() {
+        if Instant::now() >= until {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
 }
 
 /// Kills what descends from the reaper; who was there.

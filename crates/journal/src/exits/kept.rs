@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::BYTES;
-use crate::file::open_regular;
+use crate::file::{make_way, open_regular};
 use crate::names::{BAD, SIDE_SUFFIX};
 
 /// Written or compared at once.
@@ -81,6 +81,8 @@ impl Kept {
 
     /// Another file under the name; the one that is there gets a second name first.
     fn renew(&mut self, words: &[AtomicU64]) -> io::Result<()> {
+        make_way(&self.side);
+        make_way(&self.path);
         // A leftover, never truncated: it may be a second name of another's.
         let _ = fs::remove_file(&self.side);
         let mut options = OpenOptions::new();
@@ -88,9 +90,8 @@ impl Kept {
         let file = options.open(&self.side)?;
         let made = fill(&file, words).and_then(|()| {
             let _ = fs::remove_file(&self.bad);
-            // A directory has no second name. If there is nothing, there is nothing to keep.
-            let _ =
-                fs::hard_link(&self.path, &self.bad).or_else(|_| fs::rename(&self.path, &self.bad));
+            // If there is nothing, there is nothing to keep.
+            let _ = fs::hard_link(&self.path, &self.bad);
             fs::rename(&self.side, &self.path)
         });
         match made {
