@@ -18,6 +18,7 @@ use std::{
 
 use futures_core::Stream;
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     net::UnixStream,
     sync::{Notify, mpsc},
 };
@@ -32,6 +33,9 @@ use crate::{
 
 /// Connections that may wait to be taken up.
 const WAITING_MAX: usize = 16;
+
+/// How long a connection waits for which there is no room.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is under way on all connections together.
 #[derive(Debug, Default)]
@@ -131,7 +135,8 @@ impl Server {
     /// Serves one more connection until its peer ends it; `conn` is its number,
     /// by which its requests are known again.
     pub async fn add(&self, conn: u32, stream: StdUnixStream) -> Result<(), Error> {
-        let line = Line::direct(ours(stream)?);
+        let stream = ours(stream).map_err(|(source, _)| Error::ServerAdd { source })?;
+        let line = Line::direct(stream);
         self.wait_with(conn, line).await
     }
 
@@ -144,8 +149,16 @@ impl Server {
         pair: Option<StdUnixStream>,
         own: Arc<StdUnixStream>,
     ) -> Result<(), Error> {
-        let line = Line::relayed(pair.map(ours).transpose()?, own);
-        self.wait_with(conn, line).await
+        let pair = match pair.map(ours).transpose() {
+            Ok(pair) => pair,
+            Err((error, Some(pair))) => {
+                log::warn!("connection {conn} is not served yet: {error}");
+                tokio::spawn(later(self.waiting.clone(), conn, pair, own));
+                return Ok(());
+            }
+            Err((source, None)) => return Err(Error::ServerAdd { source }),
+        };
+        self.wait_with(conn, Line::relayed(pair, own)).await
     }
 
     async fn wait_with(&self, conn: u32, line: Line) -> Result<(), Error> {
@@ -174,9 +187,39 @@ impl Server {
     }
 }
 
-fn ours(stream: StdUnixStream) -> Result<UnixStream, Error> {
-    stream
-        .set_nonblocking(true)
-        .and_then(|()| UnixStream::from_std(stream))
-        .map_err(|source| Error::ServerAdd { source })
+/// Registers a connection; one for which there is no room comes back.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for the sake of types that lie about their descriptor; a socket cannot"
+)]
+fn ours(stream: StdUnixStream) -> Result<UnixStream, (io::Error, Option<StdUnixStream>)> {
+    if let Err(error) = stream.set_nonblocking(true) {
+        return Err((error, Some(stream)));
+    }
+    // What the runtime itself refuses it closes: so it is asked like this first.
+    let tried = AsyncFd::try_with_interest(stream, Interest::READABLE);
+    let stream = tried.map_err(|refused| {
+        let (stream, error) = refused.into_parts();
+        (error, Some(stream))
+    })?;
+    UnixStream::from_std(stream.into_inner()).map_err(|error| (error, None))
+}
+
+/// Serves a connection as soon as there is room for it: to close it would be its end.
+async fn later(
+    waiting: mpsc::Sender<(u32, Line)>,
+    conn: u32,
+    mut pair: StdUnixStream,
+    own: Arc<StdUnixStream>,
+) {
+    let pair = loop {
+        tokio::time::sleep(AGAIN).await;
+        match ours(pair) {
+            Ok(pair) => break pair,
+            Err((_, Some(back))) => pair = back,
+            Err((error, None)) => return log::error!("connection {conn} not served: {error}"),
+        }
+    };
+    // The server is gone only when we leave.
+    let _ = waiting.send((conn, Line::relayed(Some(pair), own))).await;
 }

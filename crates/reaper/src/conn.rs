@@ -4,8 +4,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use vigil_relay::Relay;
+use vigil_relay::conns::Connection;
 use vigil_relay::tokens::token_of;
+use vigil_relay::{Budget, Relay};
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Result, listen, scm};
 
@@ -20,20 +21,32 @@ pub(crate) struct Conn {
     /// The shim closed its end, or is dying and all its ends close: if it is
     /// still alive at this time, it meant this connection.
     pub(crate) cut_at: Option<Instant>,
-    /// The shim has it: it said so, or has said something on it.
-    pub(crate) taken: bool,
+}
+
+impl Connection for Conn {
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    fn relay_mut(&mut self) -> &mut Relay {
+        &mut self.relay
+    }
 }
 
 impl Conn {
-    pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd) -> Result<Conn> {
-        Ok(Conn {
+    pub(crate) fn new(epoll: &Epoll, number: u32, own: OwnedFd, budget: &Budget) -> Conn {
+        let peer = listen::peer(own.as_fd()).map_or(0, |peer| peer.pid);
+        Conn {
             number,
-            own: epoll.watch(own, token_of(number))?,
+            own: Watched::not_yet(epoll, own, token_of(number)),
             pair: None,
-            relay: Relay::new(),
+            relay: Relay::within(budget, peer),
             cut_at: None,
-            taken: false,
-        })
+        }
     }
 
     /// containerd's own connection.
@@ -51,19 +64,8 @@ impl Conn {
     pub(crate) fn give(&mut self, epoll: &Epoll, pair: OwnedFd, silent: bool) -> Result<()> {
         self.pair = Some(epoll.watch(pair, token_of(self.number) + 1)?);
         self.cut_at = None;
-        self.taken = silent;
-        self.settle();
+        self.relay.be_taken(silent);
         Ok(())
-    }
-
-    /// The shim lives on without it. `false`: it never had it, for want of something, and is
-    /// to be offered it again, with all that was for it.
-    pub(crate) fn was_meant(&mut self) -> bool {
-        if !self.taken {
-            self.relay.shim_died(false);
-            self.cut_at = None;
-        }
-        self.taken
     }
 
     /// Whether the shim has not read all it was sent.
@@ -92,11 +94,11 @@ impl Conn {
                 Some(_) | None => break,
             }
         }
-        self.settle()
+        true
     }
 
-    /// Something happened on the shim's side. `false`: the connection is over.
-    pub(crate) fn pair_ready(&mut self, ready: Ready, cut_at: Instant) -> bool {
+    /// Something happened on the shim's side.
+    pub(crate) fn pair_ready(&mut self, ready: Ready, cut_at: Instant) {
         let over = if ready.dead {
             // All it wrote counts, also what containerd has no room for yet.
             self.read_pair_to_end();
@@ -108,7 +110,6 @@ impl Conn {
             self.pair = None;
             self.cut_at = Some(cut_at);
         }
-        self.settle()
     }
 
     /// The shim is dead: what it wrote is read to its end and, as far as
@@ -120,14 +121,13 @@ impl Conn {
         self.relay.shim_died(own_fault);
         self.pair = None;
         self.cut_at = None;
-        self.settle();
     }
 
     /// Nobody serves: what would come too late is answered, and for that reason;
     /// when the next would.
     pub(crate) fn expire(&mut self, now: Instant, why: impl Fn() -> String) -> Option<Instant> {
         let next = self.relay.expire(now, why);
-        self.settle();
+        let _ = self.settle();
         next
     }
 
@@ -135,7 +135,6 @@ impl Conn {
         let mut chunk = [0; CHUNK];
         let count = scm::read_now(self.pair.as_ref()?.as_fd(), &mut chunk)?;
         self.relay.from_shim(&chunk[..count]);
-        self.taken |= count > 0;
         Some(count)
     }
 
@@ -144,23 +143,24 @@ impl Conn {
         while self.read_pair().is_some_and(|count| count > 0) {}
     }
 
-    /// Writes what either side takes now, and asks to be told about the rest.
-    fn settle(&mut self) -> bool {
+    /// Writes what either side takes now, and asks to be told about the rest. What the
+    /// kernel has no room to tell of is to be asked for again, and nothing is lost.
+    pub(crate) fn settle(&mut self) -> Result<()> {
         self.write();
         let own = Interest::of(self.relay.wants_containerd(), !self.flushed());
         let sends = !self.relay.for_shim().is_empty();
         let pair = Interest::of(self.relay.wants_shim(), sends);
-        self.own.want(own).is_ok() && self.pair.as_mut().is_none_or(|fd| fd.want(pair).is_ok())
+        self.own.want(own)?;
+        self.pair.as_mut().map_or(Ok(()), |fd| fd.want(pair))
     }
 
     fn write(&mut self) {
-        while let Some(count) = scm::send_now(self.own.as_fd(), self.relay.for_containerd()) {
-            self.relay.containerd_took(count);
-        }
-        let Some(pair) = &self.pair else { return };
-        while let Some(count) = scm::send_now(pair.as_fd(), self.relay.for_shim()) {
-            self.relay.shim_took_at(Instant::now(), count);
-        }
+        let shim = |bytes: &[u8]| {
+            let count = scm::send_now(self.pair.as_ref()?.as_fd(), bytes)?;
+            Some((Instant::now(), count))
+        };
+        let containerd = |bytes: &[u8]| scm::send_now(self.own.as_fd(), bytes);
+        self.relay.pass_on(containerd, shim);
     }
 
     /// Whether containerd has taken everything that is for it.

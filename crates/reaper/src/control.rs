@@ -10,7 +10,6 @@ use vigil_relay::control::{
 };
 use vigil_sys::{Errno, fifo, listen, scm};
 
-use crate::conn::Conn;
 use crate::turn::{END, Reaper};
 
 /// Messages read in one turn.
@@ -65,8 +64,7 @@ impl Reaper<'_> {
                 Ok(VERSION.into())
             }
             ToReaper::Taken { conn } => {
-                let taken = |one: &mut Conn| one.taken |= one.number == conn;
-                self.conns.iter_mut().for_each(taken);
+                self.conns.taken(conn);
                 Ok(0)
             }
             ToReaper::Ready => {

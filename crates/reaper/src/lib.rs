@@ -18,12 +18,12 @@ use vigil_journal::exits::Recorder;
 use vigil_journal::pair::{Incarnation, Pair};
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{BootId, Owner, names};
-use vigil_relay::Burst;
+use vigil_relay::conns::Conns;
 use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
 use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS};
-use vigil_sys::epoll::Epoll;
+use vigil_sys::epoll::{Epoll, Resting};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::{SharedMap, thrifty_heap};
 use vigil_sys::signal::{self, Signals};
@@ -37,8 +37,8 @@ pub use vigil_relay::handed::{
     CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
 };
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 64;
+/// Connections that may wait to be accepted: thousands may come at once.
+const BACKLOG: i32 = 4096;
 
 /// What `start` has prepared.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
     let bell = step("make a doorbell", Doorbell::new())?;
     let epoll = step("make an epoll set", Epoll::new())?;
     step("listen", listen::listen(config.listener.as_fd(), BACKLOG))?;
-    let listener = epoll.watch(&config.listener, LISTENER);
+    let listener = Resting::new(&epoll, &config.listener, LISTENER);
     let listener = step("watch the listener", listener)?;
     let signals = step("watch signals", epoll.watch(signals, SIGNALS))?;
     let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
@@ -142,10 +142,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         epoll,
         signals,
         listener,
-        listen_at: None,
-        conns: Vec::new(),
-        next_conn: 0,
-        burst: Burst::default(),
+        conns: Conns::new(process::open_files().unwrap_or(0)),
         bell,
         deaths,
         deaths_due: true,

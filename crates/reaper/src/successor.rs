@@ -9,10 +9,11 @@ use std::time::Instant;
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
 use vigil_relay::tokens::CONTROL;
+use vigil_sys::epoll::Interest;
 use vigil_sys::{fd, process, scm, wait};
 
 use crate::conn::Conn;
-use crate::turn::Reaper;
+use crate::turn::{REST, Reaper};
 use crate::{Result, start_shim, step, write_pair};
 
 /// For a control socket, its end, a pipe, a pidfd and what spawning needs.
@@ -60,7 +61,7 @@ impl Reaper<'_> {
             return None;
         }
         let (now, line) = (Instant::now(), &self.line);
-        let late = |conn: &mut Conn| conn.expire(now, || line.why(now));
+        let late = |conn: &mut Box<Conn>| conn.expire(now, || line.why(now));
         self.conns.iter_mut().filter_map(late).min()
     }
 
@@ -125,8 +126,9 @@ impl Reaper<'_> {
     /// answer does not, and what it did not answer is kept for the next.
     pub(crate) fn keep_unanswered(&mut self, status: i32) {
         let (now, own_fault) = (Instant::now(), self.line.own_fault(status));
-        for conn in &mut self.conns {
+        for conn in self.conns.iter_mut() {
             conn.shim_died(now, own_fault);
+            let _ = conn.settle();
         }
     }
 
@@ -142,15 +144,23 @@ impl Reaper<'_> {
             if !self.conns[at].waits() {
                 continue;
             }
+            // As many as there is room for beside the answers to its calls; then as it reads.
+            let room = self.control.as_ref().is_some_and(fd::has_room);
+            if let Some(control) = &mut self.control {
+                let _ = control.want(Interest::of(true, !room));
+            }
+            if !room {
+                break;
+            }
             let handed = scm::pair_stream().and_then(|(pair, theirs)| {
                 self.conns[at].give(&self.epoll, pair, self.silent)?;
                 let conn = self.conns[at].number;
                 let fds = [theirs.as_fd(), self.conns[at].own()];
                 self.tell(&ToShim::Conn { conn }, &fds);
-                Ok(())
+                self.conns[at].settle()
             });
             if handed.is_err() {
-                self.rest();
+                self.listener.rest(REST);
                 return;
             }
         }
@@ -166,7 +176,7 @@ impl Reaper<'_> {
     }
 
     fn unread(&self) -> bool {
-        self.conns.iter().any(Conn::unread_by_shim)
+        self.conns.iter().any(|conn| conn.unread_by_shim())
     }
 
     /// One look. A stuck shim is ended, and its death does the rest.

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use vigil_journal::BootId;
 use vigil_journal::exits::{Death, Recorder};
 use vigil_journal::takeovers::Takeovers;
-use vigil_relay::Burst;
+use vigil_relay::Budget;
+use vigil_relay::conns::Conns;
 use vigil_relay::control::ToShim;
 use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
 use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS, owner_of};
-use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
+use vigil_sys::epoll::{Epoll, Ready, Resting, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
 use vigil_sys::points::{self, Point};
@@ -26,8 +27,6 @@ use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 use crate::conn::Conn;
 use crate::{Config, fail};
 
-/// Most connections at once; the others wait in the listener's queue.
-const CONNS_MAX: usize = 64;
 /// Deaths recorded in one turn.
 const DEATHS_MAX: usize = 256;
 /// How long the shim has to flush and go when we were told to go, and how long
@@ -35,12 +34,12 @@ const DEATHS_MAX: usize = 256;
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long a shim may live that has announced its end.
 pub(crate) const END: Duration = Duration::from_secs(5);
-/// How long the listener rests when no descriptor could be had.
-const REST: Duration = Duration::from_secs(1);
-/// After a turn that could not be made.
+/// How long the listener rests when no descriptor could be had, or no room to wait for one.
+pub(crate) const REST: Duration = Duration::from_secs(1);
+/// After a turn that could not be made, and until somebody may have made room.
 const BREATH: Duration = Duration::from_millis(100);
-/// How long after a pair's end its shim must live to have meant it: a dying
-/// process closes its descriptors before it can be waited for.
+/// How long after a pair's end it is asked whether its shim lives and so meant it: a dying
+/// process closes its descriptors, thousands it may be, before it can be waited for.
 const DYING: Duration = Duration::from_millis(100);
 
 /// All the reaper has.
@@ -49,12 +48,8 @@ pub(crate) struct Reaper<'c> {
     pub(crate) boot: BootId,
     pub(crate) epoll: Epoll,
     pub(crate) signals: Watched<Signals>,
-    pub(crate) listener: Watched<&'c OwnedFd>,
-    /// When to look at the listener again that was put to rest.
-    pub(crate) listen_at: Option<Instant>,
-    pub(crate) conns: Vec<Conn>,
-    pub(crate) next_conn: u32,
-    pub(crate) burst: Burst,
+    pub(crate) listener: Resting<&'c OwnedFd>,
+    pub(crate) conns: Conns<Conn>,
 
     pub(crate) bell: Doorbell,
     pub(crate) deaths: Recorder<'static>,
@@ -103,11 +98,7 @@ impl Reaper<'_> {
     /// One turn: wait, then everything that is possible. An exit code ends it.
     fn turn(&mut self) -> Result<Option<i32>> {
         let late = self.answer_the_late();
-        let timeout = if self.deaths_due {
-            Some(Duration::ZERO)
-        } else {
-            self.patience(late)
-        };
+        let timeout = self.patience(late);
         for ready in self.epoll.wait::<32>(timeout)? {
             match ready.token {
                 SIGNALS => {
@@ -117,7 +108,10 @@ impl Reaper<'_> {
                 }
                 LISTENER => self.accept(),
                 CONTROL => {
-                    if !self.serve_control() {
+                    if ready.write && self.serving {
+                        self.hand_out();
+                    }
+                    if ready.read && !self.serve_control() {
                         // Dead, or of no use without it; waitid will tell.
                         self.control = None;
                         self.kill_shim();
@@ -132,24 +126,28 @@ impl Reaper<'_> {
         }
         self.look_at_the_clock();
         let near = self.departure.is_near();
-        let done = near && !self.shim_lives && self.conns.iter().all(Conn::flushed);
+        let done = near && !self.shim_lives && self.conns.iter().all(|conn| conn.flushed());
         let over = is_due(self.departure.until());
         Ok((done || over).then(|| self.leave()))
     }
 
     /// How long to wait; `None`, which is the rule, if nobody is waited for.
     fn patience(&self, late: Option<Instant>) -> Option<Duration> {
+        if self.deaths_due {
+            return Some(Duration::ZERO);
+        }
         let cuts = self.conns.iter().filter_map(|conn| conn.cut_at);
-        let cuts = cuts.filter(|_| self.control.is_some());
+        let cuts = cuts.filter(|_| self.control.is_some() && self.serving);
         let until = self.departure.until();
-        let times = cuts.chain(until).chain(self.listen_at).chain(late);
+        let times = cuts.chain(until).chain(self.listener.until()).chain(late);
         let first = times.chain(self.line.next()).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self) {
-        if is_due(self.listen_at) {
-            self.listen();
+        if is_due(self.listener.until()) {
+            self.listener.wake(REST);
+            (0..self.conns.len()).for_each(|place| self.settle(place));
             if self.serving {
                 self.hand_out();
             }
@@ -159,16 +157,20 @@ impl Reaper<'_> {
         } else if is_due(self.line.next()) {
             self.look_at_the_shim();
         }
-        // One that is dying closes everything before it can be waited for.
-        if self.control.is_none() {
-            return;
-        }
-        // The shim lives on without these: it has closed them.
-        while let Some(cut) = self.conns.iter().position(|conn| is_due(conn.cut_at)) {
-            if self.conns[cut].was_meant() {
-                self.close_conn(cut);
-            } else {
-                self.hand_out();
+        // The shim lives on without these: it has closed them. One that is dying closes
+        // everything before it can be waited for.
+        while self.control.is_some() && self.serving {
+            let Some(cut) = self.conns.iter().position(|conn| is_due(conn.cut_at)) else {
+                break;
+            };
+            let conn = &mut self.conns[cut];
+            conn.cut_at = None;
+            match process::is_exiting(self.shim.pid) {
+                Ok(true) => self.serving = false,
+                // It may be seen later.
+                Err(_) => conn.cut_at = Some(Instant::now() + DYING),
+                Ok(false) if conn.relay.was_meant() => self.close_conn(cut),
+                Ok(false) => self.hand_out(),
             }
         }
     }
@@ -212,9 +214,8 @@ impl Reaper<'_> {
     }
 
     pub(crate) fn kill_shim(&self) {
-        if self.shim_lives {
-            let _ = pidfd::send_signal(&self.shim.pidfd, signal::KILL);
-        }
+        // Of one that is dead the descriptor leads nowhere.
+        let _ = pidfd::send_signal(&self.shim.pidfd, signal::KILL);
     }
 
     /// Records and reaps children that have ended, some of them if they are
@@ -270,73 +271,62 @@ impl Reaper<'_> {
         None
     }
 
-    /// Looks at the listener if there is room for a connection.
-    fn listen(&mut self) {
-        let read = self.conns.len() < CONNS_MAX;
-        let told = self.listener.want(Interest::of(read, false));
-        self.listen_at = told.err().map(|_| Instant::now() + REST);
-    }
-
-    /// Not a turn for nothing: with no descriptor to be had, a listener that
-    /// is looked at would be ready for ever.
-    pub(crate) fn rest(&mut self) {
-        let _ = self.listener.want(Interest::default());
-        self.listen_at = Some(Instant::now() + REST);
-    }
-
     fn accept(&mut self) {
+        if self.conns.is_full() {
+            match self.conns.who_goes(Instant::now()) {
+                Some(place) => self.close_conn(place),
+                None => return self.listener.rest(BREATH),
+            }
+        }
         let own = match listen::accept(self.listener.as_fd()) {
             Ok(Some(own)) => own,
             Ok(None) => return,
-            Err(_) => return self.rest(),
+            Err(_) => return self.listener.rest(REST),
         };
-        let conn = self.next_conn;
-        self.next_conn = conn.wrapping_add(1);
-        match Conn::new(&self.epoll, conn, own) {
-            Ok(conn) => self.conns.push(conn),
-            Err(_) => return self.rest(),
-        }
-        self.listen();
+        let conn = |number, budget: &Budget| Conn::new(&self.epoll, number, own, budget);
+        let place = self.conns.enter(Instant::now(), conn);
         // A shim that does not serve yet is given all of them when it does.
         if self.serving {
             self.hand_out();
         }
+        self.settle(place);
     }
 
     fn conn_ready(&mut self, ready: Ready) {
-        let Some((number, is_pair)) = owner_of(ready.token) else {
-            return;
-        };
+        let (now, owner) = (Instant::now(), owner_of(ready.token));
         // One that was closed in this very turn may still be told of.
-        let Some(place) = self.conns.iter().position(|conn| conn.number == number) else {
+        let place = owner.and_then(|(number, _)| self.conns.find(now, number));
+        let (Some(place), Some((_, is_pair))) = (place, owner) else {
             return;
         };
         let conn = &mut self.conns[place];
-        let stays = if is_pair {
-            self.line.alive(Instant::now());
-            conn.pair_ready(ready, Instant::now() + DYING)
-        } else {
-            conn.own_ready(ready)
-        };
-        if !stays {
-            self.close_conn(place);
+        if is_pair {
+            self.line.alive(now);
+            conn.pair_ready(ready, now + DYING);
+        } else if !conn.own_ready(ready) {
+            return self.close_conn(place);
         }
-        self.arm();
-        let held = self.conns.iter().map(|conn| conn.relay.held());
-        if self.burst.is_over(held) {
+        self.settle(place);
+        if self.conns[place].unread_by_shim() {
+            self.arm();
+        }
+        if self.conns.keep_bounds() {
             release_heap();
         }
     }
 
-    fn close_conn(&mut self, place: usize) {
-        self.conns.swap_remove(place);
-        if self.conns.is_empty() {
-            self.conns = Vec::new();
+    /// What is to be told of a connection is asked for; again in a while, if that cannot be.
+    fn settle(&mut self, place: usize) {
+        if self.conns[place].settle().is_err() {
+            self.listener.rest(REST);
         }
-        self.listen();
+    }
+
+    fn close_conn(&mut self, place: usize) {
+        self.conns.remove(place);
         // Its descriptors are free for one that had to do without a pair; nobody else
         // would look for it.
-        if self.serving && self.conns.iter().any(Conn::waits) {
+        if self.serving {
             self.hand_out();
         }
     }

@@ -1,21 +1,23 @@
 //! When memory freed after much was held is worth giving back: once, when
-//! nobody holds much any more. Frees nothing itself.
+//! little of it is held any more. Frees nothing itself.
 
-/// Bytes held for one connection that are worth a clean-up afterwards, which
-/// is when each holds no more than a few pending requests.
+/// Bytes held together that are worth a clean-up afterwards.
 const MUCH: usize = 16 << 10;
-const QUIET: usize = 2 << 10;
+/// It is over when one part of so many is left.
+const PART: usize = 8;
 
-/// Whether much was held, and may lie freed in the heap.
+/// The most that was held since the last clean-up, and may lie freed in the heap.
 #[derive(Debug, Default)]
-pub struct Burst(bool);
+pub(crate) struct Burst(usize);
 
 impl Burst {
-    /// Looks at the bytes each connection holds; `true` once after a burst.
-    pub fn is_over(&mut self, held: impl Iterator<Item = usize>) -> bool {
-        let most = held.max().unwrap_or(0);
-        let over = self.0 && most <= QUIET;
-        self.0 = (self.0 || most > MUCH) && !over;
+    /// Looks at the bytes that are held; `true` once after a burst.
+    pub(crate) fn is_over(&mut self, held: usize) -> bool {
+        self.0 = self.0.max(held);
+        let over = self.0 > MUCH && held <= self.0 / PART;
+        if over {
+            self.0 = held;
+        }
         over
     }
 }
@@ -25,20 +27,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_over_once_when_all_are_quiet() {
+    fn a_burst_is_over_once_when_little_is_left() {
         let mut burst = Burst::default();
         for (held, over) in [
-            (vec![], false),
-            (vec![0, MUCH], false),
-            (vec![0, 1], false),
-            (vec![MUCH + 1, 0], false),
-            (vec![QUIET + 1, 0], false),
-            (vec![QUIET, 0], true),
-            (vec![0, 0], false),
-            (vec![MUCH * 100], false),
-            (vec![], true),
+            (0, false),
+            (MUCH, false),
+            (1, false),
+            (MUCH + PART, false),
+            (MUCH / PART + 2, false),
+            (MUCH / PART, true),
+            (0, false),
+            (MUCH * 100, false),
+            (0, true),
         ] {
-            assert_eq!(burst.is_over(held.iter().copied()), over, "{held:?}");
+            assert_eq!(burst.is_over(held), over, "{held}");
         }
     }
 }

@@ -52,9 +52,11 @@ impl Header {
 pub(crate) enum Piece {
     /// A whole frame, header included.
     Frame(Header, Box<[u8]>),
-    /// A header that promises more than [`PAYLOAD_MAX`]; told once, at the
-    /// header. The payload is skipped as it comes.
+    /// A header that promises more than [`PAYLOAD_MAX`], or than there is room
+    /// for; told once, at the header. The payload is skipped as it comes.
     TooLong(Header),
+    /// The end of a frame that was given up.
+    GivenUp(Header),
 }
 
 /// Cuts frames out of a stream that comes in arbitrary pieces.
@@ -62,17 +64,29 @@ pub(crate) enum Piece {
 pub(crate) struct Cutter {
     /// The begin of a frame that is not whole yet.
     part: Vec<u8>,
-    /// Bytes still to come of a payload that is too long.
+    /// Bytes still to come of a payload that is too long, or was given up.
     skip: usize,
+    given_up: Option<Header>,
 }
 
 impl Cutter {
     /// Takes bytes from the front of `bytes` until a piece is complete, or all
     /// of them.
     pub(crate) fn next(&mut self, bytes: &mut &[u8]) -> Option<Piece> {
+        self.next_within(bytes, PAYLOAD_MAX)
+    }
+
+    /// The same, with room for a payload of at most `room` bytes that begins now.
+    pub(crate) fn next_within(&mut self, bytes: &mut &[u8], room: usize) -> Option<Piece> {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
         *bytes = &bytes[skipped..];
+        if self.skip == 0
+            && let Some(header) = self.given_up.take()
+        {
+            return Some(Piece::GivenUp(header));
+        }
+        let begins = self.part.len() < HEADER_LEN;
         if self.part.len() < HEADER_LEN {
             let wanted = HEADER_LEN - self.part.len();
             let Some((head, rest)) = bytes.split_at_checked(wanted) else {
@@ -84,7 +98,7 @@ impl Cutter {
             *bytes = rest;
         }
         let header = Header::read(&self.part)?;
-        if header.payload() > PAYLOAD_MAX {
+        if header.payload() > PAYLOAD_MAX || begins && header.payload() > room {
             self.part = Vec::new();
             self.skip = header.payload();
             return Some(Piece::TooLong(header));
@@ -116,6 +130,20 @@ impl Cutter {
         head[have..have + more].copy_from_slice(&ahead[..more]);
         let header = Header::read(&head[..have + more])?;
         Some((HEADER_LEN + header.payload()).saturating_sub(self.part.len()))
+    }
+
+    /// The header and the memory of a frame of which a part has come.
+    pub(crate) fn half(&self) -> Option<(Header, usize)> {
+        Header::read(&self.part).map(|header| (header, self.part.capacity()))
+    }
+
+    /// Forgets the part that has come; the rest is skipped, and its end told.
+    pub(crate) fn give_up(&mut self) {
+        if let Some((header, _)) = self.half() {
+            self.skip = HEADER_LEN + header.payload() - self.part.len();
+            self.given_up = Some(header);
+            self.part = Vec::new();
+        }
     }
 
     /// Forgets what is not whole: the rest will never come.

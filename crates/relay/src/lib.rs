@@ -4,20 +4,23 @@
 //! method. It exists so that the death of a shim loses and doubles no answer.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 mod burst;
 pub mod cause;
+pub mod conns;
 pub mod control;
 pub mod departure;
 mod frame;
 mod glance;
 pub mod handed;
 pub mod pace;
+pub mod places;
 pub mod slots;
 pub mod succession;
 mod switch;
 pub mod tokens;
 
-pub use burst::Burst;
+pub use budget::Budget;
 pub use frame::{
     CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, CODE_UNAVAILABLE, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX,
 };

@@ -7,8 +7,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::budget::{Budget, COST, Share, URGENT_MAX};
 use crate::frame::{self, Cutter, Header, PAYLOAD_MAX, Piece};
 use crate::glance::glance;
+use crate::places::Guest;
 use crate::succession::PROVEN;
 
 /// Most requests of one connection that may be unanswered. The next one is
@@ -19,7 +21,9 @@ pub const KEPT_MAX: usize = 1 << 17;
 /// Beyond that there is always room for so many that look at a container or get rid of it, of
 /// so few bytes.
 const RESERVE: usize = 1024;
-/// Most bytes of unanswered requests of one connection; beyond, as above.
+/// So many of so few bytes each connection may have, whatever all of them hold together.
+const FEW: usize = 4;
+/// Most that the unanswered requests of one connection may cost; beyond, as above.
 pub const KEPT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of requests not yet taken by the shim at which no more are read.
 pub const UNSENT_MAX: usize = 1 << 20;
@@ -44,6 +48,13 @@ struct Kept {
     /// When it came, as far as that was told.
     came: Option<Instant>,
     frame: Box<[u8]>,
+}
+
+/// What a request costs the shim that has it.
+fn cost(frame: &[u8]) -> usize {
+    let seen = glance(frame);
+    let light = seen.waits() && seen.timeout.is_none();
+    frame.len() + if light { 0 } else { COST }
 }
 
 impl Kept {
@@ -82,6 +93,8 @@ pub struct Relay {
     /// In the order in which they came.
     kept: VecDeque<Kept>,
     kept_bytes: usize,
+    /// What they cost in all, bytes included.
+    cost: usize,
     /// `kept[..sent]` have been taken by the shim whole …
     sent: usize,
     /// … and so many bytes of `kept[sent]`.
@@ -94,18 +107,107 @@ pub struct Relay {
     counts: Counts,
     /// When the shim took something last.
     took_at: Option<Instant>,
+    /// The process that connected.
+    peer: u32,
+    /// It has no place: only what is urgent is passed on.
+    guest: Option<Guest>,
+    /// The shim has the connection: it said so, or has said something on it.
+    taken: bool,
+    /// When the request began to come that has not come whole.
+    half_since: Option<Instant>,
+    budget: Budget,
+    /// What the budget knows of.
+    share: Share,
 }
 
 impl Relay {
-    /// A fresh connection.
+    /// A fresh connection that is alone.
     pub fn new() -> Relay {
         Relay::default()
+    }
+
+    /// A fresh connection of this process beside others.
+    pub fn within(budget: &Budget, peer: u32) -> Relay {
+        let mut relay = Relay::default();
+        relay.budget = budget.clone();
+        relay.peer = peer;
+        relay
+    }
+
+    /// The process that connected.
+    pub fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    /// Whether it has no place.
+    pub fn is_guest(&self) -> bool {
+        self.guest.is_some()
+    }
+
+    /// Whether it has a place from now on.
+    pub fn seat(&mut self, now: Instant, free: bool) {
+        let guest = || self.guest.unwrap_or_else(|| Guest::new(now));
+        self.guest = (!free).then(guest);
+    }
+
+    /// Whether it is a guest and makes room for another.
+    pub fn gives_way(&self, now: Instant) -> bool {
+        let told = self.queue.is_empty();
+        self.guest
+            .is_some_and(|guest| self.kept.is_empty() && guest.goes(now, told))
+    }
+
+    /// The shim lives on without the connection. `false`: it never had it, for want of
+    /// something, and is to be offered it again, with all that was for it.
+    pub fn was_meant(&mut self) -> bool {
+        if !self.taken {
+            self.shim_died(false);
+        }
+        self.taken
+    }
+
+    /// Whether the shim has it from now on.
+    pub fn be_taken(&mut self, taken: bool) {
+        self.taken = taken;
+    }
+
+    /// The budget is told what is held by now.
+    fn account(&mut self) {
+        let half = self.half();
+        let all = self.held() + (self.cost - self.kept_bytes);
+        let share = Share { all, half };
+        self.budget
+            .change(std::mem::replace(&mut self.share, share), share);
+    }
+
+    /// Memory of a request of which a part has come, if it may be given up: not
+    /// what is so short that it may be urgent.
+    pub fn half(&self) -> usize {
+        let half = self.requests.half();
+        half.filter(|(header, _)| usize::try_from(header.len).is_ok_and(|len| len > RESERVE))
+            .map_or(0, |(_, memory)| memory)
+    }
+
+    /// Since when.
+    pub(crate) fn half_since(&self) -> Option<Instant> {
+        self.half_since
+    }
+
+    /// Forgets the part that has come of a request. It is refused when all of it
+    /// has been sent: who is answered before takes the connection for broken.
+    pub fn give_up_half(&mut self) {
+        self.half_since = None;
+        self.requests.give_up();
+        self.account();
     }
 
     /// Takes all of `bytes`, read from containerd.
     pub fn from_containerd(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.requests.next(&mut bytes) {
+                Some(Piece::GivenUp(header)) if header.kind == frame::REQUEST => {
+                    self.refuse_for_want_of_room(header.stream);
+                }
                 None => {}
                 Some(Piece::Frame(header, frame)) if header.kind == frame::REQUEST => {
                     self.keep(header, frame);
@@ -117,11 +219,20 @@ impl Relay {
                     );
                     self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
                 }
-                Some(Piece::Frame(..) | Piece::TooLong(_)) => {
+                Some(Piece::Frame(..) | Piece::TooLong(_) | Piece::GivenUp(_)) => {
                     self.counts.foreign = self.counts.foreign.saturating_add(1);
                 }
             }
         }
+        self.account();
+    }
+
+    fn refuse_for_want_of_room(&mut self, stream: u32) {
+        let message = format!(
+            "the requests of all connections hold {} bytes already",
+            self.budget.held()
+        );
+        self.refuse(stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
     }
 
     /// How many bytes are to be taken at once, of those that containerd has
@@ -132,22 +243,36 @@ impl Relay {
     }
 
     fn keep(&mut self, header: Header, frame: Box<[u8]>) {
-        let (many, much) = (self.kept.len(), self.kept_bytes + frame.len());
-        let reserved = frame.len() <= RESERVE && glance(&frame).is_urgent();
-        let (more, larger) = if reserved {
-            (RESERVE, RESERVE * RESERVE)
+        let cost = cost(&frame);
+        let small = frame.len() <= RESERVE;
+        let urgent = small && glance(&frame).is_urgent();
+        let (more, larger) = if urgent {
+            (RESERVE, URGENT_MAX)
         } else {
             (0, 0)
         };
-        if many >= KEPT_MAX + more || much > KEPT_BYTES_MAX + larger {
+        if let Some(guest) = &mut self.guest {
+            guest.asked = true;
+        }
+        if self.guest.is_some() && !urgent {
+            let message = "too many connections are open: on this one a container can be \
+                           looked at and got rid of, no more";
+            return self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, message);
+        }
+        if self.kept.len() >= KEPT_MAX + more || self.cost + cost > KEPT_BYTES_MAX + larger {
             let message = format!(
                 "{} requests with {} bytes are unanswered on this connection",
                 self.kept.len(),
                 self.kept_bytes
             );
-            self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
-            return;
+            return self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
         }
+        let few = small && self.kept.len() < FEW;
+        // What has come of it since was its half until now.
+        if !few && !self.budget.has_room(cost, larger) {
+            return self.refuse_for_want_of_room(header.stream);
+        }
+        self.cost += cost;
         self.kept_bytes += frame.len();
         self.unsent_bytes += frame.len();
         self.kept.push_back(Kept {
@@ -165,6 +290,8 @@ impl Relay {
         for kept in new.take_while(|kept| kept.came.is_none()) {
             kept.came = Some(now);
         }
+        let half = self.half() > 0;
+        self.half_since = half.then(|| self.half_since.unwrap_or(now));
     }
 
     /// No shim serves. What would come too late for its client is answered
@@ -177,18 +304,20 @@ impl Relay {
             place += 1;
             let goes = until.is_some_and(|until| until <= now);
             if goes {
-                late.push((kept.stream, kept.frame.len()));
+                late.push((kept.stream, kept.frame.len(), cost(&kept.frame)));
             } else {
                 next = next.into_iter().chain(until).min();
             }
             !goes
         });
         release(&mut self.kept);
-        for (stream, len) in late {
+        for (stream, len, cost) in late {
+            self.cost -= cost;
             self.kept_bytes -= len;
             self.unsent_bytes -= len;
             self.refuse(stream, frame::CODE_UNAVAILABLE, &why());
         }
+        self.account();
         next
     }
 
@@ -204,12 +333,14 @@ impl Relay {
 
     /// Takes all of `bytes`, read from the shim.
     pub fn from_shim(&mut self, mut bytes: &[u8]) {
+        self.taken |= !bytes.is_empty();
         while !bytes.is_empty() {
-            let Some(piece) = self.answers.next(&mut bytes) else {
+            let room = self.budget.answer();
+            let Some(piece) = self.answers.next_within(&mut bytes, room) else {
                 continue;
             };
             let header = match piece {
-                Piece::Frame(header, _) | Piece::TooLong(header) => header,
+                Piece::Frame(header, _) | Piece::TooLong(header) | Piece::GivenUp(header) => header,
             };
             // A request that is not with the shim yet cannot have been answered.
             let asked = self.kept.iter().take(self.sent);
@@ -227,10 +358,11 @@ impl Relay {
             self.forget(place);
             match piece {
                 Piece::Frame(_, frame) => self.enqueue(frame),
-                Piece::TooLong(_) => {
+                Piece::TooLong(_) | Piece::GivenUp(_) => {
                     let message = format!(
-                        "the answer of {} bytes is longer than the {PAYLOAD_MAX} a message may have",
-                        header.len
+                        "the answer of {} bytes is longer than the {} there is room for",
+                        header.len,
+                        room.min(PAYLOAD_MAX)
                     );
                     self.refuse(header.stream, frame::CODE_RESOURCE_EXHAUSTED, &message);
                 }
@@ -240,12 +372,14 @@ impl Relay {
                 earlier.proven = true;
             }
         }
+        self.account();
     }
 
     /// Drops one of `kept[..sent]`, keeping the order of the others.
     fn forget(&mut self, place: usize) {
         if let Some(kept) = self.kept.remove(place) {
             self.kept_bytes -= kept.frame.len();
+            self.cost -= cost(&kept.frame);
             self.sent -= 1;
         }
         release(&mut self.kept);
@@ -291,17 +425,33 @@ impl Relay {
             self.queue_part = 0;
             release(&mut self.queue);
         }
+        self.account();
+    }
+
+    /// Gives either side what is for it for as long as it takes some: each says of the bytes
+    /// how many it took.
+    pub fn pass_on(
+        &mut self,
+        containerd: impl Fn(&[u8]) -> Option<usize>,
+        shim: impl Fn(&[u8]) -> Option<(Instant, usize)>,
+    ) {
+        while let Some(count) = containerd(self.for_containerd()) {
+            self.containerd_took(count);
+        }
+        while let Some((now, count)) = shim(self.for_shim()) {
+            self.shim_took_at(now, count);
+        }
     }
 
     /// Whether bytes of containerd are welcome. If not, what they would be put
     /// behind must be taken first, by the shim or by containerd itself.
     pub fn wants_containerd(&self) -> bool {
-        self.unsent_bytes < UNSENT_MAX && self.queue_bytes < QUEUE_MAX
+        self.unsent_bytes < UNSENT_MAX && self.wants_shim()
     }
 
     /// Whether bytes of the shim are welcome.
     pub fn wants_shim(&self) -> bool {
-        self.queue_bytes < QUEUE_MAX
+        self.queue_bytes < QUEUE_MAX && (self.queue_bytes == 0 || !self.budget.is_over())
     }
 
     /// The shim has been alive with everything it was given for so long that
@@ -360,7 +510,9 @@ impl Relay {
             self.refuse(stream, frame::CODE_INTERNAL, &message);
         }
         self.kept_bytes = self.kept.iter().map(|kept| kept.frame.len()).sum();
+        self.cost = self.kept.iter().map(|kept| cost(&kept.frame)).sum();
         self.unsent_bytes = self.kept_bytes;
+        self.account();
     }
 
     /// Requests not answered yet.
@@ -370,7 +522,7 @@ impl Relay {
 
     /// Bytes of memory held for frames of either side; 0 when idle.
     pub fn held(&self) -> usize {
-        let whole: usize = self.queue.iter().map(|frame| frame.len()).sum();
+        let whole = self.queue_bytes + self.queue_part;
         let slots = self.kept.capacity() * size_of::<Kept>()
             + self.queue.capacity() * size_of::<Box<[u8]>>();
         self.requests.held() + self.answers.held() + self.kept_bytes + whole + slots
@@ -379,6 +531,12 @@ impl Relay {
     /// What was dropped so far.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.budget.change(self.share, Share::default());
     }
 }
 
@@ -427,7 +585,11 @@ pub fn fuzz_one(data: &[u8]) {
             _ => relay.shim_died(len & 1 == 0),
         }
         assert!(relay.unanswered() <= KEPT_MAX + RESERVE);
-        assert!(relay.kept_bytes <= KEPT_BYTES_MAX + RESERVE * RESERVE);
+        assert!(relay.cost <= KEPT_BYTES_MAX + URGENT_MAX);
+        assert_eq!(
+            relay.share.all,
+            relay.held() + relay.cost - relay.kept_bytes
+        );
         assert!(relay.sent <= relay.kept.len() && relay.unsent_bytes <= relay.kept_bytes);
     }
 }

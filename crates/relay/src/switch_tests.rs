@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::budget::{TOTAL_MAX, make_room};
 use crate::frame::{
     CODE_INTERNAL, CODE_RESOURCE_EXHAUSTED, CODE_UNAVAILABLE, HEADER_LEN, REQUEST, RESPONSE,
 };
@@ -48,7 +49,9 @@ fn cut(bytes: &[u8]) -> Vec<(Header, Box<[u8]>)> {
     while !rest.is_empty() {
         match cutter.next(&mut rest) {
             Some(Piece::Frame(header, frame)) => out.push((header, frame)),
-            Some(Piece::TooLong(header)) => panic!("{header:?} is too long"),
+            Some(Piece::TooLong(header) | Piece::GivenUp(header)) => {
+                panic!("{header:?} is not whole")
+            }
             None => {}
         }
     }
@@ -191,8 +194,9 @@ fn a_request_the_shim_never_had_whole_is_not_to_blame() {
 #[test]
 fn queues_are_bounded_and_a_kill_passes_behind_many_waits() {
     let mut relay = Relay::new();
+    let wait = payload("Wait", None);
     for n in 0..u32::try_from(KEPT_MAX).unwrap() {
-        relay.from_containerd(&frame_of(n * 2 + 1, REQUEST, b"wait"));
+        relay.from_containerd(&frame_of(n * 2 + 1, REQUEST, &wait));
     }
     shim_takes(&mut relay);
     assert!(relay.for_containerd().is_empty());
@@ -589,4 +593,98 @@ fn without_a_shim_a_request_waits_for_as_long_as_its_client() {
     assert_eq!(relay.expire(at(20_000), why), None);
     relay.from_shim(&frame_of(3, RESPONSE, b"137"));
     assert_eq!(relay.unanswered(), 0);
+}
+
+/// Requests that came by half hold no more than the bound together, and the one begun first
+/// makes room; its client is told when it has sent the rest.
+#[test]
+fn half_requests_of_many_connections_share_one_bound() {
+    let (budget, begun) = (Budget::default(), Instant::now());
+    let long = frame_of(7, REQUEST, &vec![1; PAYLOAD_MAX]);
+    let mut relays: Vec<Relay> = (0..100).map(|_| Relay::within(&budget, 1)).collect();
+    for at in 0..relays.len() {
+        for chunk in long[..long.len() - 1].chunks(4096) {
+            relays[at].from_containerd(chunk);
+            relays[at].stamp(begun + Duration::from_secs(at as u64));
+            make_room(&budget, relays.iter_mut());
+        }
+    }
+    assert!(budget.held() <= TOTAL_MAX && budget.held() > TOTAL_MAX - (4 << 20));
+    let whole = relays.last_mut().unwrap();
+    whole.from_containerd(&long[long.len() - 1..]);
+    assert_eq!(shim_takes(whole), long);
+    let given_up = &mut relays[0];
+    assert!(given_up.for_containerd().is_empty());
+    given_up.from_containerd(&long[long.len() - 1..]);
+    let told = cut(&containerd_takes(given_up));
+    assert_eq!((told.len(), told[0].0.stream), (1, 7));
+    assert_eq!(code_of(&told[0].1), CODE_RESOURCE_EXHAUSTED);
+    // It goes on as if nothing had been.
+    let next = frame_of(9, REQUEST, b"next");
+    given_up.from_containerd(&next);
+    assert_eq!(shim_takes(given_up), next);
+    drop(relays);
+    assert_eq!(budget.held(), 0);
+}
+
+/// Whoever holds all there may be held keeps nobody from the first few of its own, nor from a
+/// Kill, nor from its short answers.
+#[test]
+fn a_full_budget_refuses_nobody_who_must_get_in() {
+    let budget = Budget::default();
+    let mut greedy: Vec<Relay> = (0..8).map(|_| Relay::within(&budget, 1)).collect();
+    let big = frame_of(1, REQUEST, &vec![1; (1 << 20) - HEADER_LEN]);
+    for _ in 0..5 {
+        for one in &mut greedy {
+            one.from_containerd(&big);
+        }
+    }
+    let rest = frame_of(3, REQUEST, &[1; 2000]);
+    for _ in 0..1000 {
+        greedy[0].from_containerd(&rest);
+        containerd_takes(&mut greedy[0]);
+    }
+    assert!(budget.held() <= TOTAL_MAX + (1 << 20), "{}", budget.held());
+    let mut other = Relay::within(&budget, 1);
+    other.from_containerd(&frame_of(1, REQUEST, &[1; 2000]));
+    let told = cut(&containerd_takes(&mut other));
+    assert_eq!(code_of(&told[0].1), CODE_RESOURCE_EXHAUSTED);
+    for stream in (3..).step_by(2).take(FEW) {
+        let connect = frame_of(stream, REQUEST, &payload("Connect", None));
+        other.from_containerd(&connect);
+        assert_eq!(shim_takes(&mut other), connect);
+    }
+    let kill = frame_of(101, REQUEST, &payload("Kill", None));
+    other.from_containerd(&kill);
+    assert_eq!(shim_takes(&mut other), kill);
+    let short = frame_of(101, RESPONSE, &[0; 4096]);
+    other.from_shim(&short);
+    assert_eq!(containerd_takes(&mut other), short);
+    other.from_shim(&frame_of(3, RESPONSE, &vec![0; 1 << 20]));
+    let told = cut(&containerd_takes(&mut other));
+    assert_eq!(code_of(&told[0].1), CODE_RESOURCE_EXHAUSTED);
+}
+
+/// One without a place may look at the container and get rid of it.
+#[test]
+fn a_guest_is_served_what_is_urgent_and_told_why_not_the_rest() {
+    let mut relay = Relay::new();
+    let now = Instant::now();
+    relay.seat(now, false);
+    assert!(!relay.gives_way(now));
+    relay.from_containerd(&frame_of(1, REQUEST, &payload("Connect", None)));
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!(code_of(&told[0].1), CODE_RESOURCE_EXHAUSTED);
+    assert!(relay.gives_way(now));
+    let kill = frame_of(3, REQUEST, &payload("Kill", None));
+    relay.from_containerd(&kill);
+    assert_eq!(shim_takes(&mut relay), kill);
+    assert!(
+        !relay.gives_way(now + Duration::from_hours(1)),
+        "it is asked"
+    );
+    relay.seat(now, true);
+    let connect = frame_of(5, REQUEST, &payload("Connect", None));
+    relay.from_containerd(&connect);
+    assert_eq!(shim_takes(&mut relay), connect);
 }

@@ -97,7 +97,7 @@ impl Control {
     pub async fn open(
         socket: OwnedFd,
         reaper: Reaper,
-        unasked: mpsc::Sender<FromReaper>,
+        unasked: mpsc::UnboundedSender<FromReaper>,
     ) -> Result<Self, Error> {
         let both = Interest::READABLE | Interest::WRITABLE;
         let socket = watch(socket, both).map_err(|source| Error::Runtime {
@@ -330,7 +330,7 @@ fn spare() -> Vec<OwnedFd> {
     (0..SPARE).map_while(|_| fd::null().ok()).collect()
 }
 
-async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
+async fn receive(shared: Arc<Shared>, unasked: mpsc::UnboundedSender<FromReaper>) {
     let mut spares = spare();
     loop {
         let Ok(mut ready) = shared.socket.readable().await else {
@@ -384,7 +384,7 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
                 if let (Some(pair), Some(own)) = (fds.next(), fds.next()) {
                     shared.taken(conn);
                     let connection = FromReaper::Connection { conn, pair, own };
-                    if unasked.send(connection).await.is_err() {
+                    if unasked.send(connection).is_err() {
                         break;
                     }
                 } else {
@@ -399,12 +399,12 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
                 }
             }
             Ok(ToShim::Leave) => {
-                if unasked.send(FromReaper::Leave).await.is_err() {
+                if unasked.send(FromReaper::Leave).is_err() {
                     break;
                 }
             }
             Ok(ToShim::Retire) => {
-                if unasked.send(FromReaper::Retire).await.is_err() {
+                if unasked.send(FromReaper::Retire).is_err() {
                     break;
                 }
             }
@@ -427,7 +427,7 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::Sender<FromReaper>) {
         FromReaper::Leave
     };
     // Nobody listening is the owner leaving; then there is nobody to tell.
-    let _ = unasked.send(last).await;
+    let _ = unasked.send(last);
 }
 
 impl Reaper {

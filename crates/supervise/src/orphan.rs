@@ -15,6 +15,7 @@ use vigil_host::enact;
 use vigil_host::proc::{self, Checked};
 use vigil_journal::exits::Death;
 use vigil_model::{Because, Exit, Incarnation, Status, Who};
+use vigil_relay::places::most;
 use vigil_sys::signal::{self, Signals};
 use vigil_sys::{Errno, listen, pidfd, process, wait};
 
@@ -23,12 +24,10 @@ use crate::exits::ExitRecords;
 use crate::hands::Hands;
 use crate::owner::{Message, Owner};
 use crate::serve::Arrival;
-use crate::watched::watch;
+use crate::watched::{Watched, watch};
 
 /// Connections that may wait to be accepted.
-const BACKLOG: i32 = 64;
-/// Connections at once, as with a reaper; the others wait in the queue.
-const CONNS_MAX: usize = 64;
+const BACKLOG: i32 = 4096;
 /// Numbers of connections the reaper never saw: none of its own is as high.
 const FIRST_CONN: u32 = 1 << 31;
 /// How long the listener rests when there is no room or no descriptor.
@@ -71,15 +70,14 @@ pub(crate) async fn accept(
         log::error!("nobody listens any more: {errno}");
         return;
     }
-    let listener = match watch(listener, Interest::READABLE) {
-        Ok(listener) => listener,
-        Err(error) => return log::error!("nobody listens any more: {error}"),
-    };
+    let listener = watched_at_last(&listener).await;
+    // As many as with a reaper; the others wait in the queue.
+    let most = most(process::open_files().unwrap_or(0));
     let mut conn = FIRST_CONN;
     let mut there = Vec::new();
     while let Ok(mut ready) = listener.readable().await {
         there.retain(|own| Arc::strong_count(own) > 1);
-        if there.len() >= CONNS_MAX {
+        if there.len() >= most {
             tokio::time::sleep(REST).await;
             continue;
         }
@@ -101,6 +99,19 @@ pub(crate) async fn accept(
             return;
         }
         conn = conn.wrapping_add(1).max(FIRST_CONN);
+    }
+}
+
+/// Registers a copy of a descriptor, sooner or later: what is short passes, and without it
+/// nobody would be told of anything.
+async fn watched_at_last(fd: &impl AsFd) -> Watched {
+    loop {
+        let copy = fd.as_fd().try_clone_to_owned();
+        match copy.and_then(|copy| watch(copy, Interest::READABLE)) {
+            Ok(watched) => return watched,
+            Err(error) => log::warn!("something is not waited for yet: {error}"),
+        }
+        tokio::time::sleep(REST).await;
     }
 }
 
@@ -129,19 +140,14 @@ fn bury(exits: &ExitRecords) {
 
 /// Rings whenever a child has ended.
 async fn attend_children(exits: ExitRecords, owner: mpsc::Sender<Message>) {
-    let signals = Signals::new(&[signal::CHLD]).and_then(|signals| {
-        let copy = signals.as_fd().try_clone_to_owned();
-        let copy = copy.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-        Ok((signals, copy))
-    });
-    let watched = match signals {
-        Ok((signals, copy)) => watch(copy, Interest::READABLE).map(|watched| (signals, watched)),
-        Err(errno) => Err(errno.into()),
+    let signals = loop {
+        match Signals::new(&[signal::CHLD]) {
+            Ok(signals) => break signals,
+            Err(errno) => log::warn!("orphans are not buried yet: {errno}"),
+        }
+        tokio::time::sleep(REST).await;
     };
-    let (signals, watched) = match watched {
-        Ok(both) => both,
-        Err(error) => return log::error!("orphans are not buried: {error}"),
-    };
+    let watched = watched_at_last(&signals).await;
     loop {
         bury(&exits);
         if owner.send(Message::Doorbell).await.is_err() {
@@ -186,14 +192,17 @@ impl Owner {
         let Some((_, fd)) = self.hands.held(who) else {
             return;
         };
-        let copy = fd.try_clone();
-        let watched = copy.and_then(|copy| watch(copy, Interest::READABLE));
-        let desk = self.desk.clone();
+        let (desk, copy) = (self.desk.clone(), fd.try_clone());
         tokio::spawn(async move {
-            match watched {
-                Ok(pidfd) => drop(pidfd.readable().await),
-                // Seen when somebody asks.
-                Err(error) => return log::error!("an end is not waited for: {error}"),
+            match copy {
+                Ok(copy) => drop(watched_at_last(&copy).await.readable().await),
+                // Looked at once a second instead.
+                Err(error) => {
+                    log::warn!("an end is not waited for: {error}");
+                    while desk.send(Message::Doorbell).await.is_ok() {
+                        tokio::time::sleep(REST).await;
+                    }
+                }
             }
             // The owner is gone only when we leave.
             let _ = desk.send(Message::Doorbell).await;

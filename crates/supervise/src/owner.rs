@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
@@ -137,7 +137,7 @@ pub(crate) struct Owner {
     pub(crate) desk: mpsc::Sender<Message>,
     pub(crate) news: outbox::Bell,
     /// containerd's ends, to see who is there.
-    pub(crate) connections: Vec<Arc<UnixStream>>,
+    pub(crate) connections: Vec<Weak<UnixStream>>,
     pub(crate) leaving: Option<Ending>,
     pub(crate) shutdown_replies: Vec<Reply>,
     pub(crate) signal_outcome: Option<Outcome>,
@@ -245,8 +245,11 @@ impl Owner {
                 let _ = reply.send(self.task.outbox.front().cloned());
             }
             Message::Connected(own) => {
-                self.drop_ended_connections();
-                self.connections.push(own);
+                // Thousands may come at once: only before more room is made.
+                if self.connections.len() == self.connections.capacity() {
+                    self.connections.retain(|own| own.strong_count() > 0);
+                }
+                self.connections.push(Arc::downgrade(&own));
             }
             Message::FromReaper(FromReaper::Leave) => self.leave(Ending::ReaperLeaves),
             Message::FromReaper(FromReaper::Gone) => self.orphaned(),
@@ -302,7 +305,10 @@ impl Owner {
     /// Ends whose peer hung up are of no use to anyone.
     fn drop_ended_connections(&mut self) {
         self.connections.retain(|own| {
-            let mut watch = [vigil_sys::fd::Watch::reading(&**own)];
+            let Some(own) = own.upgrade() else {
+                return false;
+            };
+            let mut watch = [vigil_sys::fd::Watch::reading(&*own)];
             match vigil_sys::fd::poll(&mut watch, std::time::Duration::ZERO) {
                 Ok(_) => !watch[0].hung_up() && !watch[0].failed(),
                 Err(_) => true,

@@ -80,7 +80,9 @@ impl Shim {
         inherited: Inherited,
         publisher: impl Publish,
     ) -> Result<Self, Error> {
-        let (unasked, from_reaper) = mpsc::channel(CONNECTIONS_MAX);
+        // Never full, since whoever waits for an answer of the reaper would wait for it; the
+        // reaper bounds how many connections there are.
+        let (unasked, from_reaper) = mpsc::unbounded_channel();
         let whose = Whose::of(place.namespace.as_str(), place.id.as_str());
         let exits = ExitRecords::open(&place.bundle.join(names::EXITS), inherited.exits, &whose)?;
         // A reaper of an earlier version drew no salt.
@@ -240,7 +242,7 @@ async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
 
 /// Connections to whoever serves them, the rest to the owner.
 async fn sort(
-    mut from_reaper: mpsc::Receiver<FromReaper>,
+    mut from_reaper: mpsc::UnboundedReceiver<FromReaper>,
     owner: mpsc::Sender<Message>,
     arrivals: mpsc::Sender<Arrival>,
     listener: Option<OwnedFd>,

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll as Set, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -147,27 +147,37 @@ pub struct Watched<F: AsFd> {
     epoll: Epoll,
     fd: F,
     token: u64,
-    interest: Interest,
+    /// `None`: it is not in the set yet.
+    interest: Option<Interest>,
 }
 
 impl<F: AsFd> Watched<F> {
     /// Puts it into the set.
     pub fn new(epoll: &Epoll, fd: F, token: u64, interest: Interest) -> Result<Watched<F>> {
-        epoll.add(fd.as_fd(), token, interest)?;
-        Ok(Watched {
+        let mut watched = Watched::not_yet(epoll, fd, token);
+        watched.want(interest)?;
+        Ok(watched)
+    }
+
+    /// Owns it, and puts it into the set when something is wanted: the kernel may have
+    /// no room for one more (`ENOSPC`, `ENOMEM`), and then it is not lost.
+    pub fn not_yet(epoll: &Epoll, fd: F, token: u64) -> Watched<F> {
+        Watched {
             epoll: epoll.clone(),
             fd,
             token,
-            interest,
-        })
+            interest: None,
+        }
     }
 
-    /// Changes what is told; costs nothing if it is the same.
+    /// Changes what is told; costs nothing if it is the same. What fails changes nothing.
     pub fn want(&mut self, interest: Interest) -> Result<()> {
-        if interest != self.interest {
-            self.epoll.modify(self.fd.as_fd(), self.token, interest)?;
-            self.interest = interest;
+        match self.interest {
+            Some(now) if now == interest => return Ok(()),
+            Some(_) => self.epoll.modify(self.fd.as_fd(), self.token, interest)?,
+            None => self.epoll.add(self.fd.as_fd(), self.token, interest)?,
         }
+        self.interest = Some(interest);
         Ok(())
     }
 
@@ -185,7 +195,54 @@ impl<F: AsFd> AsFd for Watched<F> {
 
 impl<F: AsFd> Drop for Watched<F> {
     fn drop(&mut self) {
-        let _ = self.epoll.remove(self.fd.as_fd());
+        if self.interest.is_some() {
+            let _ = self.epoll.remove(self.fd.as_fd());
+        }
+    }
+}
+
+/// A descriptor that can be left alone for a while: with nothing to do it with, what can be
+/// read would be told of for ever.
+#[derive(Debug)]
+pub struct Resting<F: AsFd> {
+    watched: Watched<F>,
+    until: Option<Instant>,
+}
+
+impl<F: AsFd> Resting<F> {
+    /// Tells when it can be read.
+    pub fn new(epoll: &Epoll, fd: F, token: u64) -> Result<Resting<F>> {
+        let watched = epoll.watch(fd, token)?;
+        Ok(Resting {
+            watched,
+            until: None,
+        })
+    }
+
+    /// It is looked at again after this time, or sooner if that was said before.
+    pub fn rest(&mut self, time: Duration) {
+        let _ = self.watched.want(Interest::default());
+        let at = Instant::now() + time;
+        self.until = Some(self.until.map_or(at, |known| known.min(at)));
+    }
+
+    /// Until when it rests.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// It is looked at from now on; rests on if that cannot be.
+    pub fn wake(&mut self, time: Duration) {
+        self.until = None;
+        if self.watched.want(Interest::READ).is_err() {
+            self.rest(time);
+        }
+    }
+}
+
+impl<F: AsFd> AsFd for Resting<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watched.as_fd()
     }
 }
 

@@ -232,6 +232,12 @@ impl<'fd> Watch<'fd> {
     }
 }
 
+/// Whether so much room is left that a write of a few bytes will not fail for want of it.
+pub fn has_room(fd: impl AsFd) -> bool {
+    let mut watch = [Watch::writing(&fd)];
+    poll(&mut watch, Duration::ZERO).is_ok() && watch[0].possible()
+}
+
 /// Waits until one of `watches` is ready or `timeout` has passed (rounded up
 /// to a millisecond); returns how many are ready, 0 when the time is up.
 pub fn poll(watches: &mut [Watch<'_>], timeout: Duration) -> Result<usize> {

@@ -168,6 +168,13 @@ pub fn sleeps_uninterruptibly(pid: u32) -> bool {
     stat_field(pid, 1).is_ok_and(|state| state == "D")
 }
 
+/// Whether a process is dying, and may have begun to close what it had open.
+pub fn is_exiting(pid: u32) -> Result<bool> {
+    // `PF_EXITING` of its flags.
+    let flags: u64 = stat_field(pid, 7)?.parse().map_err(|_| Errno::EIO)?;
+    Ok(flags & 4 != 0)
+}
+
 /// A field of `stat`, counted from the one after the name, which is 0 and empty.
 fn stat_field(pid: u32, place: usize) -> Result<String> {
     // Room for the first 22 fields at their longest.
@@ -208,6 +215,11 @@ pub fn raise_open_files() -> Result<(u64, u64)> {
     Ok((soft, hard))
 }
 
+/// How many files this process may open.
+pub fn open_files() -> Result<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft)
+}
+
 /// Programs that are started from now on get this as soft limit of open files: it is theirs to
 /// raise, and one that uses select(2) does not find it raised.
 pub fn children_open_files(soft: u64) {
@@ -233,6 +245,17 @@ pub(crate) fn with_childrens_open_files<T>(start: impl FnOnce() -> T) -> T {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_lives_is_not_exiting_and_a_zombie_is() {
+        assert_eq!(is_exiting(pid()), Ok(false));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while is_exiting(child.id()) != Ok(true) {
+            assert!(std::time::Instant::now() < end);
+        }
+        child.wait().unwrap();
+    }
 
     #[test]
     fn the_name_is_set_and_cut() {
