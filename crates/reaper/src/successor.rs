@@ -3,13 +3,13 @@
 //! and exit records; requests that were not answered are the first it gets.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use vigil_journal::names;
 use vigil_relay::control::ToShim;
 use vigil_relay::tokens::CONTROL;
-use vigil_sys::epoll::Interest;
+use vigil_sys::epoll::{Interest, Watched};
 use vigil_sys::{fd, process, scm, wait};
 
 use crate::conn::Conn;
@@ -140,15 +140,13 @@ impl Reaper<'_> {
         if self.line.serves(Instant::now()) {
             self.tell_takeovers();
         }
+        let mut room = true;
         for at in 0..self.conns.len() {
             if !self.conns[at].waits() {
                 continue;
             }
             // As many as there is room for beside the answers to its calls; then as it reads.
-            let room = self.control.as_ref().is_some_and(fd::has_room);
-            if let Some(control) = &mut self.control {
-                let _ = control.want(Interest::of(true, !room));
-            }
+            room = self.control.as_ref().is_some_and(fd::has_room);
             if !room {
                 break;
             }
@@ -161,8 +159,11 @@ impl Reaper<'_> {
             });
             if handed.is_err() {
                 self.listener.rest(REST);
-                return;
+                break;
             }
+        }
+        if let Some(control) = &mut self.control {
+            let _ = control.want(Interest::of(true, !room));
         }
         self.arm();
     }
@@ -176,7 +177,8 @@ impl Reaper<'_> {
     }
 
     fn unread(&self) -> bool {
-        self.conns.iter().any(|conn| conn.unread_by_shim())
+        let full = |control: &Watched<OwnedFd>| !fd::has_room(control);
+        self.control.as_ref().is_some_and(full) || self.conns.iter().any(|one| one.unread_by_shim())
     }
 
     /// One look. A stuck shim is ended, and its death does the rest.

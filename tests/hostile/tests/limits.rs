@@ -5,8 +5,16 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::libc;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use vigil_hostile::scarcity::{allow_files as allow, exhaust_files, open_files};
 use vigil_hostile::{Pair, fds, runc_options, trial};
 use vigil_lab::bundle::Stdio;
@@ -183,4 +191,133 @@ fn a_small_soft_limit_is_raised_and_the_containers_own_is_left() {
         }
         Ok(())
     });
+}
+
+/// For as long as this lives, the kernel adds nothing to any epoll set of a process: `ENOSPC`, as
+/// at the end of `max_user_watches`. Told to one process by ptrace, since the limit itself is
+/// the machine's.
+struct NoMoreWatches {
+    over: Arc<AtomicBool>,
+    refused: Arc<AtomicU32>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl NoMoreWatches {
+    fn of(pid: i32) -> Result<Self> {
+        let (over, refused) = (Arc::default(), Arc::default());
+        let (told, tells) = mpsc::channel();
+        let theirs = (Arc::clone(&over), Arc::clone(&refused));
+        let thread =
+            std::thread::spawn(move || Self::stand_behind(pid, &theirs.0, &theirs.1, &told));
+        tells.recv().context("tracing")?;
+        let thread = Some(thread);
+        Ok(Self {
+            over,
+            refused,
+            thread,
+        })
+    }
+
+    fn stand_behind(
+        pid: i32,
+        over: &AtomicBool,
+        refused: &AtomicU32,
+        told: &mpsc::Sender<()>,
+    ) -> Result<()> {
+        let pid = Pid::from_raw(pid);
+        ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD)?;
+        ptrace::interrupt(pid)?;
+        let mut refusing = false;
+        loop {
+            let stopped = waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG))?;
+            match stopped {
+                WaitStatus::StillAlive => {
+                    if over.load(Ordering::Relaxed) {
+                        // It may be in the middle of a wait without end.
+                        let _ = ptrace::interrupt(pid);
+                        waitpid(pid, Some(WaitPidFlag::__WALL))?;
+                        return Ok(ptrace::detach(pid, None)?);
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                WaitStatus::PtraceSyscall(_) => {
+                    let mut all = ptrace::getregs(pid)?;
+                    let add = libc::EPOLL_CTL_ADD.cast_unsigned();
+                    if refusing {
+                        all.rax = (-i64::from(libc::ENOSPC)).cast_unsigned();
+                        ptrace::setregs(pid, all)?;
+                        refusing = false;
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    } else if all.orig_rax == libc::SYS_epoll_ctl.cast_unsigned()
+                        && all.rsi == u64::from(add)
+                        && all.rax == (-i64::from(libc::ENOSYS)).cast_unsigned()
+                    {
+                        all.orig_rax = u64::MAX;
+                        ptrace::setregs(pid, all)?;
+                        refusing = true;
+                    }
+                    ptrace::syscall(pid, None)?;
+                }
+                WaitStatus::Stopped(_, signal) => ptrace::syscall(pid, Some(signal))?,
+                WaitStatus::PtraceEvent(..) => {
+                    let _ = told.send(());
+                    ptrace::syscall(pid, None)?;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether it was refused something.
+    fn hit(&self) -> Option<()> {
+        (self.refused.load(Ordering::Relaxed) > 0).then_some(())
+    }
+}
+
+impl Drop for NoMoreWatches {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn waits_for_a_watch(of: fn(&Pair) -> i32) {
+    trial(120, move |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let (id, pair) = (container.id.clone(), Pair::of(&container.shim)?);
+        let scarce = NoMoreWatches::of(of(&pair))?;
+        let late = {
+            let (socket, id) = (container.shim.reply.socket.clone(), id.clone());
+            std::thread::spawn(move || {
+                let task = Task::connect(&socket, V2).unwrap().patient(60.0);
+                task.state(&id, "").map(drop)
+            })
+        };
+        until("a refusal", by(20.0), || scarce.hit())?;
+        for _ in 0..20 {
+            still_runs(kit, container.task(), &id, &pair, container.pid)?;
+        }
+        ensure!(!late.is_finished(), "nothing was refused, or it was ended");
+        drop(scarce);
+        late.join()
+            .unwrap()
+            .context("a connection that had to wait")?;
+        ensure!(Pair::of(&container.shim)? == pair, "one died over it");
+        Ok(())
+    });
+}
+
+/// The reaper had accepted a connection, could not wait for it, and dropped it: a containerd
+/// that had just come back took that for a dead shim.
+#[test]
+fn a_connection_waits_for_a_reaper_that_can_watch_no_more() {
+    waits_for_a_watch(|pair| pair.reaper);
+}
+
+/// The same of the shim, which had said that it has it.
+#[test]
+fn a_connection_waits_for_a_shim_that_can_watch_no_more() {
+    waits_for_a_watch(|pair| pair.shim);
 }
