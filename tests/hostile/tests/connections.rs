@@ -23,7 +23,7 @@ use vigil_lab::{Spec, Task, by, until};
 
 const EXHAUSTED: i32 = 8;
 /// Nobody waits longer for an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// What the requests of all connections may hold together.
 const BOUND: u64 = 32 << 20;
 
