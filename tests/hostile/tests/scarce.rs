@@ -644,6 +644,8 @@ fn unwatched(kit: &Kit) -> Result<()> {
     // A removed bundle.
     let c = kit.running(&Spec::sleeper())?;
     let init = i32::try_from(c.pid)?;
+    // After the one look of a shim that gave up being told, 250 ms after it began.
+    std::thread::sleep(std::time::Duration::from_secs(1));
     c.bundle.remove()?;
     until("a container without a bundle to end", by(40.0), || {
         (!alive(init)).then_some(())
