@@ -221,31 +221,31 @@ impl Reaper<'_> {
     /// Records and reaps children that have ended, some of them if they are
     /// many. The shim's own status, if it is one of them.
     fn bury(&mut self) -> Option<i32> {
-        if !std::mem::take(&mut self.deaths_due) {
+        if !self.deaths_due {
             return None;
         }
         let mut shim = None;
-        for _ in 0..DEATHS_MAX {
+        for count in 0..DEATHS_MAX {
             let Ok(Some(ended)) = wait::peek_any() else {
-                return shim;
+                self.deaths_due = false;
+                break;
             };
             // The shim's is recorded for `delete`, which alone can tell of a crash.
             let own = self.shim_lives && ended.pid == self.shim.pid;
-            if own {
-                shim = Some(ended.status);
-            } else {
+            shim = shim.or(own.then_some(ended.status));
+            if !own {
                 points::reach(Point::DeathNotRecorded);
             }
             let start = process::start_ticks(ended.pid).unwrap_or(0);
-            self.deaths
-                .record(Death::seen_now(ended.pid, start, ended.status));
+            let death = Death::seen_now(ended.pid, start, ended.status);
+            let told = self.deaths.record_nth(count, death);
+            let _ = told.then(|| self.bell.ring());
             if !own {
-                let _ = self.bell.ring();
                 points::reach(Point::DeathNotReaped);
             }
             let _ = wait::reap(ended.pid);
         }
-        self.deaths_due = true;
+        self.deaths.say();
         shim
     }
 

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,23 @@ impl Kept {
         let write = |file: &File| file.write_all_at(&value.to_ne_bytes(), at);
         if self.file.as_ref().is_some_and(|file| write(file).is_err()) {
             self.file = None;
+        }
+    }
+
+    /// Some words that are in the memory already.
+    pub(super) fn copy(&mut self, words: &[AtomicU64], range: Range<usize>) {
+        let mut index = range.start;
+        for words in words.get(range).unwrap_or_default().chunks(PAGE / 8) {
+            let mut page = [0; PAGE];
+            for (to, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+                *to = word.load(Ordering::Relaxed).to_ne_bytes();
+            }
+            let (at, len) = (index as u64 * 8, words.len() * 8);
+            let write = |file: &File| file.write_all_at(&page[..len], at);
+            if self.file.as_ref().is_some_and(|file| write(file).is_err()) {
+                self.file = None;
+            }
+            index += words.len();
         }
     }
 

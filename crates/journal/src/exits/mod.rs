@@ -9,6 +9,7 @@ mod kept;
 mod read;
 mod record;
 mod snapshot;
+mod spill;
 #[cfg(test)]
 mod tests;
 

@@ -147,11 +147,13 @@ impl<'a> Exits<'a> {
         // One more than counted, since the writer counts after it has
         // committed. First and last share a place: one of them is there.
         let oldest = next.saturating_sub(RING as u64);
-        (oldest..=next).filter_map(move |seq| {
-            let entry = self.settled(ring_base(seq))?;
-            (entry[COMMIT] & !u64::from(u32::MAX) == ring_commit(seq, 0))
-                .then(|| (seq, death(&entry)))
-        })
+        (oldest..=next).filter_map(move |seq| self.in_ring(seq))
+    }
+
+    /// The death with this number, if it is in the ring.
+    pub(super) fn in_ring(self, seq: u64) -> Option<(u64, Death)> {
+        let entry = self.settled(ring_base(seq))?;
+        (entry[COMMIT] & !u64::from(u32::MAX) == ring_commit(seq, 0)).then(|| (seq, death(&entry)))
     }
 
     /// The death of that process, from slots and ring. An exact start wins

@@ -9,14 +9,14 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::kept;
 use super::layout::{
     BOOT, BOOT_WORDS, COMMIT, DEAD, FREE, ID, MAGIC, MAGIC_VALUE, NAME_LENS, NAME_WORDS, NAMESPACE,
-    PID_NANOS, RING_SEQ, SALT, SECS, STATE_SHIFT, TICKS, TURN_MASK, TURN_SHIFT, VERSION,
-    VERSION_VALUE, WAITING,
+    PID_NANOS, RING_SEQ, RING_START, SALT, SECS, STATE_SHIFT, TICKS, TURN_MASK, TURN_SHIFT,
+    VERSION, VERSION_VALUE, WAITING,
 };
 use super::read::{choose, ring_base, ring_commit};
-use super::{Death, Exits, ExitsError, PINNED, RING, Slot, WORDS, same_start};
+use super::spill::Spill;
+use super::{Death, Exits, ExitsError, PINNED, RING, Slot, WORDS, kept, same_start};
 use crate::boot::BootId;
 use crate::owner::Owner;
 
@@ -26,10 +26,19 @@ use crate::owner::Owner;
 pub struct Recorder<'a> {
     pub(super) exits: Exits<'a>,
     pub(super) file: Option<kept::Kept>,
+    /// What left the ring early.
+    pub(super) spill: Spill,
+    /// All slots from here on are free.
+    pub(super) used: usize,
+    /// The ring has deaths that the file has not.
+    pub(super) unsaid: bool,
     /// Stores that still happen, so that a test can stop between any two.
     #[cfg(test)]
     pub(super) stores_left: Option<usize>,
 }
+
+/// After so many that come at once the others are many.
+const FEW: usize = 16;
 
 /// Where a death was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +71,9 @@ impl<'a> Recorder<'a> {
         let mut recorder = Recorder {
             exits: Exits::unchecked(words)?,
             file: None,
+            spill: Spill::new(),
+            used: 0,
+            unsaid: false,
             #[cfg(test)]
             stores_left: None,
         };
@@ -111,9 +123,14 @@ impl<'a> Recorder<'a> {
 
     /// Takes over memory that is formatted already.
     pub fn new(words: &'a [AtomicU64]) -> Result<Self, ExitsError> {
+        let exits = Exits::new(words)?;
+        let used = exits.slots().filter(|(_, slot)| *slot != Slot::Free).last();
         let mut recorder = Recorder {
-            exits: Exits::new(words)?,
+            exits,
             file: None,
+            spill: Spill::new(),
+            used: used.map_or(0, |(index, _)| index + 1),
+            unsaid: false,
             #[cfg(test)]
             stores_left: None,
         };
@@ -139,6 +156,7 @@ impl<'a> Recorder<'a> {
 
     /// What somebody has done to the file meanwhile is made good.
     fn mend(&mut self) {
+        self.say();
         if let Some(file) = &mut self.file {
             // The memory is what counts; the next record tries again.
             let _ = file.mend(self.exits.words());
@@ -163,6 +181,44 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// Records the death that is number `count` of those that came at once, after which the writer
+    /// [says] them. Whether whoever waits for deaths is to be told of this one: of many only of
+    /// those that are waited for.
+    ///
+    /// [says]: Recorder::say
+    pub fn record_nth(&mut self, count: usize, death: Death) -> bool {
+        if count < FEW {
+            self.record(death);
+            return true;
+        }
+        matches!(self.record_of_many(death), Kept::Slot(_))
+    }
+
+    /// As [`Recorder::record`], for one of many that come at once: a death that goes to the ring is
+    /// in the file only after [`Recorder::say`], or with the next that is not one of many. Nobody
+    /// waits for it by name.
+    pub(super) fn record_of_many(&mut self, death: Death) -> Kept {
+        if self.waiting_for(&death).is_some() {
+            return self.record(death);
+        }
+        if !self.unsaid {
+            self.mend();
+            self.unsaid = true;
+        }
+        Kept::Ring(self.push(&death))
+    }
+
+    /// Has the file say what is in the memory of the ring, all at once.
+    pub fn say(&mut self) {
+        if std::mem::take(&mut self.unsaid)
+            && let Some(file) = &mut self.file
+        {
+            let words = self.exits.words();
+            file.copy(words, RING_START..WORDS);
+            file.copy(words, RING_SEQ..RING_SEQ + 1);
+        }
+    }
+
     /// Registers a process and returns its slot. If it has died already, and
     /// its death went to the ring with a sequence number of `since` or more,
     /// the slot has it at once. `start_ticks` 0 is an unknown start.
@@ -184,14 +240,17 @@ impl<'a> Recorder<'a> {
             return Ok(index);
         }
         self.mend();
+        let ambiguous = PinError::Ambiguous { pid };
+        let spilt = self.spill.find(pid, since).map_err(|_| ambiguous)?;
         let recent = self.exits.ring().filter(|(seq, _)| *seq >= since);
-        let death = choose(recent.map(|(_, death)| death), pid, start_ticks)
-            .map_err(|_| PinError::Ambiguous { pid })?;
+        let recent = recent.map(|(_, death)| death).chain(spilt);
+        let death = choose(recent, pid, start_ticks).map_err(|_| ambiguous)?;
         let (index, _) = self
             .exits
             .slots()
             .find(|(_, slot)| *slot == Slot::Free)
             .ok_or(PinError::Full)?;
+        self.used = self.used.max(index + 1);
         // The slot is free, hence its fields mean nothing until the commit.
         fence(Ordering::Release);
         if let Some(mut death) = death {
@@ -213,6 +272,10 @@ impl<'a> Recorder<'a> {
         match self.exits.slot_base(index) {
             Some(base) => {
                 self.commit_slot(base, FREE, 0);
+                let is_free = |index| self.exits.slot(index) == Some(Slot::Free);
+                while self.used.checked_sub(1).is_some_and(is_free) {
+                    self.used -= 1;
+                }
                 true
             }
             None => false,
@@ -222,7 +285,8 @@ impl<'a> Recorder<'a> {
     /// The slot that waits for this death; an exact start wins over an unknown one.
     fn waiting_for(&self, death: &Death) -> Option<usize> {
         let mut loose = None;
-        for (index, slot) in self.exits.slots() {
+        // Many die that nobody waits for: not all of the slots are looked at for each.
+        for (index, slot) in self.exits.slots().take(self.used) {
             match slot {
                 Slot::Waiting { pid, start_ticks } if death.is_of(pid, start_ticks) => {
                     if start_ticks != 0 && start_ticks == death.start_ticks {
@@ -254,6 +318,11 @@ impl<'a> Recorder<'a> {
     fn push(&mut self, death: &Death) -> u64 {
         let seq = self.exits.load(RING_SEQ, Ordering::Relaxed);
         let base = ring_base(seq);
+        if let Some(oldest) = seq.checked_sub(RING as u64)
+            && let Some((seq, left)) = self.exits.in_ring(oldest)
+        {
+            self.spill.take(seq, &left, death);
+        }
         self.store(base + COMMIT, 0, Ordering::Relaxed);
         // Nobody may see the new fields under the old commit word.
         fence(Ordering::Release);
@@ -295,7 +364,8 @@ impl<'a> Recorder<'a> {
             None => {}
         }
         // The file first: what the memory tells is told, and must be found when all are dead.
-        if let Some(file) = &mut self.file {
+        let of_many = self.unsaid && (index >= RING_START || index == RING_SEQ);
+        if let Some(file) = self.file.as_mut().filter(|_| !of_many) {
             file.store(index, value);
         }
         self.exits.word(index).store(value, order);

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::spill::Spill;
 use super::*;
 use crate::boot::BootId;
 
@@ -312,6 +313,9 @@ fn memory_half_formatted_is_not_believed() {
         let mut recorder = Recorder {
             stores_left: Some(count),
             file: None,
+            spill: Spill::new(),
+            used: 0,
+            unsaid: false,
             exits: Exits::unchecked(&words).unwrap(),
         };
         recorder.lay_out(boot(), &owner());
@@ -379,6 +383,77 @@ fn the_file_says_what_the_memory_says() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(names.len(), 1, "{names:?}");
+}
+
+/// A container whose orphans die by the thousand sent the ring round between the start of an
+/// exec and its pin: the exec's own end was not recorded, and its Start failed.
+#[test]
+fn strangers_in_any_number_do_not_cover_a_death_that_is_looked_for_in_time() {
+    let words = memory();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+    let since = recorder.exits().ring_seq();
+    let mut own = death(1);
+    own.start_ticks = 0;
+    recorder.record(own);
+    let strangers = |recorder: &mut Recorder<'_>, first: u32, count: u32| {
+        for n in 0..count {
+            let stranger = Death {
+                pid: first + n,
+                ..death(2)
+            };
+            recorder.record_of_many(stranger);
+        }
+    };
+    strangers(&mut recorder, 1002, 20_000);
+    let slot = recorder.pin(1001, 0, since).unwrap();
+    assert_eq!(recorder.exits().pinned(slot), Some(own));
+    recorder.unpin(slot);
+    // Who was started after it, with the same number, has not died.
+    let later = recorder.exits().ring_seq();
+    let slot = recorder.pin(1001, 0, later).unwrap();
+    assert_eq!(recorder.exits().pinned(slot), None);
+    recorder.unpin(slot);
+    // The number is another's by now: nobody can say whose the death is.
+    strangers(&mut recorder, 1001, 1000);
+    let ambiguous = Err(PinError::Ambiguous { pid: 1001 });
+    assert_eq!(recorder.pin(1001, 0, since), ambiguous);
+}
+
+/// Of many that die at once none that is pinned is looked for in all the slots there are, and
+/// the file is written once for all of them; it is behind in nothing that anybody waits for.
+#[test]
+fn of_many_deaths_the_file_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(crate::names::EXITS);
+    let words = memory();
+    let mut recorder = Recorder::format(&words, boot(), &owner()).unwrap();
+    recorder.keep_in(&path).unwrap();
+    let slots: Vec<usize> = (1..=3)
+        .map(|n| recorder.pin(death(n).pid, 0, 0).unwrap())
+        .collect();
+    assert_eq!(recorder.used, 3);
+    let before = std::fs::read(&path).unwrap();
+    for n in 100..600 {
+        assert!(matches!(recorder.record_of_many(death(n)), Kept::Ring(_)));
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before, "written for each");
+    // One that is waited for: with all before it.
+    assert_eq!(recorder.record_of_many(death(2)), Kept::Slot(slots[1]));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
+    recorder.record_of_many(death(700));
+    recorder.unpin(slots[2]);
+    recorder.unpin(slots[1]);
+    assert_eq!(recorder.used, 1);
+    recorder.say();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
+    recorder.record_of_many(death(701));
+    assert_eq!(recorder.pin(death(4).pid, 0, 0), Ok(slots[1]));
+    recorder.record(death(702));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes(&words));
+    assert!(
+        !folder.path().join("exits.bad").exists(),
+        "taken for another's"
+    );
 }
 
 /// The order of the stores is the file's too: what the memory tells, the file has told.

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod change;
+mod deaths;
 mod held;
 mod scarce;
 mod shim;
@@ -17,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vigil_journal::exits::{self, Death, Slot, Snapshot};
+use vigil_journal::exits::{self, Death, Snapshot};
 use vigil_journal::pair::Pair as PairFile;
 use vigil_journal::{Owner, lock, names};
 use vigil_reaper::Config;
@@ -29,6 +30,7 @@ use change::{
     a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
     another_program_takes_over_and_stays,
 };
+use deaths::{register_looks_back, register_looks_back_behind_a_thousand_others};
 use held::{a_name_that_is_deposited_guards_its_fifo, who_calls_on_a_listener_is_held};
 use scarce::{
     out_of_descriptors_a_connection_is_not_forgotten, out_of_descriptors_a_successor_is_waited_for,
@@ -255,10 +257,11 @@ fn both_processes_are_as_they_should_be() {
         pair.pid,
         "who listens"
     );
-    // 0–2, control, doorbell, lock, the pair, the listener, the copy of our connection.
+    // 0–2, control, doorbell, lock, the pair, the listener, memory, exits, the copy of our
+    // connection.
     assert_eq!(
         client.call("self"),
-        "[0, 1, 2, 3, 4, 5, 6, 7, 8] 0000000000000000 0000000000000000"
+        "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10] 0000000000000000 0000000000000000"
             .replace("0000000000000000 0000000000000000", &expected_signals())
     );
     let of_reaper = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", pair.pid)).unwrap();
@@ -343,34 +346,6 @@ fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace()
         .map(|one| one.parse().unwrap())
         .collect()
-}
-
-fn register_looks_back() {
-    let pair = Pair::serving();
-    let mut client = pair.client();
-    let since = pair.exits().exits().unwrap().ring_seq();
-    let pid = client
-        .call("orphan (sleep_0.05;exit_9)_>/dev/null_&_echo_$!")
-        .parse()
-        .unwrap();
-    pair.death_of(pid);
-    assert_eq!(client.call(&format!("register {pid} {since}")), "Ok(0)");
-    match pair.exits().exits().unwrap().slot(0).unwrap() {
-        Slot::Dead(death) => assert_eq!((death.pid, wait::exited(death.status)), (pid, Some(9))),
-        other => panic!("{other:?}"),
-    }
-    // One that lives: its death comes to its slot, not to the ring.
-    let pid: u32 = client
-        .call("orphan (sleep_0.2;exit_8)_>/dev/null_&_echo_$!")
-        .parse()
-        .unwrap();
-    let seq = pair.exits().exits().unwrap().ring_seq();
-    assert_eq!(client.call(&format!("register {pid} {seq}")), "Ok(1)");
-    until("its slot has it", || {
-        pair.exits().exits().unwrap().pinned(1).is_some()
-    });
-    let death = pair.exits().exits().unwrap().pinned(1).unwrap();
-    assert_eq!(wait::exited(death.status), Some(8));
 }
 
 fn an_ended_slot_is_closed() {
@@ -767,6 +742,7 @@ fn main() {
         orphans_are_recorded_with_their_status
         a_thousand_orphans_leave_no_zombie
         register_looks_back
+        register_looks_back_behind_a_thousand_others
         an_ended_slot_is_closed
         a_name_that_is_deposited_guards_its_fifo
         who_calls_on_a_listener_is_held
