@@ -46,9 +46,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     let doorbell = inherited(DOORBELL_FD, "the doorbell")?;
     // Held by being open: the lock is free when both of us are gone.
     let _lock = inherited(LOCK_FD, "the lock")?;
-    let mut ready = std::fs::File::from(inherited(READY_FD, "the ready pipe")?);
-    // The reaper takes the control socket's end for ours; not before we have said why.
-    let _until_told = fd::duplicate(&control).context("cannot keep the control socket")?;
+    let mut ready = Some(std::fs::File::from(inherited(READY_FD, "the ready pipe")?));
+    // The reaper takes the control socket's end for ours: it is open for as long as we live.
+    let held = fd::duplicate(&control).context("cannot keep the control socket")?;
     let inherited = Inherited {
         control,
         doorbell,
@@ -60,12 +60,17 @@ pub fn run(flags: &Flags) -> Result<()> {
     if let Err(error) = &outcome {
         log::error!("{}", chain(error.as_ref()));
         // `start` may be gone; then the log has it.
-        let _ = ready.write_all(format!("E{}\n", chain(error.as_ref())).as_bytes());
+        if let Some(mut ready) = ready {
+            let _ = ready.write_all(format!("E{}\n", chain(error.as_ref())).as_bytes());
+        }
+        // The kernel fixes the status before it closes what is held.
+        process::exit_now(1);
     }
+    drop(held);
     outcome
 }
 
-fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Result<()> {
+fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>) -> Result<()> {
     map::thrifty_heap();
     // The standard library's own of SIGSEGV and SIGBUS let one that somebody sent pass, and
     // tell of a full stack to nobody.
@@ -152,7 +157,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut std::fs::File) -> Resu
         points::reach(Point::PairNotReady);
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
-        *ready = std::fs::File::from(fd::null().context("cannot open /dev/null")?);
+        *ready = None;
         while let Some(Arrival { conn, pair, own }) = shim.next().await {
             if let Err(error) = server.add_relayed(conn, pair, own).await {
                 log::error!("connection not served: {}", error.story());

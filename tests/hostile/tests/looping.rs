@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -139,6 +139,52 @@ fn one_that_crashes_again_and_again_is_told_of_and_mended() {
         let notes = std::fs::read("/run/vigil/crashes")?;
         let notes = String::from_utf8_lossy(&notes);
         ensure!(notes.contains(&id), "no note of a crash");
+        Ok(())
+    });
+}
+
+/// A shim that ends by itself before it serves was killed by its reaper while it did, and the
+/// death was booked as one from outside: no pause between a hundred of them, no reason, and
+/// nobody saw it. Here each successor cannot read the journal.
+#[test]
+fn one_that_fails_by_itself_before_it_serves_is_followed_ever_later() {
+    trial(120, |kit| {
+        let old = ("VIGIL_PRETEND_JOURNAL".into(), "0".into());
+        kit.caller.env.push(old);
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        pair.signal(pair.shim, 9)?;
+        until("five of them", by(60.0), || {
+            let (_, said) = vigil(kit, &["ps"]).ok()?;
+            said.contains("crash-looping").then_some(())
+        })?;
+        let task = container.task().patient(1.0);
+        let answer = task.state(&container.id, "").map(drop);
+        let Err(CallError::Status { code, message }) = &answer else {
+            bail!("{answer:?}");
+        };
+        ensure!(*code == UNAVAILABLE, "{answer:?}");
+        ensure!(
+            message.contains("exit status 1") && message.contains("journal of version 2"),
+            "{message}"
+        );
+        ensure!(
+            alive(i32::try_from(container.pid)?),
+            "the container is gone"
+        );
+        // Another program mends it.
+        let able = kit.scratch.path("able");
+        let real = kit.binary.path.display();
+        let says = "[ \"$1\" = -v ] && exec echo \"  Version:  6.6.6\"";
+        let script =
+            format!("#!/bin/sh\n{says}\nunset VIGIL_PRETEND_JOURNAL\nexec {real} \"$@\"\n");
+        std::fs::write(&able, script)?;
+        std::fs::set_permissions(&able, std::fs::Permissions::from_mode(0o755))?;
+        let able = able.to_string_lossy().into_owned();
+        let (code, said) = vigil(kit, &["upgrade", &container.id, "--binary", &able])?;
+        ensure!(code == 0 && said.contains("upgraded"), "{code}: {said}");
+        let state = container.task().patient(30.0).state(&container.id, "")?;
+        ensure!(state.status.value() == RUNNING, "{state:?}");
         Ok(())
     });
 }
