@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
@@ -28,6 +29,9 @@ use crate::stdio::{SlotId, Streams};
 use crate::{asked, clock, outbox};
 use vigil_sys::map;
 use vigil_sys::points::{self, Point};
+
+/// A turn that takes longer is followed by one of everybody else's.
+const LONG_TURN: Duration = Duration::from_millis(5);
 
 /// Where and for whom this shim works.
 #[derive(Debug, Clone)]
@@ -153,6 +157,8 @@ pub(crate) struct Owner {
     pub(crate) undoing: bool,
     /// The request being decided on.
     pub(crate) asking: Option<RequestId>,
+    /// The task is not what it was when what was put off was looked at.
+    pub(crate) changed: bool,
     /// At a takeover: an update or a checkpoint that was under way, and whether its
     /// call is known to have ended well.
     pub(crate) resumed: Option<(Verb, bool)>,
@@ -173,8 +179,13 @@ impl Owner {
                 continue;
             }
             self.arm_quiet();
+            let begun = Instant::now();
             self.receive(message);
             self.present_deferred();
+            if begun.elapsed() >= LONG_TURN {
+                // Whoever reads what is sent to us has a turn too, or we are taken for stuck.
+                tokio::task::yield_now().await;
+            }
             let over =
                 self.leaving == Some(Ending::Retires) || flushed || self.task.outbox.is_empty();
             if self.leaving.is_some() && over {
@@ -309,7 +320,7 @@ impl Owner {
                 return false;
             };
             let mut watch = [vigil_sys::fd::Watch::reading(&*own)];
-            match vigil_sys::fd::poll(&mut watch, std::time::Duration::ZERO) {
+            match vigil_sys::fd::poll(&mut watch, Duration::ZERO) {
                 Ok(_) => !watch[0].hung_up() && !watch[0].failed(),
                 Err(_) => true,
             }
@@ -335,6 +346,7 @@ impl Owner {
 
     /// Records the step, then does what it asks for.
     fn carry(&mut self, step: Step) {
+        self.changed = true;
         let Ok(effects) = step.commit(&mut self.task, &mut self.ledger);
         for effect in effects {
             self.enact(effect);
@@ -350,10 +362,24 @@ impl Owner {
         }
     }
 
-    /// What was put off while a verb was under way is asked again, in order.
+    /// What was put off while a verb was under way is asked again, in order, if anything
+    /// can have become of it.
     fn present_deferred(&mut self) {
-        for (request, from, reply) in self.replies.take_deferred() {
-            self.present(request, from, reply);
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        for mut put_off in self.replies.take_deferred() {
+            while let Some((from, reply)) = put_off.askers.pop_front() {
+                if put_off.askers.is_empty() {
+                    self.present(put_off.request, from, reply);
+                    break;
+                }
+                self.present(put_off.request.clone(), from, reply);
+                match self.replies.defer_with_first(put_off) {
+                    Some(others) => put_off = others,
+                    None => break,
+                }
+            }
         }
     }
 

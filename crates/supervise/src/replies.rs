@@ -7,7 +7,7 @@ use vigil_model::{Answer, ExecId, Kind, Refusal, Request, RequestId, Verb, Who};
 
 use crate::desk::Reply;
 
-/// Requests waiting for a verb under way; more are refused, but for a Delete.
+/// Requests waiting for a verb under way; more are refused. A Delete never is.
 const DEFERRED_MAX: usize = 128;
 /// Pending Waits for one process; more are refused. Those of one connection are
 /// one, so this many connections have asked.
@@ -28,7 +28,20 @@ pub(crate) struct Replies {
     verbs: BTreeMap<Verb, (Option<Reply>, Option<Outcome>)>,
     execs: BTreeMap<ExecId, (Option<Reply>, Option<Outcome>)>,
     waiters: BTreeMap<Who, Waiters>,
-    deferred: VecDeque<(Request, Option<RequestId>, Reply)>,
+    deferred: VecDeque<Deferred>,
+    /// Where in `deferred` the Deletes of one process are.
+    deletes: BTreeMap<Who, usize>,
+}
+
+/// Whoever asked, and for whom.
+pub(crate) type Asker = (Option<RequestId>, Reply);
+
+/// Put off while a verb is under way. Deletes of the same process are one: of them the first
+/// alone is looked at, and while it has to wait the others have to.
+#[derive(Debug)]
+pub(crate) struct Deferred {
+    pub(crate) request: Request,
+    pub(crate) askers: VecDeque<Asker>,
 }
 
 /// Who waits for the end of one process.
@@ -125,17 +138,104 @@ impl Replies {
 
     pub(crate) fn defer(&mut self, request: Request, from: Option<RequestId>, reply: Reply) {
         // What ends a process, or a container, is never turned away.
-        let ends = matches!(request, Request::Delete(_));
-        if !ends && self.deferred.len() >= DEFERRED_MAX {
+        if let Request::Delete(who) = &request {
+            let last = self.deferred.len();
+            let place = *self.deletes.entry(who.clone()).or_insert(last);
+            if let Some(same) = self.deferred.get_mut(place) {
+                same.askers.push_back((from, reply));
+                return;
+            }
+        } else if self.deferred.len() - self.deletes.len() >= DEFERRED_MAX {
             let refusal = Refusal::new(Kind::ResourceExhausted, "too many requests are waiting");
             answer(Some(reply), Err(refusal));
             return;
         }
-        self.deferred.push_back((request, from, reply));
+        let askers = VecDeque::from([(from, reply)]);
+        self.deferred.push_back(Deferred { request, askers });
+    }
+
+    /// The others who ask for a Delete whose first has been put off once more: not looked at.
+    /// Gives them back if it was not.
+    pub(crate) fn defer_with_first(&mut self, mut others: Deferred) -> Option<Deferred> {
+        let Request::Delete(who) = &others.request else {
+            return Some(others);
+        };
+        let place = self.deletes.get(who).copied();
+        let Some(same) = place.and_then(|place| self.deferred.get_mut(place)) else {
+            return Some(others);
+        };
+        same.askers.append(&mut others.askers);
+        None
     }
 
     /// All deferred requests, to be presented again in their order.
-    pub(crate) fn take_deferred(&mut self) -> VecDeque<(Request, Option<RequestId>, Reply)> {
+    pub(crate) fn take_deferred(&mut self) -> VecDeque<Deferred> {
+        self.deletes.clear();
         std::mem::take(&mut self.deferred)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Three thousand Deletes of an exec that is being started were each looked at whenever
+    /// anything happened, until the reaper took the shim for stuck. While the first waits, the
+    /// others are not looked at; a Delete of another process, and what is no Delete, is.
+    #[test]
+    fn deletes_of_the_same_process_are_one_look() {
+        let mut replies = Replies::default();
+        let exec = |id: &str| Who::Exec(ExecId::new(id.to_owned()).unwrap());
+        let mut heard = Vec::new();
+        let mut defer = |replies: &mut Replies, request: Request| {
+            let (reply, answered) = oneshot::channel();
+            heard.push(answered);
+            replies.defer(request, None, reply);
+        };
+        defer(&mut replies, Request::Start(exec("a")));
+        for _ in 0..3000 {
+            defer(&mut replies, Request::Delete(exec("a")));
+        }
+        defer(&mut replies, Request::Delete(exec("b")));
+        let mut put_off = replies.take_deferred();
+        let counts: Vec<usize> = put_off.iter().map(|one| one.askers.len()).collect();
+        assert_eq!(counts, [1, 3000, 1]);
+        // Put off once more: the others go with it.
+        let mut same = put_off.remove(1).unwrap();
+        let (from, reply) = same.askers.pop_front().unwrap();
+        replies.defer(same.request.clone(), from, reply);
+        assert!(replies.defer_with_first(same).is_none());
+        let again = replies.take_deferred();
+        assert_eq!((again.len(), again[0].askers.len()), (1, 3000));
+        // The first was done: each of the others is asked.
+        let same = Deferred {
+            request: Request::Delete(exec("a")),
+            askers: VecDeque::new(),
+        };
+        assert!(replies.defer_with_first(same).is_some());
+    }
+
+    #[test]
+    fn only_what_is_no_delete_is_ever_too_much() {
+        let mut replies = Replies::default();
+        let mut heard = Vec::new();
+        for _ in 0..=DEFERRED_MAX {
+            for request in [Request::Delete(Who::Init), Request::Pause] {
+                let (reply, answered) = oneshot::channel();
+                heard.push(answered);
+                replies.defer(request, None, reply);
+            }
+        }
+        let refused = |one: &mut oneshot::Receiver<_>| one.try_recv().is_ok();
+        assert_eq!(
+            heard
+                .iter_mut()
+                .filter_map(|one| refused(one).then_some(()))
+                .count(),
+            1
+        );
     }
 }

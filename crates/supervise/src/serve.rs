@@ -139,6 +139,7 @@ impl Shim {
             bundle_waits: BUNDLE_LOOKS,
             asking: None,
             undoing: false,
+            changed: false,
             resumed: None,
             resuming: BTreeMap::new(),
         };
