@@ -26,7 +26,8 @@ const BUNDLE_LOOK: Duration = Duration::from_millis(500);
 pub(crate) const BUNDLE_LOOKS: u32 = 60;
 
 /// Between two looks where the kernel tells of nothing: it has no dnotify, or there is no
-/// descriptor or memory for it.
+/// descriptor or memory for it. The longest, too, while something of the bundle is gone and it
+/// is not: whoever empties it may take their time, and its own end is not told of in it.
 const BLIND_LOOK: Duration = Duration::from_secs(10);
 
 /// Tells the owner once when the bundle is gone. Wakes up for removals in it and for nothing
@@ -43,23 +44,28 @@ pub(crate) async fn observe(bundle: PathBuf, owner: mpsc::Sender<Message>) {
         Ok(told) => told,
         Err(error) => return look(&bundle, own, &owner, &error).await,
     };
+    let mut pause = AGAIN;
     loop {
         if is_gone(&bundle, own) {
             return tell(&bundle, own, &owner).await;
         }
-        if !bundle.join(names::LOCK).exists() {
-            // The rest of it may be about to go.
-            tokio::time::sleep(AGAIN).await;
-            if is_gone(&bundle, own) {
-                return tell(&bundle, own, &owner).await;
-            }
-        }
-        let mut ready = match told.readable().await {
+        let removal = if bundle.join(names::LOCK).exists() {
+            told.readable().await
+        } else {
+            // The rest of it may be about to go, at once or in a while.
+            let Ok(removal) = tokio::time::timeout(pause, told.readable()).await else {
+                pause = (pause * 2).min(BLIND_LOOK);
+                continue;
+            };
+            removal
+        };
+        let mut ready = match removal {
             Ok(ready) => ready,
             Err(error) => return look(&bundle, own, &owner, &error).await,
         };
         ready.clear_ready();
         let _ = removals.take();
+        pause = AGAIN;
     }
 }
 

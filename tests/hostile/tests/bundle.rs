@@ -65,6 +65,31 @@ fn so_it_does_when_the_files_go_one_by_one() {
     });
 }
 
+/// The same, and whoever does it takes a rest before the last of it: once nobody looked again.
+#[test]
+fn so_it_does_when_the_directory_goes_long_after_its_files() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        let dir = &container.bundle.dir;
+        let rootfs = dir.join("rootfs");
+        while nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(&path)?;
+            } else {
+                fs::remove_file(&path)?;
+            }
+        }
+        // Long after the last look that the files' end is a reason for.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        ensure!(pair.lives(), "its place is there");
+        fs::remove_dir(dir)?;
+        leaves(kit, &container, &pair)
+    });
+}
+
 #[test]
 fn so_does_one_whose_init_has_ended() {
     trial(60, |kit| {
