@@ -162,7 +162,8 @@ fn ask(bundle: &Path, owner: &Owner) -> Result<(Vec<OwnedFd>, Option<pair::PairE
     // Version 1 does not say whose it is, but the processes do.
     let ours = |process: &pair::Incarnation| {
         let there = open(process)?;
-        let fits = !anonymous || is_shim_of(process.pid, &owner.namespace, &owner.id);
+        let fits =
+            there.is_none() || !anonymous || is_shim_of(process.pid, &owner.namespace, &owner.id)?;
         Ok::<_, Error>(there.filter(|_| fits))
     };
     let reaper = ours(&pair.reaper)?;
@@ -286,8 +287,16 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether a process was started as the shim of this container, by its own arguments.
-fn is_shim_of(pid: u32, namespace: &str, id: &str) -> bool {
+/// Whether a process was started as the shim of this container, by its own arguments. They are in
+/// its memory, which one that sleeps uninterruptibly may hold for ever: such a one is not asked.
+fn is_shim_of(pid: u32, namespace: &str, id: &str) -> Result<bool> {
+    let until = Instant::now() + ASKED;
+    while proc::stat(pid)?.is_some_and(|stat| stat.state == 'D') {
+        if Instant::now() >= until {
+            bail!("process {pid} sleeps uninterruptibly: nobody can ask it whose shim it is");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
     let has = |flag: &[u8], value: &str| {
@@ -295,7 +304,7 @@ fn is_shim_of(pid: u32, namespace: &str, id: &str) -> bool {
             .windows(2)
             .any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
     };
-    has(b"-namespace", namespace) && has(b"-id", id)
+    Ok(has(b"-namespace", namespace) && has(b"-id", id))
 }
 
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so
@@ -307,7 +316,7 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
     let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else {
         return Ok(());
     };
-    if !is_shim_of(reaper.pid, flags.namespace.as_str(), flags.id.as_str()) {
+    if !is_shim_of(reaper.pid, flags.namespace.as_str(), flags.id.as_str())? {
         bail!(
             "process {} listens on the socket and is no shim of container {}",
             reaper.pid,

@@ -219,8 +219,13 @@ impl Control {
         let mut all: Vec<(Slot, OwnedFd)> = Vec::new();
         loop {
             let after = all.last().map_or(0, |(slot, _)| slot.slot);
-            let came = self.call(ToReaper::Adopt { after }, &[]).await?;
+            let held = self.call(ToReaper::Adopt { after }, &[]).await?;
             let mut given = self.0.given.lock().unwrap_or_else(PoisonError::into_inner);
+            let came = given.len() as u64;
+            // Nobody would copy what one of them carries, and nobody would know.
+            if came != held {
+                return Err(Error::SlotsLost { held, came });
+            }
             all.append(&mut given);
             // Fewer than asked for are the last; 0 also ends a reaper that lies.
             if came < ADOPT_MAX as u64 || all.last().is_none_or(|(slot, _)| slot.slot <= after) {

@@ -43,6 +43,16 @@ pub enum Error {
     /// The reaper did not answer.
     #[error("the reaper does not answer")]
     ReaperSilent,
+    /// Not each descriptor that the reaper holds came here.
+    #[error(
+        "of {held} descriptors that the reaper holds {came} came: are there too few to be had?"
+    )]
+    SlotsLost {
+        /// How many it sent.
+        held: u64,
+        /// How many of them came.
+        came: u64,
+    },
     /// The journal could not be opened, written or read.
     #[error("the journal failed")]
     Journal {
