@@ -117,8 +117,7 @@ impl Conn {
     /// has not lived with for long may be to blame.
     pub(crate) fn shim_died(&mut self, now: Instant, own_fault: bool) {
         self.read_pair_to_end();
-        self.relay.prove_lived(now);
-        self.relay.shim_died(own_fault);
+        self.relay.lost_shim(now, own_fault);
         self.pair = None;
         self.cut_at = None;
     }

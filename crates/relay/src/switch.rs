@@ -58,14 +58,20 @@ fn cost(frame: &[u8]) -> usize {
 }
 
 impl Kept {
-    /// When it is to be answered without a shim. A Wait without a time-out has no end: who
-    /// waits takes an error for the container's.
-    fn until(&self) -> Option<Instant> {
+    /// When it is to be answered without a shim, of which there has been none `since`. A Wait
+    /// without a time-out has no end: who waits takes an error for the container's.
+    fn until(&self, since: Option<Instant>) -> Option<Instant> {
         let seen = glance(&self.frame);
         let time = match seen.timeout {
             Some(timeout) => timeout.saturating_sub(EARLY.min(timeout / 4)),
             None if seen.waits() => return None,
-            None => WAIT_MAX,
+            // However long a shim had worked on it: only what it waits for another counts.
+            None => {
+                let came = self.came?;
+                return since
+                    .map_or(came, |since| came.max(since))
+                    .checked_add(WAIT_MAX);
+            }
         };
         self.came?.checked_add(time)
     }
@@ -107,6 +113,8 @@ pub struct Relay {
     counts: Counts,
     /// When the shim took something last.
     took_at: Option<Instant>,
+    /// Since when the last shim is dead, until another takes something.
+    unserved: Option<Instant>,
     /// The process that connected.
     peer: u32,
     /// It has no place: only what is urgent is passed on.
@@ -300,7 +308,7 @@ impl Relay {
         let begun = self.sent + usize::from(self.sent_part > 0);
         let (mut place, mut late, mut next) = (0, Vec::new(), None::<Instant>);
         self.kept.retain(|kept| {
-            let until = kept.until().filter(|_| place >= begun);
+            let until = kept.until(self.unserved).filter(|_| place >= begun);
             place += 1;
             let goes = until.is_some_and(|until| until <= now);
             if goes {
@@ -397,6 +405,7 @@ impl Relay {
             return;
         };
         let count = count.min(kept.frame.len() - self.sent_part);
+        self.unserved = None;
         self.unsent_bytes -= count;
         self.sent_part += count;
         if self.sent_part == kept.frame.len() {
@@ -446,7 +455,9 @@ impl Relay {
     /// Whether bytes of containerd are welcome. If not, what they would be put
     /// behind must be taken first, by the shim or by containerd itself.
     pub fn wants_containerd(&self) -> bool {
-        self.unsent_bytes < UNSENT_MAX && self.wants_shim()
+        // Without a shim all that is kept is unsent, and what is urgent may be behind it.
+        let sent = self.unserved.is_some() || self.unsent_bytes < UNSENT_MAX;
+        sent && self.wants_shim()
     }
 
     /// Whether bytes of the shim are welcome.
@@ -513,6 +524,13 @@ impl Relay {
         self.cost = self.kept.iter().map(|kept| cost(&kept.frame)).sum();
         self.unsent_bytes = self.kept_bytes;
         self.account();
+    }
+
+    /// The same at a known time: what that one had lived with for long is not to blame.
+    pub fn lost_shim(&mut self, now: Instant, own_fault: bool) {
+        self.prove_lived(now);
+        self.shim_died(own_fault);
+        self.unserved.get_or_insert(now);
     }
 
     /// Requests not answered yet.

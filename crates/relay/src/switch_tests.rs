@@ -556,6 +556,59 @@ fn only_a_shims_own_fault_blames_what_was_with_it() {
     }
 }
 
+/// A Create may run for minutes. One that a shim had worked on for longer than anybody waits for
+/// a shim was answered UNAVAILABLE at that shim's death, or at an upgrade, and was made all the
+/// same: what counts is how long nobody has served it.
+#[test]
+fn a_request_under_way_for_long_waits_for_the_next_shim() {
+    let begun = Instant::now();
+    let at = |secs| begun + Duration::from_secs(secs);
+    let why = || "no shim".to_owned();
+    let mut relay = Relay::new();
+    relay.from_containerd(&frame_of(1, REQUEST, &payload("Create", None)));
+    relay.stamp(at(0));
+    shim_takes(&mut relay);
+    relay.lost_shim(at(32), false);
+    assert_eq!(relay.expire(at(32), why), Some(at(62)));
+    // The death of another that has taken nothing is no reason to begin anew.
+    relay.lost_shim(at(50), true);
+    assert_eq!(relay.expire(at(50), why), Some(at(62)));
+    assert!(relay.for_containerd().is_empty());
+    shim_takes(&mut relay);
+    relay.lost_shim(at(70), false);
+    assert_eq!(relay.expire(at(99), why), Some(at(100)));
+    assert_eq!(relay.expire(at(100), why), None);
+    let told = cut(&containerd_takes(&mut relay));
+    assert_eq!((told.len(), code_of(&told[0].1)), (1, CODE_UNAVAILABLE));
+}
+
+/// After a shim's death all that is kept counts as unsent. Behind thirty thousand Waits nothing
+/// was read any more until the next one served, so that not even a State was refused in time.
+#[test]
+fn without_a_shim_much_that_is_kept_stops_no_reading() {
+    let begun = Instant::now();
+    let mut relay = Relay::new();
+    for stream in 0..60_000 {
+        let wait = frame_of(stream, REQUEST, &payload("Wait", None));
+        relay.from_containerd(&wait);
+        shim_takes(&mut relay);
+    }
+    assert!(relay.kept_bytes > UNSENT_MAX);
+    relay.lost_shim(begun, true);
+    assert!(relay.wants_containerd());
+    let state = payload("State", Some(Duration::from_secs(2)));
+    relay.from_containerd(&frame_of(60_001, REQUEST, &state));
+    relay.stamp(begun);
+    let why = || "crash-looping".to_owned();
+    assert_eq!(relay.expire(begun + Duration::from_secs(2), why), None);
+    let told = cut(&containerd_takes(&mut relay));
+    let first = (told[0].0.stream, code_of(&told[0].1));
+    assert_eq!(first, (60_001, CODE_UNAVAILABLE));
+    // One that has taken something and takes no more stops the reading as ever.
+    relay.shim_took(1);
+    assert!(!relay.wants_containerd());
+}
+
 /// Without a shim a request is answered before its client gives up; a Wait, whose error would
 /// be taken for the container's end, is not answered at all.
 #[test]
