@@ -214,7 +214,10 @@ impl Reaper<'_> {
     }
 
     pub(crate) fn kill_shim(&self) {
-        // Of one that is dead the descriptor leads nowhere.
+        // What it dies of is its own affair if it is dying; where nobody can tell, it is not
+        // to blame. Of one that is dead the descriptor leads nowhere.
+        let dying = process::is_exiting(self.shim.pid);
+        self.line.ends(dying == Ok(false));
         let _ = pidfd::send_signal(&self.shim.pidfd, signal::KILL);
     }
 

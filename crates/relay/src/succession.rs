@@ -3,6 +3,7 @@
 //! not do and the one before it is taken again. Pure: time comes in, nothing is
 //! waited for. Armed by a request alone, so that an idle pair has no timer.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::cause::{Cause, is_crash};
@@ -88,6 +89,8 @@ pub struct Succession<P> {
     ready_by: Option<Instant>,
     /// The shim is being ended because it did nothing.
     stuck: bool,
+    /// The shim lived when it was ended, for whatever it did or did not do.
+    ended: Cell<bool>,
     /// The shim is being ended because `delete` could not be told who it is.
     unnamed: bool,
     retry: Retry,
@@ -105,6 +108,7 @@ impl<P> Succession<P> {
             progress: 0,
             ready_by: None,
             stuck: false,
+            ended: Cell::new(false),
             unnamed: false,
             retry: Retry::default(),
         }
@@ -130,7 +134,8 @@ impl<P> Succession<P> {
     /// Whether the shim that has just ended like this died by its own fault, so that what was
     /// with it may be to blame. Not one that made room, or was killed from outside.
     pub fn own_fault(&self, status: i32) -> bool {
-        !self.changes() && !self.unnamed && (self.stuck || is_crash(status))
+        let ended = self.stuck || self.ended.get();
+        !self.changes() && !self.unnamed && (ended || is_crash(status))
     }
 
     /// The shim is dead, or could not be started (`status` is `None`); `words`
@@ -143,10 +148,11 @@ impl<P> Succession<P> {
     pub fn died(&mut self, now: Instant, status: Option<i32>, words: &str) -> Option<Cause> {
         let status = status.filter(|_| !std::mem::take(&mut self.unnamed));
         let stuck = std::mem::take(&mut self.stuck);
+        let ended = self.ended.take() || stuck;
         let serving = self.ready_by.take().is_none();
         self.watchdog = Watchdog::default();
         self.retry.at = None;
-        let crashed = stuck || status.is_none_or(is_crash);
+        let crashed = ended || status.is_none_or(is_crash);
         match self.trial {
             Some(Trial::Retiring(_)) => {
                 self.trial = Some(Trial::Trying(now + TRIAL_MAX));
@@ -188,7 +194,7 @@ impl<P> Succession<P> {
         Some(match self.pace.faults(now) {
             times if crashed && times > FREE && stuck => Cause::Looping(times, "stuck".to_owned()),
             times if crashed && times > FREE => Cause::Looping(times, words.trim_end().to_owned()),
-            _ if stuck => Cause::Stuck,
+            _ if ended => Cause::Stuck,
             _ => Cause::of(status),
         })
     }
@@ -239,6 +245,12 @@ impl<P> Succession<P> {
     /// The shim that was started cannot be kept, since `delete` could not find it.
     pub fn unnamed(&mut self) {
         self.unnamed = true;
+    }
+
+    /// The shim is ended by its reaper; if it is not dying already, whatever its status will
+    /// say, nobody else did it.
+    pub fn ends(&self, lives: bool) {
+        self.ended.set(self.ended.get() || lives);
     }
 
     /// A successor was started.
@@ -508,6 +520,26 @@ mod tests {
         dog.arm(now, 9);
         assert!(!dog.look(now + LOOK, 9, false, false));
         assert_eq!(dog.at, None);
+    }
+
+    /// One that lets go of its reaper and lives on is ended by SIGKILL, which is not from outside.
+    #[test]
+    fn whom_the_reaper_ends_died_by_its_own_fault() {
+        let mut line = Succession::new("only");
+        for death in 1..=5 {
+            line.started(at(death));
+            line.ends(true);
+            line.ends(false);
+            assert!(line.own_fault(9));
+            let cause = line.died(at(death), KILLED, "killed by signal 9 no journal");
+            let looping = Cause::Looping(5, "killed by signal 9 no journal".to_owned());
+            let wanted = if death < 5 { Cause::Stuck } else { looping };
+            assert_eq!(cause, Some(wanted));
+        }
+        assert!(line.waits());
+        line.started(at(10));
+        line.ends(false);
+        assert!(!line.own_fault(9), "forgotten with it");
     }
 
     const KILLED: Option<i32> = Some(9);

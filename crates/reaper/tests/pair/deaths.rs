@@ -3,7 +3,7 @@
 use vigil_journal::exits::Slot;
 use vigil_sys::wait;
 
-use super::{Pair, until};
+use super::{Pair, change, until};
 
 pub fn register_looks_back() {
     let pair = Pair::serving();
@@ -55,4 +55,21 @@ pub fn register_looks_back_behind_a_thousand_others() {
     assert_eq!(client.call(&format!("register {pid} {since}")), "Ok(0)");
     let found = pair.exits().exits().unwrap().pinned(0).unwrap();
     assert_eq!((found.pid, wait::exited(found.status)), (pid, Some(9)));
+}
+
+/// One that lets go of its reaper and lives on is ended, by SIGKILL. That is nobody else's, so
+/// it counts, and those after it come ever later.
+pub fn a_shim_that_lets_go_of_its_reaper_died_by_its_own_fault() {
+    let pair = Pair::serving();
+    let mut client = pair.client();
+    for _ in 0..2 {
+        let stream = client.ask("let go");
+        let told = client.answer(stream).unwrap();
+        assert!(String::from_utf8_lossy(&told).contains("3 times"));
+    }
+    until("the sixth is told of", || change::story(&pair).len() == 6);
+    let causes = change::story(&pair);
+    assert_eq!(causes[..4], ["stuck"; 4]);
+    let looping = [5, 6].map(|times| format!("looping {times} killed by signal 9"));
+    assert_eq!(causes[4..], looping);
 }

@@ -30,7 +30,10 @@ use change::{
     a_program_that_does_not_do_is_given_up, a_stopped_shim_makes_room,
     another_program_takes_over_and_stays,
 };
-use deaths::{register_looks_back, register_looks_back_behind_a_thousand_others};
+use deaths::{
+    a_shim_that_lets_go_of_its_reaper_died_by_its_own_fault, register_looks_back,
+    register_looks_back_behind_a_thousand_others,
+};
 use held::{a_name_that_is_deposited_guards_its_fifo, who_calls_on_a_listener_is_held};
 use scarce::{
     out_of_descriptors_a_connection_is_not_forgotten, out_of_descriptors_a_successor_is_waited_for,
@@ -743,6 +746,7 @@ fn main() {
         a_thousand_orphans_leave_no_zombie
         register_looks_back
         register_looks_back_behind_a_thousand_others
+        a_shim_that_lets_go_of_its_reaper_died_by_its_own_fault
         an_ended_slot_is_closed
         a_name_that_is_deposited_guards_its_fifo
         who_calls_on_a_listener_is_held

@@ -292,6 +292,13 @@ impl Shim {
                     .extend(self.conns.remove(&conn).map(|(_, own, _)| own));
                 return;
             }
+            ["let", "go"] => {
+                // Both were this process's only ones.
+                self.control = vigil_sys::fd::null().unwrap();
+                self.conns.clear();
+                std::thread::sleep(LONG);
+                return;
+            }
             ["hang"] => {
                 std::thread::sleep(LONG);
                 return;
