@@ -220,6 +220,16 @@ pub fn open_files() -> Result<u64> {
     getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft)
 }
 
+/// Lets a worker open some files more than the process it is a copy of, whose table may be
+/// full, with numbers up to `highest`. Without the right to do so it has what it has.
+pub(crate) fn allow_more_files(highest: i32) {
+    const MORE: u64 = 64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let wanted = soft.max(u64::try_from(highest).unwrap_or(0) + 1) + MORE;
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted));
+    }
+}
+
 /// Programs that are started from now on get this as soft limit of open files: it is theirs to
 /// raise, and one that uses select(2) does not find it raised.
 pub fn children_open_files(soft: u64) {

@@ -458,6 +458,7 @@ fn settle(keep: &[BorrowedFd<'_>], dead: &OwnedFd) -> Result<()> {
     let open: Vec<i32> = all
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
+    process::allow_more_files(open.iter().max().copied().unwrap_or(0));
     let given_up = |number: &i32| *number > 2 && !kept.contains(number);
     for number in open.into_iter().filter(given_up) {
         if number != dead.as_raw_fd() && fd::is_open(number) {

@@ -277,7 +277,13 @@ fn runc_that_writes_more_than_a_pipe_holds() {
         fails(kit, &container, &request, UNKNOWN, &["create", path])?;
         let flood = container.stderr.as_ref().context("no stderr")?;
         let (bytes, _) = flood.to_end(by(5.0))?;
-        ensure!(bytes.len() == 1 << 20, "{} bytes of it", bytes.len());
+        // What is still in the pipe when runc has failed is runc's own, and discarded.
+        let least = (1 << 20) - (64 << 10);
+        ensure!(
+            (least..=1 << 20).contains(&bytes.len()),
+            "{} bytes of it",
+            bytes.len()
+        );
         as_ever(kit, &mut container, 3, "hello")
     });
 }
