@@ -22,7 +22,8 @@ const PAGE: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Kept {
     path: PathBuf,
-    side: PathBuf,
+    /// What is made before it gets the name.
+    pub(super) side: PathBuf,
     bad: PathBuf,
     /// `None`: none was made yet, or it could not be written.
     file: Option<File>,
