@@ -76,13 +76,18 @@ pub enum Error {
 /// An error with its causes, in one line: for logs, answers and a worker's words.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
+    for cause in error.source().into_iter().flat_map(causes) {
         text.push_str(": ");
         text.push_str(&cause.to_string());
-        next = cause.source();
     }
     text
+}
+
+/// An error and its causes, each after what it brought about.
+pub fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 /// Which limit was reached, if that is why: what there was too little of, whose it is, and what
@@ -111,17 +116,12 @@ pub fn limit(errno: Errno) -> Option<&'static str> {
 
 /// The [`limit`] among the causes of an error.
 pub fn scarcity(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(cause) = next {
+    causes(error).find_map(|cause| {
         let kernel = cause.downcast_ref::<Errno>().copied();
         let errno = kernel.or_else(|| {
             let io = cause.downcast_ref::<std::io::Error>()?;
             io.raw_os_error().map(Errno::from_raw)
         });
-        if let Some(limit) = errno.and_then(limit) {
-            return Some(limit);
-        }
-        next = cause.source();
-    }
-    None
+        errno.and_then(limit)
+    })
 }

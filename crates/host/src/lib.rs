@@ -16,7 +16,7 @@ pub mod strays;
 pub mod sweep;
 pub mod worker;
 
-pub use error::{Error, chain, limit, scarcity};
+pub use error::{Error, causes, chain, limit, scarcity};
 
 /// What the functions of this crate return.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -6,12 +6,11 @@
 //! here. Replaced as a whole.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
-use crate::file::open_regular;
+use crate::file::{Unread, read_if_there};
 use crate::names;
 use crate::owner::{NotOurs, Owner};
 use crate::pair::put;
@@ -63,21 +62,12 @@ pub fn life(bundle: &Path) -> Option<u64> {
 /// The line; `None` if nothing was told. Before there was a version it stood alone.
 pub fn read(bundle: &Path, whose: &Owner) -> Result<Option<String>, EndedError> {
     let path = bundle.join(names::ENDED);
-    let failed = |source| EndedError::Read {
-        path: path.clone(),
-        source,
+    let bytes = match read_if_there(&path, BYTES_MAX + 1) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        Err(Unread::NotAFile) => return Err(EndedError::NotAFile { path }),
+        Err(Unread::Io(source)) => return Err(EndedError::Read { path, source }),
     };
-    let file = match open_regular(&path, false) {
-        Ok(file) => file,
-        Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(None);
-        }
-        Err(Error::Open { source, .. }) => return Err(failed(source)),
-        Err(_) => return Err(EndedError::NotAFile { path }),
-    };
-    let mut bytes = Vec::new();
-    let read = file.0.take(BYTES_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(failed)?;
     let not_it = || EndedError::NotIt { path: path.clone() };
     if bytes.len() as u64 > BYTES_MAX {
         return Err(not_it());

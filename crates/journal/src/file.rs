@@ -5,7 +5,7 @@
 //! fifo for reading would wait for its writer, so it is opened without waiting.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -100,6 +100,30 @@ pub(crate) fn make_way(path: &Path) {
     if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
         let _ = set_aside(path);
     }
+}
+
+/// Why a file that may be there cannot be read.
+pub(crate) enum Unread {
+    /// Something else has the name.
+    NotAFile,
+    /// The kernel's answer.
+    Io(io::Error),
+}
+
+/// The first `most` bytes of a regular file; `None` if there is none.
+pub(crate) fn read_if_there(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Unread> {
+    let file = match open_regular(path, false) {
+        Ok(file) => file.0,
+        Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(Error::Open { source, .. }) => return Err(Unread::Io(source)),
+        Err(_) => return Err(Unread::NotAFile),
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(most).read_to_end(&mut bytes);
+    read.map_err(Unread::Io)?;
+    Ok(Some(bytes))
 }
 
 /// Opens what must be a regular file, for reading and, if asked, writing: neither through a

@@ -10,7 +10,7 @@ pub const SIDE_SUFFIX: &str = ".new";
 /// Follows a journal's name, and is followed by its generation, where a
 /// journal with a bad middle is kept.
 pub const BAD_SUFFIX: &str = ".bad-";
-/// Follows the name of exit records that no longer said what the memory says.
+/// Follows the name of what was set aside: it is not what its name says.
 pub const BAD: &str = ".bad";
 /// The exit records, written by the reaper alone.
 pub const EXITS: &str = "exits";

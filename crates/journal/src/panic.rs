@@ -3,11 +3,10 @@
 //! Owns its head, a title and whose it is; below it stands text for people. Written while the
 //! process dies, so it has no checksum and may be cut anywhere. Nothing is decided by it.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
-use crate::file::open_regular;
+use crate::file::{Unread, read_if_there};
 use crate::owner::{NotOurs, Owner};
 
 const TITLE: &str = "vigil-panic";
@@ -57,25 +56,16 @@ pub fn head(owner: &Owner) -> String {
 /// The words; `None` if there are none. Those of before this had no head, and are shown as
 /// they are.
 pub fn read(path: &Path, whose: &Owner) -> Result<Option<String>, PanicError> {
-    let failed = |source| PanicError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let file = match open_regular(path, false) {
-        Ok(file) => file,
-        Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(None);
+    let there = read_if_there(path, BYTES_MAX).map_err(|unread| {
+        let path = path.to_owned();
+        match unread {
+            Unread::NotAFile => PanicError::NotAFile { path },
+            Unread::Io(source) => PanicError::Read { path, source },
         }
-        Err(Error::Open { source, .. }) => return Err(failed(source)),
-        Err(_) => {
-            return Err(PanicError::NotAFile {
-                path: path.to_owned(),
-            });
-        }
+    })?;
+    let Some(bytes) = there else {
+        return Ok(None);
     };
-    let mut bytes = Vec::new();
-    let read = file.0.take(BYTES_MAX).read_to_end(&mut bytes);
-    read.map_err(failed)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let title = text
         .lines()

@@ -9,12 +9,11 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::Error;
-use crate::file::open_regular;
+use crate::file::{Unread, read_if_there};
 use crate::owner::{NotOurs, Owner};
 use crate::pair::{ParseError, number, replace};
 
@@ -177,26 +176,16 @@ impl Takeovers {
     /// Reads and checks the file at `path`, which must be this owner's; none if there is no
     /// such file.
     pub fn read(path: &Path, whose: &Owner) -> Result<Self, TakeoversError> {
-        let failed = |source| TakeoversError::Read {
-            path: path.to_owned(),
-            source,
+        let there = read_if_there(path, FILE_BYTES_MAX as u64).map_err(|unread| {
+            let path = path.to_owned();
+            match unread {
+                Unread::NotAFile => TakeoversError::NotAFile { path },
+                Unread::Io(source) => TakeoversError::Read { path, source },
+            }
+        })?;
+        let Some(bytes) = there else {
+            return Ok(Self::default());
         };
-        let mut bytes = Vec::new();
-        match open_regular(path, false) {
-            Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(Error::Open { source, .. }) => return Err(failed(source)),
-            Err(_) => {
-                return Err(TakeoversError::NotAFile {
-                    path: path.to_owned(),
-                });
-            }
-            Ok(file) => {
-                let bounded = file.0.take(FILE_BYTES_MAX as u64).read_to_end(&mut bytes);
-                bounded.map_err(failed)?;
-            }
-        }
         let parsed = Takeovers::parse(&bytes).map_err(|source| TakeoversError::Parse {
             path: path.to_owned(),
             source,

@@ -14,7 +14,7 @@ use crate::compact::{self, Side};
 use crate::error::{During, Error};
 use crate::file::{Folder, open_regular};
 use crate::frame::{FILE_BYTES_MAX, FRAME_BYTES_MIN, Header, PAYLOAD_BYTES_MAX, VERSION, encode};
-use crate::names::BAD_SUFFIX;
+use crate::names::{self, BAD_SUFFIX};
 use crate::owner::Owner;
 use crate::replay::{Replayed, Tail, read};
 use crate::storage::{Directory, Storage};
@@ -371,14 +371,12 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, Error> {
         path: path.to_owned(),
         source,
     };
-    let mut base = path.as_os_str().to_owned();
-    base.push(".bad");
-    for attempt in 0..BAD_NAMES_MAX {
-        let mut name = base.clone();
-        if attempt > 0 {
-            name.push(format!(".{attempt}"));
-        }
-        let name = PathBuf::from(name);
+    let name = |attempt: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(numbered(names::BAD, attempt));
+        PathBuf::from(name)
+    };
+    for name in (0..BAD_NAMES_MAX).map(name) {
         match fs::symlink_metadata(&name) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -389,10 +387,7 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, Error> {
         }
     }
     // Enough are kept. Nobody reads them but people, and they the first and the last.
-    for attempt in 1..BAD_NAMES_MAX {
-        let mut name = base.clone();
-        name.push(format!(".{attempt}"));
-        let name = PathBuf::from(name);
+    for name in (1..BAD_NAMES_MAX).map(name) {
         if fs::rename(path, &name).is_ok() {
             return Ok(name);
         }

@@ -58,12 +58,8 @@ impl Kept {
     pub(super) fn copy(&mut self, words: &[AtomicU64], range: Range<usize>) {
         let mut index = range.start;
         for words in words.get(range).unwrap_or_default().chunks(PAGE / 8) {
-            let mut page = [0; PAGE];
-            for (to, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-                *to = word.load(Ordering::Relaxed).to_ne_bytes();
-            }
-            let (at, len) = (index as u64 * 8, words.len() * 8);
-            let write = |file: &File| file.write_all_at(&page[..len], at);
+            let (page, at) = (page(words), index as u64 * 8);
+            let write = |file: &File| file.write_all_at(&page[..words.len() * 8], at);
             if self.file.as_ref().is_some_and(|file| write(file).is_err()) {
                 self.file = None;
             }
@@ -125,15 +121,19 @@ fn has_length(file: &File) -> bool {
     file.metadata().is_ok_and(|is| is.len() == BYTES as u64)
 }
 
+/// The bytes of at most a page of words, zeros after them.
+fn page(words: &[AtomicU64]) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    for (to, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *to = word.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    page
+}
+
 /// The memory, page by page.
 fn pages(words: &[AtomicU64]) -> impl Iterator<Item = (u64, [u8; PAGE])> {
-    words.chunks(PAGE / 8).enumerate().map(|(number, words)| {
-        let mut page = [0; PAGE];
-        for (to, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *to = word.load(Ordering::Relaxed).to_ne_bytes();
-        }
-        ((number * PAGE) as u64, page)
-    })
+    let chunks = words.chunks(PAGE / 8).enumerate();
+    chunks.map(|(number, words)| ((number * PAGE) as u64, page(words)))
 }
 
 fn fill(file: &File, words: &[AtomicU64]) -> io::Result<()> {

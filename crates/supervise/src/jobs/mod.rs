@@ -104,18 +104,12 @@ pub(crate) fn refusal_of(kind: Kind, error: &(dyn std::error::Error + 'static)) 
 
 /// What the reaper has too little of.
 fn of_the_reaper(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        match cause.downcast_ref::<Denied>() {
-            Some(Denied::SlotsFull) => {
-                return Some(
-                    "the reaper has as many open files as it may, or holds as many as it can; \
-                     the limit is RLIMIT_NOFILE of that process",
-                );
-            }
-            Some(Denied::PinsFull) => return Some("the reaper keeps as many processes as it can"),
-            _ => next = cause.source(),
-        }
-    }
-    None
+    vigil_host::causes(error).find_map(|cause| match cause.downcast_ref::<Denied>() {
+        Some(Denied::SlotsFull) => Some(
+            "the reaper has as many open files as it may, or holds as many as it can; \
+             the limit is RLIMIT_NOFILE of that process",
+        ),
+        Some(Denied::PinsFull) => Some("the reaper keeps as many processes as it can"),
+        _ => None,
+    })
 }

@@ -108,11 +108,16 @@ fn f08_create_killed_with_its_pair(kit: &Kit) -> Result<()> {
     let (container, runc) = creating(kit, &ice, "30000")?;
     container.shim.kill_all()?;
     let said = deleted_once(&container).and_then(|()| is_left(kit, &container));
+    thawed(kit, &ice, &container, runc, said)
+}
+
+/// Its runc was in D until now, whatever was `said` meanwhile; then all of it goes.
+fn thawed(kit: &Kit, ice: &Ice, it: &Container, runc: i32, said: Result<()>) -> Result<()> {
     let stuck = alive(runc);
     ice.thaw();
     said?;
     ensure!(stuck, "runc was not in D: nothing was tested");
-    goes_by_itself(kit, &container)?;
+    goes_by_itself(kit, it)?;
     ensure!(!alive(runc), "runc lives on");
     Ok(())
 }
@@ -131,13 +136,7 @@ fn f08_create_given_up(kit: &Kit) -> Result<()> {
     let said = left
         .and_then(|()| deleted_once(&container))
         .and_then(|()| is_left(kit, &container));
-    let stuck = alive(runc);
-    ice.thaw();
-    said?;
-    ensure!(stuck, "runc was not in D: nothing was tested");
-    goes_by_itself(kit, &container)?;
-    ensure!(!alive(runc), "runc lives on");
-    Ok(())
+    thawed(kit, &ice, &container, runc, said)
 }
 
 /// A container with a dirty root file system on `ice`.
