@@ -35,6 +35,8 @@ const BEGINS: Duration = Duration::from_secs(5);
 const STALE: Duration = Duration::from_mins(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(2);
+/// From a reaper that cannot now, since a shim starts or takes over, to the next try.
+const AGAIN: Duration = Duration::from_millis(50);
 /// Refusals in a row, without a success before, after which no other container
 /// is troubled.
 const REFUSALS_MAX: usize = 3;
@@ -307,10 +309,21 @@ fn upgrade<'a>(found: &'a Found, program: &Program, patience: Duration) -> Case<
         Err((outcome, why)) => return Case::of(found, outcome, Some(why)),
     };
     let from = serving(found);
-    let (outcome, reason) = match ask(found, &living, program, patience) {
-        Ok((outcome, reason)) => (outcome, reason),
-        Err(error) => (Outcome::Failed, Some(format!("{error:#}"))),
+    let end = Instant::now() + patience;
+    let told = loop {
+        match ask(found, &living, program, end) {
+            Ok(None) if Instant::now() < end => std::thread::sleep(AGAIN),
+            Ok(None) => {
+                break Err(anyhow!(
+                    "its reaper would not in {} s: no shim came to serve, or the pair is leaving",
+                    patience.as_secs()
+                ));
+            }
+            Ok(Some(told)) => break Ok(told),
+            Err(error) => break Err(error),
+        }
     };
+    let (outcome, reason) = told.unwrap_or_else(|e| (Outcome::Failed, Some(format!("{e:#}"))));
     Case {
         found,
         from,
@@ -320,12 +333,14 @@ fn upgrade<'a>(found: &'a Found, program: &Program, patience: Duration) -> Case<
     }
 }
 
+/// Asks once, and waits for the outcome until `end`. `None`: a shim is starting or taking over
+/// just now, or the pair is leaving, and its reaper would not.
 fn ask(
     found: &Found,
     living: &Living,
     program: &Program,
-    patience: Duration,
-) -> Result<(Outcome, Option<String>)> {
+    end: Instant,
+) -> Result<Option<(Outcome, Option<String>)>> {
     let bundle = &found.bundle;
     // In a mount namespace of its own it may be another file, or none.
     let root = PathBuf::from(format!("/proc/{}/root", living.reaper));
@@ -355,10 +370,10 @@ fn ask(
                      or its shim cannot be ended"
                 );
             }
-            if waited > patience {
+            if Instant::now() > end {
                 bail!(
                     "no outcome within {} s; `vigil show` tells it later",
-                    patience.as_secs()
+                    waited.as_secs()
                 );
             }
             std::thread::sleep(LOOK);
@@ -376,13 +391,13 @@ fn ask(
     // The newest that is of this: others may have died since.
     for cause in causes.map(|one| Cause::parse(&one.cause)) {
         match cause {
-            Cause::Refused(why) => return Ok((Outcome::Refused, Some(why))),
-            Cause::Upgrade => return Ok((Outcome::Upgraded, None)),
+            Cause::Refused(why) => return Ok(Some((Outcome::Refused, Some(why)))),
+            Cause::Upgrade => return Ok(Some((Outcome::Upgraded, None))),
             Cause::Died(_) | Cause::Stuck | Cause::Asked | Cause::Looping(..) | Cause::Other(_) => {
             }
         }
     }
-    bail!("its reaper would not: the pair is starting, leaving or taking over just now")
+    Ok(None)
 }
 
 /// Puts the link there that names the new program, unless somebody else's is there.

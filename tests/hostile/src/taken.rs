@@ -129,8 +129,14 @@ impl Armed {
     /// Whether somebody got there and knows what to do: it has written its pid.
     #[must_use]
     pub fn reached(&self, code: &str) -> bool {
+        self.who(code).is_some()
+    }
+
+    /// Who got there.
+    #[must_use]
+    pub fn who(&self, code: &str) -> Option<i32> {
         let said = fs::read_to_string(self.0.join(code).with_extension("reached"));
-        said.is_ok_and(|said| said.parse::<u32>().is_ok())
+        said.ok()?.parse().ok()
     }
 }
 

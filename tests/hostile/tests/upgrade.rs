@@ -15,6 +15,7 @@ use serde_json::Value;
 use vigil_hostile::{Armed, Pair, shim, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
+use vigil_lab::poll::sharp;
 use vigil_lab::process::alive;
 use vigil_lab::{Kit, Spec, by, until};
 
@@ -337,6 +338,38 @@ fn a_stuck_shim_is_replaced_by_another_program() {
         let (bytes, _) = container.out()?.to_end(by(20.0))?;
         counts(&bytes)?;
         Ok(())
+    });
+}
+
+/// A reaper takes no other program while a shim is taking over. Whoever asks then (as the
+/// operator whose shim is stuck, and is being replaced anyway) is not sent away for it.
+#[test]
+fn an_upgrade_waits_for_who_takes_over() {
+    trial(90, |kit| {
+        let armed = Armed::of(kit)?;
+        let (other, version) = another(kit)?;
+        let container = counting(kit)?;
+        let pair = Pair::of(&container.shim)?;
+        armed.arm("S2a", "block")?;
+        pair.signal(pair.shim, 9)?;
+        let next = until("the next one to get stuck", by(20.0), || armed.who("S2a"))?;
+        let stuck = Pair { shim: next, ..pair };
+        let (kit, container, other) = (&*kit, &container, &other);
+        let told = std::thread::scope(|scope| {
+            let asking = scope.spawn(move || upgrade(kit, container, other));
+            let early = until("an answer", sharp(1.0), || {
+                asking.is_finished().then_some(())
+            });
+            stuck.signal(next, 9)?;
+            let told = asking.join().unwrap()?;
+            ensure!(early.is_err(), "it was sent away: {told}");
+            Ok(told)
+        })?;
+        ensure!(
+            told["outcome"] == "upgraded" && told["to"] == version.as_str(),
+            "{told}"
+        );
+        more_output(container)
     });
 }
 
