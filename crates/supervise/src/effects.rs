@@ -648,19 +648,23 @@ impl Owner {
     /// Takes the deaths the reaper recorded: execs first, init last, and the
     /// OOM counter before init, whose cgroup may vanish with it.
     pub(crate) fn look_at_exits(&mut self) {
-        let mut dead = if self.place.parent.is_us() {
-            self.ends_alone()
-        } else {
-            Vec::new()
-        };
-        dead.extend(self.hands.pins.iter().filter_map(|(who, pin)| {
-            let exit = match self.hands.tools.exits.pinned(*pin) {
-                Some(death) => exit_of(&death),
-                None if *who == Who::Init => self.hands.unrecorded_end()?,
-                None => return None,
-            };
-            Some((who.clone(), exit))
-        }));
+        let alone = self.place.parent.is_us();
+        let mut dead = Vec::new();
+        if alone {
+            dead = self.ends_alone();
+        }
+        let mut unrecorded = Vec::new();
+        for (who, pin) in &self.hands.pins {
+            match self.hands.tools.exits.pinned(*pin) {
+                Some(death) => dead.push((who.clone(), exit_of(&death))),
+                None if alone => {}
+                None => unrecorded.push(who.clone()),
+            }
+        }
+        for who in unrecorded {
+            let exit = self.unrecorded_end(&who);
+            dead.extend(exit.map(|exit| (who, exit)));
+        }
         dead.sort_by(|(a, _), (b, _)| b.cmp(a));
         for (who, exit) in dead {
             if self.awaited(&who).is_none() {
@@ -678,6 +682,7 @@ impl Owner {
                 exit,
             });
             points::reach(gate);
+            self.hands.let_go(&who);
             // On record: another process can have its place.
             if let Who::Exec(_) = who
                 && self.ledger.takes_new_work().is_ok()

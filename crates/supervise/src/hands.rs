@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 
 use vigil_host::cgroup::{Cgroup, OomWatch, claims, place, stats, systemd_host};
 use vigil_host::proc::{self, Checked};
-use vigil_host::{bundle, enact, rootfs, runc};
+use vigil_host::{bundle, rootfs, runc};
 use vigil_model::metrics::Metrics;
 use vigil_model::request::Create;
-use vigil_model::{Answer, Exit, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
+use vigil_model::{Answer, Incarnation, Kind, Options, Plan, Refusal, Request, Who};
 use vigil_sys::pidfd;
 
 use crate::control::Control;
+use crate::ends::Held;
+use crate::jobs;
 use crate::jobs::update::Updating;
 use crate::kept::Kept;
 use crate::owner::Place;
 use crate::replies::Outcome;
 use crate::stdio::{Size, Streams};
-use crate::{clock, jobs};
 
 /// Spare descriptors: for a pidfd, `/proc`, the cgroup's files, a worker with
 /// its memory and a call of the runtime.
@@ -45,7 +46,7 @@ pub(crate) struct Hands {
     last_stats: Option<Metrics>,
     /// Those that are told of, held so that their deaths show even if nobody
     /// records them.
-    held: BTreeMap<Who, (Incarnation, OwnedFd)>,
+    held: BTreeMap<Who, Held>,
     /// When a death was seen of which nobody can say how it was, yet.
     pub(crate) seen_dead: BTreeMap<Who, Instant>,
     /// When init was sent SIGKILL first: nothing may keep it from dying.
@@ -194,7 +195,8 @@ impl Hands {
     pub(crate) fn know(&mut self, who: &Who, process: &Incarnation) {
         match proc::open_checked(process) {
             Ok(Checked::Same(fd)) => {
-                self.held.insert(who.clone(), (process.clone(), fd));
+                let held = Held::new(process.clone(), fd);
+                self.held.insert(who.clone(), held);
             }
             // Dead already: its end is recorded.
             Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) => {}
@@ -203,38 +205,28 @@ impl Hands {
     }
 
     /// A process by its descriptor.
-    pub(crate) fn held(&self, who: &Who) -> Option<&(Incarnation, OwnedFd)> {
+    pub(crate) fn held(&self, who: &Who) -> Option<&Held> {
         self.held.get(who)
     }
 
-    /// The end of an init that is dead and whose death is not recorded: the
-    /// reaper is behind. `None` while it lives, or while its reaper is about to
-    /// say.
-    pub(crate) fn unrecorded_end(&self) -> Option<Exit> {
-        let (init, fd) = self.held(&Who::Init)?;
-        if pidfd::is_dead(fd) != Ok(true) {
-            return None;
-        }
-        let status = match proc::zombie_status(init) {
-            Ok(status) => status?,
-            Err(error) => {
-                log::warn!("no end of init: {}", vigil_host::chain(&error));
-                return None;
-            }
-        };
-        Some(Exit {
-            status: enact::status_of(status)?,
-            at: clock::now(),
-        })
+    pub(crate) fn held_mut(&mut self, who: &Who) -> Option<&mut Held> {
+        self.held.get_mut(who)
+    }
+
+    /// Lets go of a process whose end is on record.
+    pub(crate) fn let_go(&mut self, who: &Who) {
+        self.held.remove(who);
+        self.seen_dead.remove(who);
     }
 
     /// Why init does not die of a SIGKILL it was sent, if it does not.
     pub(crate) fn undying(&self) -> Option<String> {
         let since = self.killed?.elapsed().as_secs();
-        let (init, fd) = self.held(&Who::Init)?;
-        if pidfd::is_dead(fd) != Ok(false) {
+        let held = self.held(&Who::Init)?;
+        if pidfd::is_dead(held.fd()) != Ok(false) {
             return None;
         }
+        let init = held.process();
         // Init itself may only wait for others of its pid namespace.
         let others = self.cgroup.as_ref().and_then(|cg| cg.holdouts().ok());
         let mut held = others.unwrap_or_default();
@@ -349,8 +341,7 @@ impl Hands {
             self.cgroup = None;
             self.oom = None;
         }
-        self.held.remove(who);
-        self.seen_dead.remove(who);
+        self.let_go(who);
         let control = self.tools.control.clone();
         tokio::spawn(async move {
             if let Some(streams) = streams {

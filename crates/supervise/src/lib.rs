@@ -13,6 +13,7 @@ mod counted;
 pub mod crash;
 mod desk;
 mod effects;
+mod ends;
 mod error;
 mod exits;
 mod hands;

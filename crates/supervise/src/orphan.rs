@@ -20,6 +20,7 @@ use vigil_sys::signal::{self, Signals};
 use vigil_sys::{Errno, listen, pidfd, process, wait};
 
 use crate::clock;
+use crate::ends::Held;
 use crate::exits::ExitRecords;
 use crate::hands::Hands;
 use crate::owner::{Message, Owner};
@@ -179,36 +180,6 @@ impl Owner {
         self.look_at_exits();
     }
 
-    /// Holds a process whose end is to be told.
-    pub(crate) fn know(&mut self, who: &Who, process: &Incarnation) {
-        self.hands.know(who, process);
-        if self.place.parent.is_us() {
-            self.attend(who);
-        }
-    }
-
-    /// Looks as soon as it has ended.
-    fn attend(&self, who: &Who) {
-        let Some((_, fd)) = self.hands.held(who) else {
-            return;
-        };
-        let (desk, copy) = (self.desk.clone(), fd.try_clone());
-        tokio::spawn(async move {
-            match copy {
-                Ok(copy) => drop(watched_at_last(&copy).await.readable().await),
-                // Looked at once a second instead.
-                Err(error) => {
-                    log::warn!("an end is not waited for: {error}");
-                    while desk.send(Message::Doorbell).await.is_ok() {
-                        tokio::time::sleep(REST).await;
-                    }
-                }
-            }
-            // The owner is gone only when we leave.
-            let _ = desk.send(Message::Doorbell).await;
-        });
-    }
-
     /// Ends of which no reaper tells. What the kernel says is recorded, so that
     /// `delete` knows it too; of what it does not say the end is unknown.
     pub(crate) fn ends_alone(&mut self) -> Vec<(Who, Exit)> {
@@ -255,7 +226,7 @@ impl Owner {
 }
 
 fn fate(hands: &Hands, who: &Who, process: &Incarnation) -> Fate {
-    let Some((_, fd)) = hands.held(who) else {
+    let Some(fd) = hands.held(who).map(Held::fd) else {
         // It could not be held; then all there is to see is whether it is there.
         return match proc::open_checked(process) {
             Ok(Checked::Same(fd)) if pidfd::is_dead(&fd) != Ok(true) => Fate::Lives,

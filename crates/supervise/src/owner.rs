@@ -87,6 +87,8 @@ pub(crate) enum Message {
     ExecOver { exec: ExecId, over: Box<ExecOver> },
     /// The reaper recorded deaths.
     Doorbell,
+    /// It is dead, and the reaper has had the time to say so.
+    Unheard(Who),
     /// The OOM counter may have moved.
     OomBell,
     /// The sender wants the oldest event.
@@ -250,6 +252,7 @@ impl Owner {
             Message::VerbOver { verb, over } => self.verb_over(verb, over),
             Message::ExecOver { exec, over } => self.exec_over(exec, *over),
             Message::Doorbell => self.look_at_exits(),
+            Message::Unheard(who) => self.unheard(&who),
             Message::OomBell => self.look_at_ooms(),
             Message::NextEvent(reply) => {
                 // The sender may be gone while we leave.

@@ -199,7 +199,7 @@ impl Owner {
         let control = &self.hands.tools.control;
         match control.register(process.pid, process.start_ticks, 0).await {
             Ok(pin) => {
-                self.hands.know(&who, process);
+                self.know(&who, process);
                 self.hands.pins.insert(who, pin);
                 Ok(())
             }
