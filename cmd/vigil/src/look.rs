@@ -114,7 +114,7 @@ impl Look {
             verdict: row.map_or(Verdict::Impossible, |row| row.verdict),
             row: row.map_or("no row", |row| row.name),
             pair: pair.life,
-            said: subject.said,
+            said: seen.facts.said,
             unreadable: recorded.task.is_none()
                 && found.bundle.join(names::JOURNAL).symlink_metadata().is_ok(),
             residue: seen.facts.residue(),
@@ -184,7 +184,7 @@ impl Look {
 
     /// Whether the journal has a container that is not deleted.
     pub fn has_task(&self) -> Option<bool> {
-        match self.subject.said {
+        match self.seen.facts.said {
             Said::Unreadable | Said::Creating => None,
             Said::Nothing | Said::Gone => Some(false),
             Said::HalfMade | Said::Live | Said::Ended => Some(true),

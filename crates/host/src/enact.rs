@@ -74,7 +74,7 @@ pub fn reconcile(
             verdict,
             row: row.map_or("no row", |row| row.name),
             facts: seen.facts,
-            exit: nobody(verdict, subject.said),
+            exit: nobody(verdict, seen.facts.said),
             source: Source::Nobody,
             pid: seen
                 .init

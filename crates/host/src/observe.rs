@@ -265,11 +265,12 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         Found::Nothing | Found::Torn(_) | Found::Unread(_) => None,
     };
 
-    let (claims, guessed) = claims(subject, state, hierarchies, &mut notes);
+    let heard = heard(subject, &runc);
+    let (claims, guessed) = claims(subject, heard, state, hierarchies, &mut notes);
     let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
     let group = look_at_group(cgroup.as_ref(), &mut notes);
 
-    let (mut others, unsure) = others::marked(subject, cgroup.as_ref(), &mut notes);
+    let (mut others, unsure) = others::marked(subject, heard, cgroup.as_ref(), &mut notes);
     let init = subject.init.clone().or_else(|| {
         let init = state.and_then(|state| state.init.clone());
         if init.is_some() {
@@ -290,7 +291,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     others.extend(others::execs(subject, &mut notes));
     let (boot, mut init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
     if init_fact == Init::Unnamed
-        && subject.said != Said::Gone
+        && heard != Said::Gone
         && (unsure
             || matches!(runc, Found::Torn(_) | Found::Unread(_))
                 && (!group_tells(group) || guessed && group == Group::Absent))
@@ -322,10 +323,14 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         },
     };
     let exit = subject.exit;
+    // Nothing is on record, and what runs was made from this very bundle: the record is wrong.
+    let unheard = heard == Said::Nothing
+        && init_fact == Init::Alive
+        && state.is_some_and(|state| state.is_of(&subject.bundle));
     Observed {
         facts: Facts {
             boot,
-            said: subject.said,
+            said: if unheard { Said::Unreadable } else { heard },
             init: init_fact,
             exit: if exit.is_some() {
                 judge::Exit::Known
@@ -442,12 +447,27 @@ fn group_tells(group: Group) -> bool {
     }
 }
 
+/// What the record says, as far as it is believed: where the runtime was at work in this very
+/// bundle, or something lies in its place that cannot be read, a record of nothing has lost what
+/// was in it.
+fn heard(subject: &Subject, runc: &Found) -> Said {
+    let traced = || match runc {
+        Found::Torn(_) | Found::Unread(_) => true,
+        Found::State(_) | Found::Nothing => pid_file(&subject.bundle).is_some(),
+    };
+    if subject.said == Said::Nothing && subject.stone.is_none() && traced() {
+        return Said::Unreadable;
+    }
+    subject.said
+}
+
 /// The recorded claims, else what runc, the spec or convention say. What was
 /// there before is then not known; a directory that carries the container's id
 /// in its name is taken for its own, any other is not. `true`: where they are
 /// is a guess.
 fn claims(
     subject: &Subject,
+    heard: Said,
     state: Option<&RuncState>,
     hierarchies: Option<&Hierarchies>,
     notes: &mut Vec<String>,
@@ -459,7 +479,7 @@ fn claims(
         return (Vec::new(), true);
     };
     // Without a Create nothing can be there that is ours.
-    if subject.said == Said::Nothing && state.is_none() {
+    if heard == Said::Nothing && state.is_none() {
         return (Vec::new(), false);
     }
     if let Some(state) = state.filter(|s| !s.cgroups.is_empty()) {

@@ -15,6 +15,9 @@ const RUN: &str = "/run/vigil";
 /// Id of somebody of whom nothing is there but a tombstone.
 const GONE: &str = "gone";
 
+/// Bytes of the header of a journal.
+const JOURNAL_HEAD: usize = 256;
+
 /// What is harmed together, in one container: files that are looked at alone, then those of
 /// which several can be harmed at once without one hiding the other. `*` is an exec's name,
 /// `/` what lies below `/run/vigil`, `/stone` the tombstone of somebody who is gone.
@@ -55,6 +58,10 @@ pub enum Harm {
     Cut(u64),
     /// Bits flipped, by this seed.
     Flipped(u64),
+    /// Its head is left, and no byte behind that.
+    Blind,
+    /// Its head is left, and zeros behind it: as if nothing had been written yet.
+    Blank,
     /// The bystander's is in its place.
     Foreign,
     /// One of an older version.
@@ -86,6 +93,8 @@ pub const HARMS: &[Harm] = &[
     Harm::Flipped(3),
     Harm::Flipped(5),
     Harm::Flipped(8),
+    Harm::Blind,
+    Harm::Blank,
     Harm::Foreign,
     Harm::Older,
     Harm::Newer,
@@ -195,6 +204,8 @@ impl Harm {
                 fs::write(path, &old[..usize::try_from(length)?])?;
             }
             Harm::Flipped(seed) => fs::write(path, flipped(old, seed)?)?,
+            Harm::Blind => fs::write(path, behind_head(old, |byte| !byte))?,
+            Harm::Blank => fs::write(path, behind_head(old, |_| 0))?,
             Harm::Foreign => fs::write(path, fs::read(theirs).unwrap_or_default())?,
             Harm::Older => fs::write(path, older(name, &old)?)?,
             Harm::Newer => fs::write(path, newer(old))?,
@@ -229,6 +240,20 @@ fn flipped(mut bytes: Vec<u8>, mut seed: u64) -> Result<Vec<u8>> {
         }
     }
     Ok(bytes)
+}
+
+/// Each byte behind the head done so to: of a journal that is its header, of text its first line.
+fn behind_head(mut bytes: Vec<u8>, done: fn(u8) -> u8) -> Vec<u8> {
+    let line = bytes.iter().position(|byte| *byte == b'\n');
+    let head = match line {
+        _ if bytes.starts_with(b"VIGIL") => JOURNAL_HEAD,
+        line => line.map_or(0, |at| at + 1),
+    };
+    bytes
+        .iter_mut()
+        .skip(head)
+        .for_each(|byte| *byte = done(*byte));
+    bytes
 }
 
 /// Of another container where there are files of that version, else what it would be.

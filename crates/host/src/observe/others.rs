@@ -40,10 +40,11 @@ pub(super) fn execs(subject: &Subject, notes: &mut Vec<String>) -> Vec<Incarnati
 /// the user's program yet. `true`: one may be among them that could not be asked.
 pub(super) fn marked(
     subject: &Subject,
+    heard: Said,
     cgroup: Option<&Cgroup>,
     notes: &mut Vec<String>,
 ) -> (Vec<Incarnation>, bool) {
-    let expected = match subject.said {
+    let expected = match heard {
         Said::Unreadable | Said::Creating | Said::HalfMade | Said::Live | Said::Ended => true,
         Said::Nothing | Said::Gone => false,
     };

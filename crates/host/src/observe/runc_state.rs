@@ -125,10 +125,15 @@ impl RuncState {
     /// Whether it can be of the container in this bundle: an id may be taken
     /// by somebody else below the same root.
     pub fn may_be_of(&self, bundle: &Path) -> bool {
+        self.bundle.is_none() || self.is_of(bundle)
+    }
+
+    /// Whether it says that it is of the container in this bundle.
+    pub fn is_of(&self, bundle: &Path) -> bool {
         let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         self.bundle
             .as_ref()
-            .is_none_or(|theirs| theirs == bundle || real(theirs) == real(bundle))
+            .is_some_and(|theirs| theirs == bundle || real(theirs) == real(bundle))
     }
 }
 
