@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use containerd_shim_protos::api::Status;
 use vigil_lab::bundle::Stdio;
+use vigil_lab::poll::sharp;
 use vigil_lab::{FifoReader, Kit, Spec, by, until};
 
 use crate::behaviour::{in_status, not_done};
@@ -32,6 +33,7 @@ crate::behaviours! {
     "§4 Background children delay Delete up to the drain timeout, not for ever." background_child_holds_output;
     "Issue 9, B2: a background child of an exec is heard after its exit, and is no EOF before it ends." background_child_is_heard;
     "Issue 9, B2: Delete of an exec waits for its background child." background_child_is_heard_until_delete;
+    "Issue 9, B2: CRI's drain: a background child that says nothing is a writer, until it ends." silent_child_is_a_writer;
     "Issue 9, B4: what runc says when it fails is not the container's output." failed_create_says_nothing;
     "Issue 9, B4: what runc says when it fails is not the exec's output." failed_exec_says_nothing;
     "Issue 9, B5: the reason at the end of a long message is told." long_reason_is_told;
@@ -304,6 +306,33 @@ fn background_child_is_heard_until_delete(kit: &Kit) -> Result<()> {
     e.stdout.expect("late\n", by(1.0))?;
     e.stdout.to_end(by(5.0))?;
     Ok(())
+}
+
+/// containerd's `TestContainerDrainExecIOAfterExit`, as the shim sees it: CRI waits for the exit
+/// and then, for its drain time, for the end of the fifo. Ended at once, it would never know
+/// that somebody writes yet.
+fn silent_child_is_a_writer(kit: &Kit) -> Result<()> {
+    let c = kit.running(&Spec::sleeper())?;
+    // Its drain fails: the child outlives the time that is allowed.
+    let e = kit.exec(&c, "e1", &Spec::sh("sleep 1000 &"))?;
+    c.task().start(&c.id, "e1")?;
+    ensure!(c.task().patient(20.0).wait(&c.id, "e1")?.exit_status == 0);
+    // CRI's test allows a second.
+    let early = e.stdout.to_end(sharp(1.5));
+    ensure!(early.is_err(), "EOF while somebody may write");
+    // CRI then deletes the exec, which nobody has to kill the child for.
+    c.task().patient(20.0).delete(&c.id, "e1")?;
+    e.stdout.to_end(by(10.0))?;
+    // Its drain is over in time: the child ends, and nobody has to ask.
+    let waits = "while ! [ -e /tmp/go ]; do sleep 0.02; done &";
+    let e = kit.exec(&c, "e2", &Spec::sh(waits))?;
+    c.task().start(&c.id, "e2")?;
+    ensure!(c.task().patient(20.0).wait(&c.id, "e2")?.exit_status == 0);
+    ensure!(!e.stdout.ended(), "EOF while somebody may write");
+    fs::write(format!("/proc/{}/root/tmp/go", c.pid), "")?;
+    e.stdout.to_end(by(20.0))?;
+    c.task().delete(&c.id, "e2")?;
+    in_status(&c, "", Status::RUNNING).map(drop)
 }
 
 /// What was said on these streams, some time after the failure; Go's show no end.
