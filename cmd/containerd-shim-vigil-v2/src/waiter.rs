@@ -70,9 +70,11 @@ pub struct Case<'a> {
 enum Place {
     /// The bundle of this life.
     Bundle,
+    /// The bundle of this life, of which somebody has removed a part, or nobody can see what.
+    Unclear,
     /// Nothing.
     Free,
-    /// Another life's, or it cannot be seen what.
+    /// Another life's.
     Taken,
 }
 
@@ -169,13 +171,14 @@ impl<'a> Case<'a> {
             let names: Vec<&Path> = names.iter().map(PathBuf::as_path).collect();
             let told = inotify::watch_removal(&names).ok();
             let alive = self.in_the_way();
+            let taken = self.place() == Place::Taken;
             let pids: BTreeSet<u32> = alive.iter().map(|(pid, _)| *pid).collect();
             if let Some(before) = &before {
                 // All dead, or somebody new to be killed.
                 if !pids.is_subset(before) || pids.is_empty() {
                     return true;
                 }
-            } else if pids.is_empty() && self.place() != Place::Taken {
+            } else if pids.is_empty() && !taken {
                 let mut watches: Vec<Watch<'_>> = told.iter().map(Watch::reading).collect();
                 return fd::poll(&mut watches, pause).is_ok_and(|ready| ready > 0);
             }
@@ -184,8 +187,13 @@ impl<'a> Case<'a> {
                 .chain(alive.iter().map(|(_, process)| process))
                 .map(Watch::reading)
                 .collect();
-            // Without the one or the other there are only the pauses.
-            let long = if told.is_some() { NO_END } else { PAUSE_MAX };
+            // Without the one or the other there are only the pauses. Nobody tells of the removal
+            // of a bundle that somebody holds open once its files are gone.
+            let long = if told.is_some() && !taken {
+                NO_END
+            } else {
+                PAUSE_MAX
+            };
             if fd::poll(&mut watches, long).is_err() {
                 std::thread::sleep(pause);
                 return false;
@@ -223,15 +231,17 @@ impl<'a> Case<'a> {
         let now = match std::fs::symlink_metadata(self.bundle) {
             Ok(now) => now,
             Err(error) if error.kind() == ErrorKind::NotFound => return Place::Free,
-            Err(_) => return Place::Taken,
+            Err(_) => return Place::Unclear,
         };
         let same = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
         let same = same.is_some_and(|then| (then.dev(), then.ino()) == (now.dev(), now.ino()));
         let owner = Owner::of(self.flags.namespace.as_str(), self.flags.id.as_str());
-        if same && reaper(self.bundle, &owner) == self.reaper {
+        if !same {
+            Place::Taken
+        } else if reaper(self.bundle, &owner) == self.reaper {
             Place::Bundle
         } else {
-            Place::Taken
+            Place::Unclear
         }
     }
 
@@ -286,7 +296,7 @@ impl<'a> Case<'a> {
             Place::Bundle if !self.forgotten && self.begun.elapsed() < ABOUT_TO_GO => false,
             Place::Bundle => self.finish_bundle(),
             Place::Free => self.finish_stone(),
-            Place::Taken => false,
+            Place::Unclear | Place::Taken => false,
         }
     }
 

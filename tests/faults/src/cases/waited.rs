@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio as Streams};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vigil_lab::bundle::Stdio;
@@ -24,6 +24,7 @@ cases! {
     Kit Ours f08_mount_of_a_pair_that_left "The rootfs would not go when the pair left: once it can, it goes by itself" alone;
     Kit Ours f08_mount_of_a_killed_pair "The rootfs would not go when `delete` ran: once it can, it goes by itself" alone;
     Kit Ours f08_busy_cgroup "Somebody in D in the container's cgroup when the pair was killed: out of D, all of it goes by itself";
+    Kit Ours f08_bundle_removed_piece_by_piece "The bundle removed under a waiter, its `pair` first and its directory last: the rest goes by itself, and so does the waiter";
     Kit Ours f08_busy_cgroup_at_delete "Somebody in D in the container's cgroup at Delete and Shutdown: out of D, all of it goes by itself";
 }
 
@@ -217,6 +218,31 @@ fn f08_busy_cgroup(kit: &Kit) -> Result<()> {
     let ended = stranger.wait();
     left?;
     ended?;
+    goes_by_itself(kit, &container)
+}
+
+/// Once in thirty lives a waiter looked at a bundle that was being removed, took it for another
+/// life's without its `pair`, and waited for ever to be told that it goes: of a directory that
+/// somebody holds open, as the waiter does itself, the kernel does not tell.
+fn f08_bundle_removed_piece_by_piece(kit: &Kit) -> Result<()> {
+    let ice = Ice::make(kit.scratch.dir())?;
+    let container = kit.running(&Spec::sleeper())?;
+    let mut stranger = stranger_in(kit, &ice, &container)?;
+    let left = container
+        .shim
+        .kill_all()
+        .and_then(|()| container.shim.delete().map(drop))
+        .and_then(|()| is_left(kit, &container))
+        .and_then(|()| Ok(fs::remove_file(container.bundle.dir.join("pair"))?));
+    ice.thaw();
+    let ended = stranger.wait();
+    left?;
+    ended?;
+    // For the waiter to see it so, each time.
+    std::thread::sleep(Duration::from_millis(500));
+    fs::remove_file(container.bundle.dir.join("journal"))?;
+    std::thread::sleep(Duration::from_millis(500));
+    container.bundle.remove()?;
     goes_by_itself(kit, &container)
 }
 
