@@ -11,6 +11,7 @@ use containerd_shim_protos::shim::oci::Options;
 use serde_json::json;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
+use vigil_lab::poll::sharp;
 use vigil_lab::process::Process;
 use vigil_lab::task::any;
 use vigil_lab::{Event, Fact, Kit, Shim, Spec, by, until};
@@ -94,7 +95,7 @@ fn freeze(dir: &Path) -> Result<()> {
     };
     until("it is frozen", by(10.0), || {
         fs::write(dir.join(file), frozen).ok()?;
-        let still = until("", by(0.2), || {
+        let still = until("", sharp(0.2), || {
             let state = if unified() { "cgroup.events" } else { file };
             let now = fs::read_to_string(dir.join(state)).ok()?;
             (now.contains("frozen 1") || now.starts_with("FROZEN")).then_some(())

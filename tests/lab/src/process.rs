@@ -113,7 +113,7 @@ pub fn kill_marked(mark: &str, deadline: Instant) -> Result<()> {
             });
         }
         let first = &found[0];
-        if poll::until("", poll::by(0.2).min(deadline), || {
+        if poll::until("", poll::sharp(0.2).min(deadline), || {
             Process::marked(mark).is_empty().then_some(())
         })
         .is_err()

@@ -10,6 +10,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use serde_json::Value;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::{Container, repository};
+use vigil_lab::poll::sharp;
 use vigil_lab::process::Process;
 use vigil_lab::residue::mount_points;
 use vigil_lab::{GENEROUS, Kit, Spec, Task, by, until};
@@ -170,12 +171,12 @@ fn swept(kit: &Kit, container: &Container, sweep: impl Fn() -> Result<()>) -> Re
         (!stalled()).then_some(())
     })?;
     // Out of D the worker has some way to go yet, and until then the stone stands for it.
-    let gone = until("the tombstone to be taken away", by(15.0), || {
+    let gone = until("the tombstone to be taken away", by(30.0), || {
         due(kit, &container.id).ok()?;
         if let Err(error) = sweep() {
             return Some(Err(error));
         }
-        let gone = until("", by(1.0), || (!stone.exists()).then_some(()));
+        let gone = until("", sharp(1.0), || (!stone.exists()).then_some(()));
         gone.ok().map(Ok)
     });
     if let Ok(Err(error)) = gone {

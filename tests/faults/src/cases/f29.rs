@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
+use vigil_lab::poll::sharp;
 use vigil_lab::process::alive;
 use vigil_lab::{Fact, Kit, Place, Spec, by, until};
 
@@ -245,7 +246,7 @@ fn f39_start_much_later(kit: &Kit) -> Result<()> {
 fn f39_sigterm_in_created(kit: &Kit) -> Result<()> {
     let c = kit.created(&Spec::args(&["sleep", "1000"]))?;
     answered(c.task().kill(&c.id, "", 15, false), "Kill")?;
-    let died = until("", by(2.0), || (!alive(pid(&c).ok()?)).then_some(())).is_ok();
+    let died = until("", sharp(2.0), || (!alive(pid(&c).ok()?)).then_some(())).is_ok();
     if died {
         ensure!(c.exit_status()? != 0, "killed, and status 0");
         ensure!(status(&c, "")? == Status::STOPPED);
