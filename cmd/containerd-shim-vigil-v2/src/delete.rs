@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use vigil_host::enact::{Ended, Left, RUN, Report, reconcile_to_gone};
 use vigil_host::observe::{self, Subject};
-use vigil_host::{proc, strays, sweep};
+use vigil_host::{proc, starts, strays, sweep};
 use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, exits, names};
@@ -96,9 +96,11 @@ pub fn run(flags: &Flags) -> Result<()> {
     if !report.left.is_empty() {
         case.leave();
     }
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    starts::over(Path::new(RUN), own);
     // What other containers left. Nobody waits for it, and out of processes it is for the
     // next one to do.
-    let own = (flags.namespace.as_str(), flags.id.as_str());
+    let _ = starts::deserted(Path::new(RUN), true);
     let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
 }

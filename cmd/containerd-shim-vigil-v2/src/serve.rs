@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vigil_host::enact::reconcile_to_gone;
+use vigil_host::enact::{RUN, reconcile_to_gone};
 use vigil_host::observe::{Below, Subject};
-use vigil_host::proc;
+use vigil_host::{proc, starts};
 use vigil_journal::{Owner, names};
 use vigil_model::{Answer, Kind, Options, Published, Refusal, Request, RequestId};
 use vigil_protocol::{Ask, Flags, Publisher, Server};
@@ -143,6 +143,7 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
         .max_io_events_per_tick(IO_EVENTS)
         .build()
         .context("cannot start the runtime")?;
+    let named = (flags.namespace.as_str(), flags.id.as_str());
     runtime.block_on(async {
         let id = place.id.to_string();
         let parent = place.parent.clone();
@@ -158,12 +159,20 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
         shim.ready().await?;
         // Ours; the reaper's copy is closed once it has told `start`.
         *ready = None;
+        let mut called = false;
         while let Some(Arrival { conn, pair, own }) = shim.next().await {
+            if !called {
+                called = true;
+                starts::over(Path::new(RUN), named);
+            }
             if let Err(error) = server.add_relayed(conn, pair, own).await {
                 log::error!("connection not served: {}", error.story());
             }
         }
         let ending = shim.end().await;
+        if ending == Ending::Shutdown {
+            starts::over(Path::new(RUN), named);
+        }
         if ending != Ending::ReaperLeaves {
             server.flushed(LAST_ANSWERS).await;
         }

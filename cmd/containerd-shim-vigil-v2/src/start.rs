@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
 use vigil_host::enact::RUN;
-use vigil_host::sweep;
+use vigil_host::{starts, sweep};
 use vigil_journal::owner::draw_salt;
 use vigil_journal::{Owner, exits, lock, names};
 use vigil_model::Options;
@@ -105,6 +105,10 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Below the lock, so that a failure removes what was made before it lets go of it.
     let mut made = first;
     points::reach(Point::StartBeforeBind);
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    // Without it the socket's file may be left of a pair that dies before anybody calls.
+    let noted = starts::note(Path::new(RUN), own, &bundle, Path::new(address.path()));
+    made.0.extend(noted);
     let listener = bind(flags, Path::new(address.path()), &mut made)?;
     let exits_path = bundle.join(names::EXITS);
     // A file from an earlier life: nobody holds the lock, so nobody writes it.
@@ -178,7 +182,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         .context("cannot write the address to stdout")?;
     // What other containers left, now that the answer is out. It neither holds our streams
     // nor says anything on them.
-    let own = (flags.namespace.as_str(), flags.id.as_str());
+    let _ = starts::deserted(Path::new(RUN), true);
     let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
 }

@@ -14,7 +14,7 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use vigil_host::enact::{Ended, Left, Report, Source, Tombstone, now, reconcile};
 use vigil_host::observe::{Below, Subject, observe, planned_for};
-use vigil_host::{chain, strays, sweep};
+use vigil_host::{chain, starts, strays, sweep};
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Owner, Settings, Tail, ended, names};
 use vigil_model::{KIND_RECORD, Phase, Record, Task};
@@ -142,6 +142,19 @@ pub fn run(args: &Args) -> Result<Answer> {
             && namespace.as_ref().is_none_or(|n| *n == at.namespace);
         if meant {
             cases.push(unbundled(args, &pair));
+        }
+    }
+    if args.container.is_none() {
+        let became = if args.write {
+            "it is removed"
+        } else {
+            "--write --all removes it"
+        };
+        for socket in starts::deserted(&args.node.kept.run, args.write) {
+            notes.push(format!(
+                "socket {} is left of a pair that died before anybody called: {became}",
+                socket.display()
+            ));
         }
     }
     if let (Some(container), true) = (&args.container, cases.is_empty()) {

@@ -11,6 +11,7 @@ pub mod observe;
 pub mod proc;
 pub mod rootfs;
 pub mod runc;
+pub mod starts;
 pub mod stdio;
 pub mod strays;
 pub mod sweep;

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vigil_hostile::{FaultyRunc, trial};
+use vigil_hostile::{Armed, FaultyRunc, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
-use vigil_lab::process::alive;
+use vigil_lab::place::kill_at_once;
+use vigil_lab::process::{Process, alive};
 use vigil_lab::{GENEROUS, Kit, Spec, by, until};
 
 /// Dead, its bundle removed, and its tombstone up: its runtime would not delete it, and
@@ -125,5 +126,37 @@ fn nobody_waits_for_the_sweeper() {
             swept.then_some(())
         })?;
         left.goes()
+    });
+}
+
+/// The pair dies before anybody has called: after `start` has answered, or together with a `start`
+/// that has not. containerd then removes the bundle and asks for no `delete`, and the socket's
+/// file stayed for ever, since its name says nothing of whose it is. The next `start` removes it.
+#[test]
+fn a_socket_nobody_called_on_goes_with_the_next_start() {
+    trial(60, |kit| {
+        let armed = Armed::of(kit)?;
+        for answered in [true, false] {
+            let bundle = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
+            if !answered {
+                armed.arm("S2", "kill")?;
+            }
+            let ran = kit.caller.run_start(&bundle.id, &bundle.dir)?;
+            ensure!(ran.status.success() == answered, "{}", ran.status);
+            let address = fs::read_to_string(bundle.dir.join("address"))?;
+            let socket = Path::new(address.trim_start_matches("unix://")).to_owned();
+            ensure!(socket.exists(), "no socket: {address}");
+            let id = format!("-id {} ", bundle.id);
+            let mut pair = Process::marked(kit.scratch.mark());
+            pair.retain(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&id));
+            ensure!(pair.len() == 2, "{pair:?}");
+            kill_at_once(&pair)?;
+            bundle.remove()?;
+            let _next = kit.running(&Spec::sleeper())?;
+            until("the socket to go", by(20.0), || {
+                (!socket.exists()).then_some(())
+            })?;
+        }
+        Ok(())
     });
 }
