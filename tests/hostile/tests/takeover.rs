@@ -246,3 +246,49 @@ fn without_its_journal_a_container_is_neither_ended_nor_forgotten() {
         until("init to be dead", by(10.0), || (!alive(pid)).then_some(()))
     });
 }
+
+/// An exec that has ended before its start was told, while the shim that started it is dead: its
+/// death is looked for when another takes over. Among so many others that it had left the ring by
+/// then it was not found, and a start that had gone well was answered with an error.
+#[test]
+fn an_execs_end_among_many_others_is_found() {
+    trial(60, |kit| {
+        let armed = Armed::of(kit)?;
+        // One orphan after the other: each dies as the reaper's own child.
+        let storm = "mkfifo /tmp/gate; read x < /tmp/gate; i=0; \
+                     while [ $i -lt 600 ]; do (true & exit); i=$((i+1)); done; touch /tmp/over; sleep 999";
+        let spec = Spec {
+            own_pids: false,
+            ..Spec::sh(storm)
+        };
+        let container = kit.running(&spec)?;
+        let (task, id) = (container.task().patient(60.0), container.id.clone());
+        let within = |name: &str| format!("/proc/{}/root/tmp/{name}", container.pid);
+        until("the gate", by(20.0), || {
+            std::fs::metadata(within("gate")).ok()
+        })?;
+        let _streams = kit.exec(&container, "e", &Spec::sh("exit 5"))?;
+        armed.arm("E1", "block")?;
+        let starting = {
+            let (task, id) = (task.clone(), id.clone());
+            std::thread::spawn(move || task.start(&id, "e"))
+        };
+        let shim = until("the exec to be started", by(20.0), || armed.who("E1"))?;
+        let pid = std::fs::read_to_string(container.bundle.dir.join("exec-e.pid"))?;
+        let pid: i32 = pid.trim().parse()?;
+        until("the exec to end", by(20.0), || (!alive(pid)).then_some(()))?;
+        std::fs::write(within("gate"), "x\n")?;
+        until("the others to die", by(40.0), || {
+            let over = std::fs::metadata(within("over")).is_ok();
+            let children = format!("/proc/{0}/task/{0}/children", container.pid);
+            let children = std::fs::read_to_string(children).unwrap_or_default();
+            (over && children.split_whitespace().count() <= 1).then_some(())
+        })?;
+        // Or somebody has seen that it stands still, and has ended it.
+        signal_if(shim, KILL, |p| p.cmdline.contains("containerd-shim"));
+        let started = starting.join().unwrap().context("the start")?;
+        ensure!(i32::try_from(started)? == pid, "pid {started}, not {pid}");
+        ensure!(task.wait(&id, "e")?.exit_status == 5);
+        Ok(())
+    });
+}

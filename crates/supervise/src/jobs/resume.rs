@@ -301,6 +301,23 @@ pub(crate) async fn exec(
     })
 }
 
+/// The same, of one that died among so many that its death is in the reaper's own memory by
+/// now, which is looked into for who is pinned.
+async fn among_many(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
+    let cannot = "named in the runtime's pid file, cannot be found";
+    let found = identify::identify(tools, &[], pid, 0).await;
+    let found = found.map_err(|mut refusal| {
+        refusal.says = format!("process {pid}, {cannot}: {}", refusal.says);
+        refusal
+    })?;
+    if others.contains(&(pid, found.process.start_ticks)) {
+        // Its slot goes when nobody is looked for any more.
+        let says = format!("process {pid}, {cannot}");
+        return Err(Refusal::new(Kind::Unknown, says));
+    }
+    Ok(found)
+}
+
 /// The process an earlier shim's runtime wrote down. That shim may have pinned
 /// it, and it may have ended since. `others` are on record for something else:
 /// what had its number before is not it.
@@ -322,10 +339,7 @@ async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified
         })
     };
     let Some(process) = seen.filter(|_| below).or_else(dead) else {
-        return Err(Refusal::new(
-            Kind::Unknown,
-            format!("process {pid}, named in the runtime's pid file, cannot be found"),
-        ));
+        return among_many(tools, pid, others).await;
     };
     // By its start: deaths of any age are on record, and one may have had its number.
     let pinned = tools.control.register(pid, process.start_ticks, 0).await;
