@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vigil_host::enact::{Ended, Left, RUN, Report, reconcile_to_gone};
+use vigil_host::enact::{Ended, Left, RUN, Report, Tombstone, reconcile_to_gone};
 use vigil_host::observe::{self, Subject};
 use vigil_host::{proc, starts, strays, sweep};
 use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
-use vigil_journal::{Owner, exits, names};
+use vigil_journal::{Owner, exits, lock, names};
 use vigil_model::{BootId, Exit, Incarnation, KIND_RECORD, Phase, Record, Task};
 use vigil_protocol::address::Address;
 use vigil_protocol::{Flags, delete};
@@ -24,6 +24,7 @@ use vigil_supervise::{crash, exit_of};
 use vigil_sys::points::{self, Point};
 use vigil_sys::{listen, signal};
 
+use crate::apart::{self, Asker, Outcome};
 use crate::ended;
 use crate::waiter::{self, Case};
 use crate::{last_words, leave};
@@ -35,9 +36,11 @@ const CALLS: Duration = Duration::from_millis(500);
 /// Where runc keeps its state unless the options say otherwise.
 pub(crate) const RUNC_ROOT: &str = "/run/containerd/runc";
 
-/// Cleans up and answers.
+/// Processes that are killed at the work before it is left to the waiter.
+const KILLED_MAX: usize = 2;
+
+/// Cleans up and answers: in a process that goes on if this one is killed.
 pub fn run(flags: &Flags) -> Result<()> {
-    let deadline = Instant::now() + BUDGET;
     for number in [signal::TERM, signal::INT] {
         signal::ignore(number).context("cannot ignore a signal")?;
     }
@@ -46,20 +49,40 @@ pub fn run(flags: &Flags) -> Result<()> {
         bundle => PathBuf::from(bundle),
     };
     let mut case = Case::asked(flags, &bundle);
-    let socket = socket(flags, &bundle);
-    let owner = Owner::of_bundle(&bundle, flags.namespace.as_str(), flags.id.as_str());
-    let last_words = last_words::of(&bundle, &owner);
-    let _lock = match lock(flags, &owner, &bundle, socket.as_deref()) {
+    let mut signal = 0;
+    for _ in 0..KILLED_MAX {
+        match apart::run(|asker| work(flags, &bundle, &mut case, asker)) {
+            Outcome::Over(done) => return done,
+            Outcome::Killed(by) => signal = by,
+        }
+    }
+    case.given_up();
+    case.leave();
+    bail!(
+        "the process that removes container {} was killed by signal {signal}, {KILLED_MAX} times",
+        flags.id
+    )
+}
+
+/// All of it.
+fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Result<()> {
+    let deadline = Instant::now() + BUDGET;
+    let socket = socket(flags, bundle);
+    let owner = Owner::of_bundle(bundle, flags.namespace.as_str(), flags.id.as_str());
+    let last_words = last_words::of(bundle, &owner);
+    let _lock = match lock(flags, &owner, bundle, socket.as_deref()) {
         Ok(lock) => lock,
         Err(error) if error.is::<leave::AtWork>() => {
+            lift(flags, bundle);
             // It ends in time, as we do. What is on record it will tell too.
-            let Some(end) = on_record(&bundle, &owner) else {
+            let Some(end) = on_record(bundle, &owner) else {
                 return Err(error);
             };
             eprintln!("note: {error}");
             return answer(&end);
         }
         Err(error) => {
+            lift(flags, bundle);
             case.given_up();
             case.leave();
             return Err(error);
@@ -69,13 +92,20 @@ pub fn run(flags: &Flags) -> Result<()> {
         eprintln!("note: {words}");
         let replayed = vigil_journal::replay(&bundle.join(names::JOURNAL), &owner);
         let gist = replayed.map_or_else(|_| Vec::new(), |replayed| crash::gist(&replayed));
-        crash::tell(&bundle, &owner, at, words, &gist);
+        crash::tell(bundle, &owner, at, words, &gist);
     }
     // The pair is gone; whoever listens there now is a stranger, and the file is the stranger's.
     let socket = socket.filter(|path| leave::is_deserted(path));
-    points::reach(Point::DeleteLocked);
-    let subject = subject(flags, &owner, &bundle, socket);
+    let recorded_first = |subject: &Subject| {
+        announce(subject, &owner);
+        points::reach(Point::DeleteLocked);
+    };
+    let subject = Subject {
+        announces: true,
+        ..subject(flags, &owner, bundle, socket, recorded_first)
+    };
     let report = reconcile_to_gone(&subject, deadline);
+    lift(flags, bundle);
     tell(&report);
     if report.may_live() {
         // Then containerd keeps the bundle, and does not ask again before it is started anew.
@@ -90,10 +120,23 @@ pub fn run(flags: &Flags) -> Result<()> {
         );
     }
     points::reach(Point::DeleteNotRecorded);
-    let end = keep_end_of(&bundle, &owner, &report);
+    // Nobody waits: the bundle may have been removed, and the id be in use again.
+    let end = if case.is_anothers() {
+        Ended {
+            pid: report.pid,
+            exit: report.exit,
+        }
+    } else {
+        keep_end_of(bundle, &owner, &report)
+    };
     points::reach(Point::DeleteNotPrinted);
     answer(&end)?;
-    if !report.left.is_empty() {
+    let unheard = asker.is_gone();
+    if unheard {
+        // To containerd that is a failure.
+        case.given_up();
+    }
+    if unheard || !report.left.is_empty() {
         case.leave();
     }
     let own = (flags.namespace.as_str(), flags.id.as_str());
@@ -157,6 +200,16 @@ fn lock(
     socket: Option<&Path>,
 ) -> Result<Option<File>> {
     if bundle.is_dir() {
+        let path = bundle.join(names::LOCK);
+        if path.exists()
+            && let Ok(file) = lock::hold(&path)
+        {
+            return Ok(Some(file));
+        }
+        if remembered(bundle, owner).is_ok() {
+            // What its pair is to leave behind.
+            announce(&recorded(flags, owner, bundle, None).0, owner);
+        }
         match leave::take_lock_from(bundle, owner, socket.map(|socket| (socket, flags))) {
             Ok(file) => return Ok(Some(file)),
             Err(error) if leave::is_without_lock(&error) => {
@@ -199,21 +252,48 @@ pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(must?.path()))
 }
 
+/// Names in a tombstone what is about to be done away with: if this process dies at it, whoever
+/// comes goes on.
+fn announce(subject: &Subject, owner: &Owner) {
+    let stone = Tombstone {
+        claims: Tombstone::narrow(&subject.claims),
+        ..Tombstone::of(subject, Vec::new())
+    };
+    if let Err(error) = stone.announce(Path::new(RUN), session(subject, owner)) {
+        eprintln!("warning: {}", vigil_host::chain(&error));
+    }
+}
+
+/// Takes that away again, where nothing came to be left.
+fn lift(flags: &Flags, bundle: &Path) {
+    let subject = &unrecorded(flags, bundle);
+    if let Err(error) = Tombstone::of(subject, Vec::new()).lift(Path::new(RUN)) {
+        eprintln!("warning: {}", vigil_host::chain(&error));
+    }
+}
+
 /// Everything that was recorded, gathered, and nothing of the pair's at work any more: for
-/// who holds the lock.
+/// who holds the lock. `before` is called before anything of it is ended.
 pub(crate) fn subject(
     flags: &Flags,
     owner: &Owner,
     bundle: &Path,
     socket: Option<PathBuf>,
+    before: impl FnOnce(&Subject),
 ) -> Subject {
     let (mut subject, midway) = recorded(flags, owner, bundle, socket);
+    before(&subject);
     // A call of runc may have outlived the pair in the middle of it.
     if midway {
         let left = end_calls(&subject, owner);
         subject.left.extend(left);
     }
     subject
+}
+
+fn unrecorded(flags: &Flags, bundle: &Path) -> Subject {
+    let (id, namespace) = (flags.id.clone(), flags.namespace.clone());
+    Subject::unrecorded(id, namespace, bundle.to_owned(), Path::new(RUNC_ROOT))
 }
 
 /// Everything that was recorded, gathered; what cannot be read is not known. And whether
@@ -224,12 +304,7 @@ pub(crate) fn recorded(
     bundle: &Path,
     socket: Option<PathBuf>,
 ) -> (Subject, bool) {
-    let mut subject = Subject::unrecorded(
-        flags.id.clone(),
-        flags.namespace.clone(),
-        bundle.to_owned(),
-        Path::new(RUNC_ROOT),
-    );
+    let mut subject = unrecorded(flags, bundle);
     subject.socket = socket;
     let told = Takeovers::read(&bundle.join(names::TAKEOVERS), owner);
     subject.takeovers = told.map_or(0, |told| told.count);
@@ -267,12 +342,17 @@ pub(crate) fn recorded(
     (subject, midway)
 }
 
+/// The session of its pair, if that is on record.
+fn session(subject: &Subject, owner: &Owner) -> Option<u32> {
+    let pair = Pair::read(&subject.bundle.join(names::PAIR), owner).ok();
+    pair.map(|pair| pair.reaper.pid)
+}
+
 /// Before anything is judged: a runc still at work would undo the clean-up. What does not die
 /// may leave something yet, and is waited for.
 fn end_calls(subject: &Subject, owner: &Owner) -> Vec<Left> {
     let deadline = Instant::now() + CALLS;
-    let pair = Pair::read(&subject.bundle.join(names::PAIR), owner).ok();
-    let session = pair.map(|pair| pair.reaper.pid);
+    let session = session(subject, owner);
     let id = subject.id.as_str();
     match strays::end(&subject.runtime.root, id, session, deadline) {
         Ok(left) => left.into_iter().map(strays::left).collect(),

@@ -2,6 +2,7 @@
 //! last word on a container, `-info` describes the runtime, and `serve` is
 //! what the reaper starts as the shim. Errors go to stderr as one line, exit 1.
 
+mod apart;
 mod delete;
 mod ended;
 mod info;

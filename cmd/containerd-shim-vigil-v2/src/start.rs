@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vigil_host::cgroup::{self, Hierarchies};
-use vigil_host::enact::RUN;
+use vigil_host::enact::{RUN, Tombstone};
 use vigil_host::{starts, sweep};
 use vigil_journal::owner::draw_salt;
 use vigil_journal::{Owner, exits, lock, names};
@@ -47,6 +47,8 @@ const OPEN_FILES_MIN: u64 = 64;
 const READY_WAIT: Duration = Duration::from_secs(10);
 /// How long an old pair gets to say whether it has a task.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
+/// For a `delete` of the same id, which has little longer for its work.
+const DELETE_WAIT: Duration = Duration::from_secs(4);
 /// For seeing whether anybody listens at all.
 const CONNECT_WAIT: Duration = Duration::from_millis(100);
 
@@ -100,6 +102,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     let reply = stdin.reply(&address)?;
 
+    await_delete(flags);
     let mut first = Made::default();
     let lock = hold(flags, &bundle, Path::new(address.path()), &mut first)?;
     // Below the lock, so that a failure removes what was made before it lets go of it.
@@ -185,6 +188,16 @@ pub fn run(flags: &Flags) -> Result<()> {
     let _ = starts::deserted(Path::new(RUN), true);
     let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
+}
+
+/// One that was killed left its work to a process that may be at it still: two lives of one id
+/// have their socket, runc's state and mounts under the same names. Its end is near; what it
+/// could not do is done by Create.
+fn await_delete(flags: &Flags) {
+    let stone = Tombstone::of_id(flags.namespace.as_str(), flags.id.as_str(), Path::new(RUN));
+    if let Some(process) = stone.ok().and_then(|stone| stone.worked_on()) {
+        let _ = fd::wait_readable(&process, DELETE_WAIT);
+    }
 }
 
 /// The lock of the bundle; an old pair that is in the way and has no task is

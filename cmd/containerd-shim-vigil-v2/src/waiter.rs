@@ -110,6 +110,14 @@ impl<'a> Case<'a> {
         self.forgotten = true;
     }
 
+    /// Whether another directory has the bundle's name by now.
+    pub fn is_anothers(&self) -> bool {
+        let then = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
+        let now = std::fs::symlink_metadata(self.bundle);
+        then.zip(now.ok())
+            .is_some_and(|(then, now)| (then.dev(), then.ino()) != (now.dev(), now.ino()))
+    }
+
     /// Leaves a waiter. It is nobody's child, leads a session of its own and has none of our
     /// descriptors, so that it outlives us and whoever started us and holds up neither.
     pub fn leave(&self) {
@@ -261,6 +269,7 @@ impl<'a> Case<'a> {
         let mut claims = Vec::new();
         if let Some(stone) = stone {
             known.extend(stone.stuck.into_iter().map(|stuck| stuck.worker));
+            known.extend(stone.at_work.map(|at_work| at_work.worker));
             known.extend(stone.holdouts);
             known.extend(stone.init);
             claims = stone.claims;
@@ -296,7 +305,9 @@ impl<'a> Case<'a> {
             Place::Bundle if !self.forgotten && self.begun.elapsed() < ABOUT_TO_GO => false,
             Place::Bundle => self.finish_bundle(),
             Place::Free => self.finish_stone(),
-            Place::Unclear | Place::Taken => false,
+            Place::Unclear => false,
+            // Another life has its names, and looks after what has.
+            Place::Taken => self.is_anothers() && matches!(self.stone(), Ok(None)),
         }
     }
 
@@ -313,7 +324,7 @@ impl<'a> Case<'a> {
         let socket = socket.filter(|path| leave::is_deserted(path));
         let subject = Subject {
             again: true,
-            ..delete::subject(self.flags, &self.owner(), self.bundle, socket)
+            ..delete::subject(self.flags, &self.owner(), self.bundle, socket, |_| {})
         };
         let report = reconcile_to_gone(&subject, Instant::now() + TRY);
         if report.may_live() {
@@ -355,7 +366,8 @@ impl<'a> Case<'a> {
         let Ok(Some(_only)) = sweep::only(Path::new(RUN)) else {
             return false;
         };
-        if stone.stuck.iter().any(Stuck::stands) || self.place() != Place::Free {
+        let busy = stone.worked_on().is_some() || stone.stuck.iter().any(Stuck::stands);
+        if busy || self.place() != Place::Free {
             return false;
         }
         let report = sweep::take_up(Path::new(RUN), &stone, Instant::now() + TRY);

@@ -450,6 +450,11 @@ fn entombed(args: &Args, stone: &Tombstone) -> Case {
             .map(|left| format!("left: {left}"))
             .collect(),
     };
+    if let (Some(at_work), true) = (&stone.at_work, stone.worked_on().is_some()) {
+        let pid = at_work.worker.pid;
+        case.left_alone = Some(format!("a `delete`, process {pid}, is at work on it"));
+        return case;
+    }
     let subject = match stone.named() {
         Ok(subject) => subject,
         Err(e) => {

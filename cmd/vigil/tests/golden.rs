@@ -118,6 +118,7 @@ fn keepsakes(node: &Node) {
         left: vec!["cgroup /sys/fs/cgroup/pids/x".to_owned()],
         stuck: Vec::new(),
         holdouts: Vec::new(),
+        at_work: None,
     };
     stone.write(&run).unwrap();
 }

@@ -21,7 +21,8 @@ use vigil_model::{Because, Exit, Moment, Status};
 use vigil_reconcile::{Goal, Said, Verdict, plan, row};
 
 pub use ended::Ended;
-pub use keepsakes::{CrashNote, FORMAT, Line, RUN, Stuck, Tombstone};
+pub(crate) use keepsakes::put_off;
+pub use keepsakes::{AtWork, CrashNote, FORMAT, Line, RUN, Stuck, Tombstone};
 pub use report::{Left, Report, Source};
 
 use crate::cgroup::Hierarchies;
@@ -88,7 +89,11 @@ pub fn reconcile(
         },
         seen,
     };
-    for action in plan(verdict, &work.seen.facts, goal) {
+    let actions = plan(verdict, &work.seen.facts, goal);
+    if subject.announces && actions.iter().any(|action| action.acts()) {
+        work.announce();
+    }
+    for action in actions {
         if work.carry_out(action) {
             work.report.done.push(action);
         }

@@ -93,6 +93,8 @@ pub struct Subject {
     pub stone: Option<Stone>,
     /// Whether this is another try: one that gets no further leaves no line of history.
     pub again: bool,
+    /// Whether a tombstone names all of it before anything is done.
+    pub announces: bool,
     /// How often one of its shims took over from another, for the history.
     pub takeovers: u64,
 }
@@ -125,6 +127,7 @@ impl Subject {
             left: Vec::new(),
             stone: None,
             again: false,
+            announces: false,
             takeovers: 0,
         }
     }

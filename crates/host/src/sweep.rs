@@ -6,18 +6,16 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use vigil_reconcile::Goal;
-use vigil_sys::fd;
 
-use crate::enact::{Report, Stuck, Tombstone, reconcile};
+use crate::enact::{Left, Report, Stuck, Tombstone, put_off, reconcile};
 use crate::observe::{observe, said};
-use crate::proc;
 use crate::worker::{Outcome, Worker};
 use crate::{Error, Result};
+use crate::{proc, strays};
 
 /// Stones one sweeper takes up.
 const STONES: usize = 8;
@@ -25,6 +23,8 @@ const STONES: usize = 8;
 const EACH: Duration = Duration::from_millis(2500);
 /// What its worker gets beyond that before it is killed.
 const BEYOND: Duration = Duration::from_millis(500);
+/// For calls of the runtime that a dead `delete` did not end.
+const CALLS: Duration = Duration::from_millis(500);
 /// For all of them.
 const ALL: Duration = Duration::from_secs(10);
 /// The longest a stone waits for the next try.
@@ -112,6 +112,8 @@ pub fn sweep(run: &Path, bundles: &impl Bundles) -> Result<Option<Vec<(PathBuf, 
             break;
         }
         let became = match Tombstone::read(&path) {
+            // Whoever put it up does it, and takes it away: not to be touched, nor counted.
+            Ok(stone) if stone.worked_on().is_some() => continue,
             Ok(stone) => {
                 let became = one(run, &stone, bundles);
                 if !matches!(became, Swept::Done) {
@@ -184,13 +186,8 @@ fn wait_longer(path: &Path) {
         3..=16 => Duration::from_millis(500).saturating_mul(u32::try_from(doubled).unwrap_or(1)),
         _ => PAUSE_MAX,
     };
-    let at = SystemTime::now() + pause.min(PAUSE_MAX);
     // Refused, it is taken up again at once: no harm but work.
-    let _ = File::options()
-        .write(true)
-        .custom_flags(fd::NO_LINK_NO_WAIT)
-        .open(path)
-        .and_then(|file| file.set_modified(at));
+    let _ = put_off(path, pause.min(PAUSE_MAX));
 }
 
 /// Files of writers that died between writing and renaming.
@@ -272,9 +269,26 @@ fn one(run: &Path, stone: &Tombstone, bundles: &impl Bundles) -> Swept {
 
 /// Goes on with a stone; what is left then is in a new one.
 pub fn take_up(run: &Path, stone: &Tombstone, deadline: Instant) -> Result<Report> {
-    let subject = stone.named()?;
+    let mut subject = stone.named()?;
+    subject.left = calls_over(stone)?;
     let seen = observe(&subject);
     Ok(reconcile(&subject, seen, Goal::Gone, run, deadline))
+}
+
+/// Ends the calls of the runtime that the pair left, as the `delete` that died would have. No new
+/// session has that number while somebody is in the old one, so where its leader lives there
+/// is nobody.
+fn calls_over(stone: &Tombstone) -> Result<Vec<Left>> {
+    let session = stone.at_work.as_ref().and_then(|at_work| at_work.calls);
+    let Some(session) = session else {
+        return Ok(Vec::new());
+    };
+    if proc::stat(session)?.is_some_and(|leader| !leader.ended()) {
+        return Ok(Vec::new());
+    }
+    let deadline = Instant::now() + CALLS;
+    let left = strays::end(&stone.runtime_root, &stone.id, Some(session), deadline)?;
+    Ok(left.into_iter().map(strays::left).collect())
 }
 
 /// The sweeper's own worker sleeps now: the stone stands as long as it does.

@@ -43,6 +43,24 @@ pub enum Action {
     AnswerExit,
 }
 
+impl Action {
+    /// Whether it does something about the container, or only says something of it.
+    pub fn acts(self) -> bool {
+        match self {
+            Self::KillInit
+            | Self::KillCgroup
+            | Self::KillBelow
+            | Self::Thaw
+            | Self::RuncDelete
+            | Self::Unmount
+            | Self::RemoveCgroups
+            | Self::RemoveRuncState => true,
+            // By itself a name that anybody may take away.
+            Self::UnlinkSocket | Self::Tombstone | Self::WriteHistory | Self::AnswerExit => false,
+        }
+    }
+}
+
 /// The actions for a verdict, in order. Empty: leave everything as it is.
 #[expect(
     clippy::match_same_arms,

@@ -2,7 +2,7 @@
 //! are started by `spawn`. A fork of several threads may copy a lock that
 //! nobody in the child will ever open, so it is refused, not only warned of.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use crate::{Errno, Result, fd};
 
@@ -50,9 +50,14 @@ pub(crate) fn may_fork_worker() -> Result<()> {
 /// none of the parent's ends then, whose readers wait for their last holder.
 pub fn null_stdio() -> Result<()> {
     let null = fd::null()?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)
+    stdio(&null, &null)
+}
+
+/// As [`null_stdio`], with these two on 1 and 2.
+pub fn stdio(out: impl AsFd, err: impl AsFd) -> Result<()> {
+    nix::unistd::dup2_stdin(fd::null()?)?;
+    nix::unistd::dup2_stdout(out)?;
+    nix::unistd::dup2_stderr(err)
 }
 
 /// The descriptor `number` (3 or more) that was handed over the exec; makes it

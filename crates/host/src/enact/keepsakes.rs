@@ -4,9 +4,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ const RECORDS_MAX: usize = 12;
 
 /// Largest tombstone read, bytes.
 const STONE_LEN_MAX: u64 = 1 << 20;
+/// For a `delete` to do its work, before a sweeper looks whether it lives.
+const AT_WORK: Duration = Duration::from_secs(5);
 /// Longest wait for a turn at the lines of all containers; one takes well under a millisecond.
 const TURN: Duration = Duration::from_millis(500);
 /// Between two looks whether it has come.
@@ -81,6 +84,21 @@ pub struct Tombstone {
     /// Processes of the container among it that would not die.
     #[serde(default)]
     pub holdouts: Vec<Incarnation>,
+    /// Who put it up before doing anything, so that its own death leaves nothing to nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_work: Option<AtWork>,
+}
+
+/// A `delete` that is at it, or died at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtWork {
+    /// Which process.
+    pub worker: Incarnation,
+    /// Whether nothing was left before it: then the stone goes with its work.
+    pub first: bool,
+    /// The session of the dead pair, in which a call of the runtime may be at work still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u32>,
 }
 
 /// A worker that did not come back.
@@ -95,7 +113,21 @@ pub struct Stuck {
 impl Stuck {
     /// Whether it is still there.
     pub fn stands(&self) -> bool {
-        matches!(proc::open_checked(&self.worker), Ok(Checked::Same(fd)) if pidfd::is_dead(&fd) == Ok(false))
+        living(&self.worker).is_some()
+    }
+}
+
+impl AtWork {
+    /// Itself, if it lives.
+    pub fn living(&self) -> Option<OwnedFd> {
+        living(&self.worker)
+    }
+}
+
+fn living(process: &Incarnation) -> Option<OwnedFd> {
+    match proc::open_checked(process) {
+        Ok(Checked::Same(fd)) if pidfd::is_dead(&fd) == Ok(false) => Some(fd),
+        _ => None,
     }
 }
 
@@ -188,12 +220,88 @@ impl Tombstone {
             left,
             stuck: Vec::new(),
             holdouts: Vec::new(),
+            at_work: None,
         }
+    }
+
+    /// Puts it up in the name of this process, which is about to do something about all that is
+    /// named; not where nothing is, nor where another `delete` is at it, which is waited for
+    /// next. What an earlier attempt of the same life could not finish stays said.
+    /// `calls` is the session of its pair.
+    pub fn announce(mut self, run: &Path, mut calls: Option<u32>) -> Result<()> {
+        let path = self.path(run);
+        let before = Self::read(&path).ok();
+        let nothing = self.init.is_none() && self.claims.is_empty() && self.runc_state.is_none();
+        if nothing && before.is_none() {
+            return Ok(());
+        }
+        let own = |at_work: &AtWork| at_work.worker.pid == std::process::id();
+        let mut first = before.is_none();
+        if let Some(before) = before.clone() {
+            let at_work = before.at_work;
+            let alive = at_work.as_ref().and_then(AtWork::living).is_some();
+            if alive && !at_work.as_ref().is_some_and(own) {
+                return Ok(());
+            }
+            first = false;
+            if let Some(at_work) = at_work {
+                first = at_work.first;
+                calls = calls.or(at_work.calls);
+            }
+            self.stuck = before.stuck;
+            if self.init.is_none() || before.init == self.init {
+                self.init = before.init;
+                self.exit = self.exit.or(before.exit);
+                self.tries = before.tries;
+                self.left = before.left;
+                self.holdouts = before.holdouts;
+            }
+        }
+        if self.left.is_empty() {
+            let all = "all there was when the `delete` that was at it died";
+            self.left.push(all.to_owned());
+        }
+        let worker = proc::incarnation(std::process::id())?;
+        self.at_work = worker.map(|worker| AtWork {
+            worker,
+            first,
+            calls,
+        });
+        if before.as_ref() == Some(&self) {
+            return Ok(());
+        }
+        let path = self.write(run)?;
+        // No sweeper need look at it while it is likely to be done with.
+        put_off(&path, AT_WORK).map_err(failed("date", &path))
+    }
+
+    /// Ends what [`Tombstone::announce`] began and no other stone has replaced since: all that
+    /// is left now was left before.
+    pub fn lift(&self, run: &Path) -> Result<()> {
+        let Ok(mut there) = Self::read(&self.path(run)) else {
+            return Ok(());
+        };
+        let Some(at_work) = there.at_work.take() else {
+            return Ok(());
+        };
+        if at_work.worker.pid != std::process::id() || at_work.living().is_none() {
+            return Ok(());
+        }
+        if at_work.first {
+            there.remove(run)
+        } else {
+            there.write(run).map(drop)
+        }
+    }
+
+    /// Whoever is at work on it, if it lives.
+    pub fn worked_on(&self) -> Option<OwnedFd> {
+        self.at_work.as_ref().and_then(AtWork::living)
     }
 
     /// The claims as they are now: with the inodes of what is there, without
     /// what is not.
-    pub(super) fn narrow(claims: &[Claim]) -> Vec<Claim> {
+    pub fn narrow(claims: &[Claim]) -> Vec<Claim> {
         let narrowed = claims.iter().filter_map(|claim| {
             let expected = claim.inode.or(match claim.before {
                 Before::Existed { inode, .. } => Some(inode),
@@ -279,6 +387,11 @@ impl Tombstone {
         })
     }
 
+    /// That of a container.
+    pub fn of_id(namespace: &str, id: &str, run: &Path) -> Result<Self> {
+        Self::read(&run.join("tombstones").join(Self::name_of(namespace, id)))
+    }
+
     /// What it knows, for going on with it: the record of a container whose
     /// bundle is gone.
     pub fn subject(&self) -> Result<Subject> {
@@ -361,6 +474,15 @@ impl Tombstone {
             Err(e) => Err(failed("remove", &path)(e)),
         }
     }
+}
+
+/// Has a stone be taken up so much later.
+pub(crate) fn put_off(path: &Path, pause: Duration) -> std::io::Result<()> {
+    File::options()
+        .write(true)
+        .custom_flags(fd::NO_LINK_NO_WAIT)
+        .open(path)?
+        .set_modified(SystemTime::now() + pause)
 }
 
 /// A value of a version known here, or what is wrong with it.

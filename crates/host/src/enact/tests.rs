@@ -121,6 +121,7 @@ impl Container {
                 left: Vec::new(),
                 stone: None,
                 again: false,
+                announces: false,
                 takeovers: 0,
             },
             init,

@@ -381,23 +381,40 @@ impl Work<'_> {
         self.report.left.iter().map(Left::to_string).collect()
     }
 
+    /// Says what is about to be done away with, for whoever comes if we die at it.
+    pub(super) fn announce(&mut self) {
+        let stone = Tombstone {
+            exit: self.seen.exit,
+            ..self.stone(Vec::new())
+        };
+        if let Err(e) = stone.announce(self.run, None) {
+            self.report.notes.push(said(&e));
+        }
+    }
+
+    /// What is there now.
+    fn stone(&self, left: Vec<String>) -> Tombstone {
+        Tombstone {
+            init: self.seen.init.clone(),
+            claims: Tombstone::narrow(&self.seen.claims),
+            private_pid_ns: Some(self.seen.private_pid_ns),
+            ..Tombstone::of(self.subject, left)
+        }
+    }
+
     fn tombstone(&mut self) {
         self.answer_exit();
         let stuck = self.stuck();
         let mut stone = Tombstone {
-            format: super::FORMAT,
-            init: self.seen.init.clone(),
             exit: (self.report.source != Source::Nobody).then_some(self.report.exit),
-            claims: Tombstone::narrow(&self.seen.claims),
-            private_pid_ns: Some(self.seen.private_pid_ns),
-            ..Tombstone::of(self.subject, self.left_in_words())
+            ..self.stone(self.left_in_words())
         };
         stone.stuck = stuck;
         stone.holdouts = self.holdouts();
         if let Some(before) = self.subject.stone {
             // Put up by a later life of the id while we worked: not ours to change.
             let now = Tombstone::read(&stone.path(self.run));
-            if now.is_ok_and(|now| now.init != stone.init) {
+            if now.is_ok_and(|now| now.init != self.subject.init) {
                 return;
             }
             stone.tries = before.tries.saturating_add(1);

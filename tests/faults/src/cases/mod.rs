@@ -36,6 +36,7 @@ pub mod f34;
 pub mod f37;
 pub mod f40;
 pub mod f43;
+pub mod forsaken;
 pub mod waited;
 
 /// All cases of the catalogue, in its order.
@@ -51,6 +52,7 @@ pub fn all() -> Vec<Case> {
         f07::TABLE,
         f08::TABLE,
         waited::TABLE,
+        forsaken::TABLE,
         f09::TABLE,
         f10::TABLE,
         f11::TABLE,

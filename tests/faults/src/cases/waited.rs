@@ -45,13 +45,13 @@ fn deleted_once(container: &Container) -> Result<()> {
     Ok(())
 }
 
-fn tombstone(kit: &Kit, id: &str) -> std::path::PathBuf {
+pub(super) fn tombstone(kit: &Kit, id: &str) -> std::path::PathBuf {
     Path::new("/run/vigil/tombstones").join(format!("{}+{id}.json", kit.scratch.mark()))
 }
 
 /// Nothing of it on the host: no process, cgroup, mount, state of runc's, tombstone or waiter;
 /// and nobody has asked for that.
-fn goes_by_itself(kit: &Kit, container: &Container) -> Result<()> {
+pub(super) fn goes_by_itself(kit: &Kit, container: &Container) -> Result<()> {
     let id = &container.id;
     let stone = tombstone(kit, id);
     let argument = format!("-id {id} ");

@@ -68,6 +68,7 @@ fn a_tombstone_is_a_record_of_its_own() {
         left: vec!["socket /s".to_owned()],
         stuck: Vec::new(),
         holdouts: Vec::new(),
+        at_work: None,
     };
     let path = stone.write(dir.path()).unwrap();
     fs::write(path.with_file_name("n+y.json"), "{").unwrap();
