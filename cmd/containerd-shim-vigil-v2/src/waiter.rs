@@ -118,6 +118,11 @@ impl<'a> Case<'a> {
             .is_some_and(|(then, now)| (then.dev(), then.ino()) != (now.dev(), now.ino()))
     }
 
+    /// Whether another life has its names and nothing is said to be left of this one.
+    fn is_over(&self) -> bool {
+        self.is_anothers() && matches!(self.stone(), Ok(None))
+    }
+
     /// Leaves a waiter. It is nobody's child, leads a session of its own and has none of our
     /// descriptors, so that it outlives us and whoever started us and holds up neither.
     pub fn leave(&self) {
@@ -159,7 +164,7 @@ impl<'a> Case<'a> {
             return;
         }
         let mut pause = PAUSE_MIN;
-        loop {
+        while !self.is_over() {
             if self.sleep(pause) {
                 pause = PAUSE_MIN;
             } else {
@@ -305,9 +310,7 @@ impl<'a> Case<'a> {
             Place::Bundle if !self.forgotten && self.begun.elapsed() < ABOUT_TO_GO => false,
             Place::Bundle => self.finish_bundle(),
             Place::Free => self.finish_stone(),
-            Place::Unclear => false,
-            // Another life has its names, and looks after what has.
-            Place::Taken => self.is_anothers() && matches!(self.stone(), Ok(None)),
+            Place::Unclear | Place::Taken => false,
         }
     }
 

@@ -421,7 +421,9 @@ fn f08_swept_with_its_bundle(kit: &Kit) -> Result<()> {
     let argument = format!("-id {} ", container.id);
     let waits = |p: &Process| p.cmdline.contains(&argument) && p.cmdline.ends_with(" delete");
     let ended = until("its waiter to be there", by(5.0), || {
-        let waiter = Process::marked(kit.scratch.mark()).into_iter().find(waits)?;
+        let waiter = Process::marked(kit.scratch.mark())
+            .into_iter()
+            .find(waits)?;
         kill(Pid::from_raw(waiter.pid), Signal::SIGKILL).ok()
     });
     ice.thaw();
