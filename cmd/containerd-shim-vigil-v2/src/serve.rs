@@ -19,6 +19,7 @@ use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{
     Arrival, Delivery, Desk, Ending, Inherited, Limits, Parent, Place, Publish, Shim, chain,
+    end_lost,
 };
 use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, pidfd, process, signal};
@@ -89,7 +90,9 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
     let _ = process::disable_huge_pages();
     let bundle = match std::env::current_dir() {
         // Removed, while nobody of us lived to see it.
-        Err(error) if error.kind() == ErrorKind::NotFound => return end_without_bundle(flags),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return end_without_bundle(flags, inherited);
+        }
         bundle => bundle.context("cannot see the bundle")?,
     };
     let owner = Owner::of_bundle(&bundle, flags.namespace.as_str(), flags.id.as_str());
@@ -111,38 +114,14 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
     {
         log::warn!("{warning}");
     }
-    let options: Options = match std::env::var(crate::start::OPTIONS) {
-        Ok(text) => serde_json::from_str(&text).context("cannot read the options of `start`")?,
-        Err(_) => Options::default(),
-    };
-    let (limits, unfit) = Limits::given(|name| std::env::var(name).ok());
-    for warning in unfit {
-        log::warn!("{warning}");
-    }
-    let takeovers = std::env::var(vigil_reaper::TAKEOVERS).ok();
-    let takeovers = takeovers.and_then(|count| count.parse().ok()).unwrap_or(0);
-    let place = Place {
-        id: flags.id.clone(),
-        namespace: flags.namespace.clone(),
-        bundle,
-        socket: PathBuf::from(&flags.socket),
-        parent: Parent::reaper(process::parent_pid()),
-        options,
-        limits,
-        takeovers,
-    };
+    let place = place(flags, bundle)?;
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let publisher = ToContainerd(Publisher::new(
         &address,
         flags.namespace.clone(),
         flags.id.clone(),
     ));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Room for the 1,024 of the default is three pages of each shim.
-        .max_io_events_per_tick(IO_EVENTS)
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let named = (flags.namespace.as_str(), flags.id.as_str());
     runtime.block_on(async {
         let id = place.id.to_string();
@@ -190,20 +169,68 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
     })
 }
 
-/// Nobody will ask for a container whose bundle is gone, and its records are gone with it.
-/// What descends from the reaper is the container; runc's state and its cgroups bear its name.
-fn end_without_bundle(flags: &Flags) -> Result<()> {
-    let reaper = process::parent_pid();
+/// Where and for whom it works.
+fn place(flags: &Flags, bundle: PathBuf) -> Result<Place> {
     let options: Options = match std::env::var(crate::start::OPTIONS) {
         Ok(text) => serde_json::from_str(&text).context("cannot read the options of `start`")?,
         Err(_) => Options::default(),
     };
+    let (limits, unfit) = Limits::given(|name| std::env::var(name).ok());
+    for warning in unfit {
+        log::warn!("{warning}");
+    }
+    let takeovers = std::env::var(vigil_reaper::TAKEOVERS).ok();
+    let takeovers = takeovers.and_then(|count| count.parse().ok()).unwrap_or(0);
+    Ok(Place {
+        id: flags.id.clone(),
+        namespace: flags.namespace.clone(),
+        bundle,
+        socket: PathBuf::from(&flags.socket),
+        parent: Parent::reaper(process::parent_pid()),
+        options,
+        limits,
+        takeovers,
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Room for the 1,024 of the default is three pages of each shim.
+        .max_io_events_per_tick(IO_EVENTS)
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// Nobody will ask for a container whose bundle is gone, and its records are gone with it: what
+/// the reaper's memory has of them counts.
+fn end_without_bundle(flags: &Flags, inherited: Inherited) -> Result<()> {
+    let at = std::env::var_os(crate::start::BUNDLE).context("nobody says where the bundle was")?;
+    let place = place(flags, PathBuf::from(&at))?;
+    let options = place.options.clone();
+    match runtime()?.block_on(end_lost(place, inherited)) {
+        Ok(true) => {
+            starts::over(
+                Path::new(RUN),
+                (flags.namespace.as_str(), flags.id.as_str()),
+            );
+            process::kill_errands();
+            wait_for_what_is_left(flags, Path::new(&at));
+            process::exit_now(0)
+        }
+        // A reaper or a shim of an earlier version; or its memory is no journal.
+        Ok(false) | Err(_) => end_unrecorded(flags, &options, PathBuf::from(at)),
+    }
+}
+
+/// Without any record: what descends from the reaper is the container; runc's state and its
+/// cgroups bear its name.
+fn end_unrecorded(flags: &Flags, options: &Options, at: PathBuf) -> Result<()> {
+    let reaper = process::parent_pid();
     let root = match options.root.as_str() {
         "" => Path::new(delete::RUNC_ROOT),
         root => Path::new(root),
     };
-    let at = std::env::var_os(crate::start::BUNDLE).context("nobody says where the bundle was")?;
-    let at = PathBuf::from(at);
     let mut subject = Subject::unrecorded(flags.id.clone(), flags.namespace.clone(), at, root);
     subject.socket = Some(PathBuf::from(&flags.socket));
     subject.below = proc::incarnation(reaper)?.map(|reaper| Below {

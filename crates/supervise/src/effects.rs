@@ -369,18 +369,7 @@ impl Owner {
 
     /// What is known of init's end.
     pub(crate) fn end(&self) -> gone::End {
-        let phase = &self.task.standing.phase;
-        gone::End {
-            init: phase.init().cloned(),
-            exit: match phase {
-                Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-                Phase::Empty
-                | Phase::Creating
-                | Phase::Created { .. }
-                | Phase::Running { .. }
-                | Phase::Paused { .. } => None,
-            },
-        }
+        gone::End::of(&self.task.standing.phase)
     }
 
     fn start_exec(&mut self, exec: ExecId) {

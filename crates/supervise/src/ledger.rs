@@ -279,7 +279,7 @@ impl Ledger for JournalLedger {
     }
 }
 
-fn replay(replayed: &Replayed) -> Result<Task, Error> {
+pub(crate) fn replay(replayed: &Replayed) -> Result<Task, Error> {
     let frames = replayed.records.iter();
     let frames = frames.map(|record| (record.kind, &record.payload[..]));
     Task::replay(frames).map_err(|source| Error::Codec { source })

@@ -14,6 +14,7 @@ use vigil_model::{
     Effect, ExecId, ExecPhase, Milestone, Phase, Signalling, What, Who, forgotten, outstanding,
 };
 
+use crate::control::Control;
 use crate::exits::Process;
 use crate::jobs::{self, Held};
 use crate::kept::{Kept, streams_of};
@@ -44,6 +45,25 @@ fn tolerable(what: &str, error: Error) -> Result<(), Error> {
     }
 }
 
+/// What was deposited, by set of streams.
+pub(crate) async fn deposited(control: &Control) -> Result<BTreeMap<u32, Held>, Error> {
+    let mut sets: BTreeMap<u32, Held> = BTreeMap::new();
+    match control.adopt().await {
+        Ok(slots) => {
+            for (slot, fd) in slots {
+                let id = SlotId(slot.slot);
+                let set = sets.entry(streams_of(id)).or_default();
+                match SlotKind::from_code(slot.kind) {
+                    Some(kind) => set.push((id, kind, fd)),
+                    None => log::warn!("slot {} is of a kind not known here", slot.slot),
+                }
+            }
+        }
+        Err(error) => tolerable("no streams", error)?,
+    }
+    Ok(sets)
+}
+
 impl Owner {
     /// Takes over; requests are served from its return on. One that could not learn what
     /// the reaper holds, or not have it tell of a process' end, must not serve: another
@@ -56,7 +76,7 @@ impl Owner {
         self.end_workers().await;
         self.forget_pid_files();
         asked::know_again(&self.place, &mut self.task);
-        let mut held = self.adopt().await?;
+        let mut held = deposited(&self.hands.tools.control).await?;
         self.know_again().await?;
         let undone = outstanding(&self.task);
         for who in self.processes() {
@@ -124,25 +144,6 @@ impl Owner {
                 vigil_host::runc::forget_pid_file(&file);
             }
         }
-    }
-
-    /// What was deposited, by set of streams.
-    async fn adopt(&self) -> Result<BTreeMap<u32, Held>, Error> {
-        let mut sets: BTreeMap<u32, Held> = BTreeMap::new();
-        match self.hands.tools.control.adopt().await {
-            Ok(slots) => {
-                for (slot, fd) in slots {
-                    let id = SlotId(slot.slot);
-                    let set = sets.entry(streams_of(id)).or_default();
-                    match SlotKind::from_code(slot.kind) {
-                        Some(kind) => set.push((id, kind, fd)),
-                        None => log::warn!("slot {} is of a kind not known here", slot.slot),
-                    }
-                }
-            }
-            Err(error) => tolerable("no streams", error)?,
-        }
-        Ok(sets)
     }
 
     /// The cgroup, its counters, and the processes that are to be told of.

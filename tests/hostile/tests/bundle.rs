@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use vigil_hostile::{Pair, trial};
+use vigil_hostile::{FaultyRunc, Pair, logger, trial};
 use vigil_lab::bundle::{Stdio, remove_tree};
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -125,6 +125,39 @@ fn the_next_shim_sees_it_too() {
             (!alive(i32::try_from(container.pid).ok()?)).then_some(())
         })?;
         leaves(kit, &container, &pair)
+    });
+}
+
+/// It ends the container as it was made, by the journal's second copy: not with the runtime that
+/// the name of an unknown one resolves to, and not the logger with it, which has last words to
+/// write. Once it guessed, and killed both.
+#[test]
+fn the_next_shim_knows_what_there_was() {
+    trial(60, |kit| {
+        let runc = FaultyRunc::new(kit.scratch.dir(), "none", "none")?;
+        let uri = logger(kit, "cat <&3 > said; sleep 1; echo last > last")?;
+        let container = kit.prepared(&Spec::sh("echo first; sleep 999"), Stdio::Empty)?;
+        let mut request = container.bundle.create_request();
+        request.options = Some(runc.options()).into();
+        uri.clone_into(&mut request.stdout);
+        uri.clone_into(&mut request.stderr);
+        let pid = container.task().create(&request)?.pid;
+        container.start()?;
+        let pair = Pair::of(&container.shim)?;
+        pair.signal(pair.shim, nix::libc::SIGSTOP)?;
+        removed(&container)?;
+        pair.signal(pair.shim, KILL)?;
+        until("init to be ended", by(20.0), || {
+            (!alive(i32::try_from(pid).ok()?)).then_some(())
+        })?;
+        let said = |name: &str| fs::read_to_string(kit.scratch.path(name)).unwrap_or_default();
+        until("the logger's last words", by(20.0), || {
+            (said("last") == "last\n").then_some(())
+        })?;
+        ensure!(said("said") == "first\n", "{:?}", said("said"));
+        leaves(kit, &container, &pair)?;
+        ensure!(runc.calls("delete")? > 0, "another runtime was asked");
+        Ok(())
     });
 }
 

@@ -13,7 +13,7 @@ use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::strays;
 use vigil_host::worker::{Outcome, Worker};
-use vigil_model::{Claim, Exit, Incarnation, Kind, Plan, Refusal};
+use vigil_model::{Claim, Exit, Incarnation, Kind, Phase, Plan, Refusal};
 use vigil_reconcile::{Goal, RuncDelete, Said};
 
 use vigil_sys::pidfd;
@@ -142,6 +142,23 @@ pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
 pub(crate) struct End {
     pub(crate) init: Option<Incarnation>,
     pub(crate) exit: Option<Exit>,
+}
+
+impl End {
+    /// What this phase says of it.
+    pub(crate) fn of(phase: &Phase) -> Self {
+        Self {
+            init: phase.init().cloned(),
+            exit: match phase {
+                Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+                Phase::Empty
+                | Phase::Creating
+                | Phase::Created { .. }
+                | Phase::Running { .. }
+                | Phase::Paused { .. } => None,
+            },
+        }
+    }
 }
 
 /// Deletes the container of a task that has ended or was never started; what
