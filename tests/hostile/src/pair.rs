@@ -14,6 +14,8 @@ pub struct Pair {
     pub reaper: i32,
     /// Its child, which serves.
     pub shim: i32,
+    /// In the arguments of both, and of nobody else's.
+    pub mark: String,
 }
 
 impl Pair {
@@ -41,20 +43,28 @@ impl Pair {
         Ok(Self {
             reaper,
             shim: others[0].pid,
+            mark: shim.caller.namespace.clone(),
         })
     }
 
-    /// Sends a signal to one of the two.
+    /// Sends a signal to one of the two, and to nobody who has its pid after it.
     pub fn signal(&self, pid: i32, number: i32) -> Result<()> {
         ensure!(
             pid == self.reaper || pid == self.shim,
             "not one of the pair"
         );
+        let is_it =
+            |p: &Process| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&self.mark);
         // In the middle of its exec a process has no arguments.
         let sent = until("it to have its arguments", by(1.0), || {
-            signal_if(pid, number, |p| p.cmdline.contains("containerd-shim")).then_some(())
-        });
-        sent.with_context(|| format!("no process {pid} to send signal {number} to"))
+            if signal_if(pid, number, is_it) {
+                Some(true)
+            } else {
+                (!alive(pid)).then_some(false)
+            }
+        })?;
+        ensure!(sent, "no process {pid} to send signal {number} to");
+        Ok(())
     }
 
     /// Waits until both are gone.
