@@ -256,12 +256,13 @@ impl Owner {
                     over: over.map(|begun| Some(Box::new(begun))),
                 }
             }),
-            Verb::Start => self.job(async move {
-                Message::VerbOver {
-                    verb,
-                    over: verbs::start(tools, plan).await.map(|()| None),
-                }
-            }),
+            Verb::Start => {
+                let init = self.init();
+                self.job(async move {
+                    let over = verbs::start(tools, plan, init).await.map(|()| None);
+                    Message::VerbOver { verb, over }
+                });
+            }
             Verb::Pause | Verb::Resume => {
                 let cgroup = self.hands.cgroup.clone();
                 self.job(async move {
@@ -384,8 +385,13 @@ impl Owner {
         let streams = tools.streams(number);
         let spec = asked::spec(&self.place, &exec, &asked);
         let asked = (asked.stdio, spec);
-        let job = jobs::exec::start(tools, plan, exec.clone(), asked, streams);
+        let job = jobs::exec::start(tools, plan, exec.clone(), asked, streams, self.init());
         self.exec_again(exec, job);
+    }
+
+    /// Init, if there is one, dead or alive.
+    pub(crate) fn init(&self) -> Option<Incarnation> {
+        self.task.standing.phase.init().cloned()
     }
 
     /// Creates, or goes on doing so.
@@ -416,10 +422,14 @@ impl Owner {
                 let over = jobs::resume::restore(tools, plan).await;
                 Message::VerbOver { verb, over }
             }),
-            Verb::Start => self.job(async move {
-                let over = jobs::resume::start(tools, plan).await.map(|()| None);
-                Message::VerbOver { verb, over }
-            }),
+            Verb::Start => {
+                let init = self.init();
+                self.job(async move {
+                    let over = jobs::resume::start(tools, plan, init).await;
+                    let over = over.map(|()| None);
+                    Message::VerbOver { verb, over }
+                });
+            }
             // The kernel is asked the same again.
             Verb::Pause | Verb::Resume => self.run_verb(verb),
             Verb::Update => {

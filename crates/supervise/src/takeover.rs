@@ -348,7 +348,8 @@ impl Owner {
         let held = tools.held_streams(number, held);
         let spec = asked::spec(&self.place, &exec, &asked);
         let asked = (asked.stdio, spec);
-        let job = jobs::resume::exec(tools, plan, exec.clone(), asked, held, self.recorded());
+        let (others, init) = (self.recorded(), self.init());
+        let job = jobs::resume::exec(tools, plan, exec.clone(), asked, held, others, init);
         self.exec_again(exec, job);
     }
 }

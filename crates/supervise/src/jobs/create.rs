@@ -134,7 +134,10 @@ pub(crate) async fn begin(
     drop(child);
     points::reach(Point::RuncCreateCalled);
     let (outcome, copying) = match running {
-        Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
+        Ok(running) => {
+            let never = std::future::pending();
+            runc::finish_copying(running, &tools.deadlines, &mut streams, never).await
+        }
         Err(failure) => (Err(failure), Ok(())),
     };
     points::reach(Point::RuncCreateDone);

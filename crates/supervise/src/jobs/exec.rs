@@ -11,7 +11,7 @@ use vigil_sys::pidfd;
 use vigil_sys::points::{self, Point};
 
 use super::create::given;
-use super::{Tools, identify, runc, runtime};
+use super::{Tools, identify, runc, runtime, without};
 use crate::kept::Kept;
 use crate::stdio::{Asked, Streams};
 
@@ -33,6 +33,7 @@ pub(crate) async fn start(
     exec: ExecId,
     (asked, spec): Spec,
     streams: Streams<Kept>,
+    init: Option<Incarnation>,
 ) -> Result<Started, Refusal> {
     let place = &tools.place;
     let stdio = Asked {
@@ -71,7 +72,10 @@ pub(crate) async fn start(
     };
     drop(child);
     let (outcome, copying) = match running {
-        Ok(running) => runc::finish_copying(running, &tools.deadlines, &mut streams).await,
+        Ok(running) => {
+            let unwanted = without::unwanted(init, without::Call::Exec, Some(running.pid()));
+            runc::finish_copying(running, &tools.deadlines, &mut streams, unwanted).await
+        }
         Err(failure) => (Err(failure), Ok(())),
     };
     points::reach(Point::RuncExecDone);

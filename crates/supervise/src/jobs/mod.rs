@@ -12,6 +12,7 @@ pub(crate) mod resume;
 pub(crate) mod runc;
 pub(crate) mod update;
 pub(crate) mod verbs;
+pub(crate) mod without;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};

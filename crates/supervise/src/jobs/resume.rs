@@ -15,7 +15,7 @@ use super::create::{Begun, Made, NotMade};
 use super::exec::{Spec, Started, pid_file};
 use super::identify::{self, Identified};
 use super::update::Stop;
-use super::{Tools, create, exec, gone, runtime, verbs};
+use super::{Tools, create, exec, gone, runtime, verbs, without};
 use crate::exits::Process;
 use crate::kept::Kept;
 use crate::stdio::Streams;
@@ -198,13 +198,17 @@ async fn finish(tools: &Tools, plan: &Plan) -> Option<Result<(Identified, Vec<Cl
 }
 
 /// Start: done if init was let run, else done now.
-pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
+pub(crate) async fn start(
+    tools: Tools,
+    plan: Box<Plan>,
+    init: Option<Incarnation>,
+) -> Result<(), Refusal> {
     let words = ["start", tools.place.id.as_str()];
     calls_over(&tools, &plan, &words, tools.deadlines.start).await;
     if verbs::started(&tools, &plan) {
         return Ok(());
     }
-    verbs::start(tools, plan).await
+    verbs::start(tools, plan, init).await
 }
 
 /// An update: done if its call has ended well. If not, it is done with its request,
@@ -264,10 +268,16 @@ pub(crate) async fn exec(
     asked: Spec,
     mut held: Streams<Kept>,
     others: Vec<Process>,
+    init: Option<Incarnation>,
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
     let words = [&*file.to_string_lossy()];
-    let over = calls_over(&tools, &plan, &words, tools.deadlines.exec).await;
+    let over = tokio::select! {
+        over = calls_over(&tools, &plan, &words, tools.deadlines.exec) => over,
+        () = without::unwanted(init.clone(), without::Call::Exec, None) => {
+            calls_over(&tools, &plan, &words, Duration::ZERO).await
+        }
+    };
     let Ok(pid) = identify::pid_in(&file) else {
         if over.killed {
             held.close_all(Duration::ZERO).await;
@@ -280,7 +290,7 @@ pub(crate) async fn exec(
                 format!("shims died while they started exec {exec}"),
             ));
         }
-        return exec::start(tools, plan, exec, asked, held).await;
+        return exec::start(tools, plan, exec, asked, held, init).await;
     };
     let found = match again(&tools, pid, &others).await {
         Ok(found) => found,

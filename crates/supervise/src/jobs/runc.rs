@@ -67,13 +67,15 @@ pub(crate) async fn finish_unless(
 /// The same for a call whose streams become the container's, which are copied
 /// once it has ended well: what is in the pipes of a call that failed are runc's
 /// own words, which its log has too, and nobody is shown them as the container's.
-/// Unless a pipe fills up before: the call would wait for ever for room in it.
+/// Unless a pipe fills up before: the call would wait for ever for room in it. Killed at once
+/// when `unwanted` comes first.
 pub(crate) async fn finish_copying(
     running: Running,
     deadlines: &Deadlines,
     streams: &mut Streams<Kept>,
+    unwanted: impl Future<Output = ()>,
 ) -> (Result<(), Failure>, Result<(), stdio::Error>) {
-    let mut call = std::pin::pin!(finish(running, deadlines));
+    let mut call = std::pin::pin!(finish_unless(running, deadlines, unwanted));
     let ended = tokio::select! {
         biased;
         ended = &mut call => Some(ended),

@@ -7,11 +7,11 @@ use std::time::Duration;
 use vigil_host::cgroup::{Cgroup, Freeze};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::worker::{Outcome, Worker};
-use vigil_model::{Kind, Plan, Refusal, request};
+use vigil_model::{Incarnation, Kind, Plan, Refusal, request};
 use vigil_sys::points::{self, Point};
 
 use super::update::Stop;
-use super::{Tools, gone, runc, runtime};
+use super::{Tools, gone, runc, runtime, without};
 
 /// For every process of the container to stand still, or to run again.
 const FREEZE_WAIT: Duration = Duration::from_secs(10);
@@ -24,8 +24,12 @@ const STUCK_THAW: Duration = Duration::from_millis(2);
 const WORK_WAIT: Duration = Duration::from_secs(5);
 
 /// `runc start`.
-pub(crate) async fn start(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> {
-    let outcome = ended(&tools, &plan, |id| Call::Start { id }).await;
+pub(crate) async fn start(
+    tools: Tools,
+    plan: Box<Plan>,
+    init: Option<Incarnation>,
+) -> Result<(), Refusal> {
+    let outcome = ended(&tools, &plan, |id| Call::Start { id }, init).await;
     outcome.or_else(|failure| match failure.class {
         // Killed half way: the host knows what it did. Init waits on this fifo
         // until it is started, and runc removes it then.
@@ -141,7 +145,7 @@ async fn call<'a>(
     plan: &Plan,
     call: impl FnOnce(&'a str) -> Call<'a>,
 ) -> Result<(), Refusal> {
-    let outcome = ended(tools, plan, call).await;
+    let outcome = ended(tools, plan, call, None).await;
     outcome.map_err(|failure| runc::refusal(&failure))
 }
 
@@ -149,13 +153,19 @@ async fn ended<'a>(
     tools: &'a Tools,
     plan: &Plan,
     call: impl FnOnce(&'a str) -> Call<'a>,
+    init: Option<Incarnation>,
 ) -> Result<(), Failure> {
     let running = {
         let runtime = runtime(plan);
         Invocation::new(&runtime, call(tools.place.id.as_str())).spawn()
     };
     match running {
-        Ok(running) => runc::finish(running, &tools.deadlines).await.0,
+        Ok(running) => {
+            let unwanted = without::unwanted(init, without::Call::Start, Some(running.pid()));
+            runc::finish_unless(running, &tools.deadlines, unwanted)
+                .await
+                .0
+        }
         Err(failure) => Err(failure),
     }
 }

@@ -23,6 +23,7 @@ cases! {
     Kit Ours f08_delete_is_killed_half_created "The same, its pair killed while runc made the container";
     Kit Ours f08_delete_is_killed_in_runc "The same, while `delete` waits for a runc that fails";
     Kit Ours f08_delete_and_its_worker_are_killed "Both killed at each step: the next `start`, or a repair, finishes it";
+    Kit Ours f08_exec_stands_still "An exec's runc is stopped, and init waits in exit(2) for a child that it alone can reap: killed, or ended by itself, its end is told all the same";
     Kit Ours f08_delete_is_killed_and_the_id_used "The id used again at once: `start` and Create succeed, and what the killed `delete` left undone hurts nobody";
 }
 
@@ -264,6 +265,40 @@ fn f08_delete_is_killed_and_the_id_used(kit: &Kit) -> Result<()> {
         let _ = again.task().shutdown(&again.id);
         crate::world::deleted(&again)?;
         nothing_left(kit, &again.id)?;
+    }
+    Ok(())
+}
+
+/// The call that stands still has a child in the container's pid namespace, as runc's exec has.
+fn f08_exec_stands_still(kit: &Kit) -> Result<()> {
+    let body = "[ \"$verb\" = exec ] && {\n\
+         exec nsenter -t $(cat $dir/init) -p -F sh -c 'sleep 1000 & : >$0; kill -STOP $$' $dir/stands\n}";
+    for (signal, status) in [(9, 137), (15, 3)] {
+        let (dir, options) = scripted(kit, &format!("stands-{signal}"), body)?;
+        let spec = Spec::sh("trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done");
+        let container = crate::world::running_under(kit, &spec, &options)?;
+        container.out()?.expect("ready", by(20.0))?;
+        fs::write(dir.join("init"), container.pid.to_string())?;
+        let (task, id) = (container.task().patient(100.0), container.id.clone());
+        kit.exec(&container, "e", &Spec::sleeper())?;
+        let starting = task.clone();
+        let start = std::thread::spawn(move || starting.start(&id, "e"));
+        let stands = dir.join("stands");
+        until("the call to stand", by(20.0), || {
+            stands.exists().then_some(())
+        })?;
+        container.task().kill(&container.id, "", signal, false)?;
+        let at = std::time::Instant::now();
+        let exit = task.wait(&container.id, "")?;
+        // The exec's own deadline is a minute.
+        ensure!(at.elapsed().as_secs() < 30, "told after {:?}", at.elapsed());
+        ensure!(exit.exit_status == status, "{exit:?}");
+        let started = start.join();
+        ensure!(matches!(started, Ok(Err(_))), "the exec: {started:?}");
+        task.delete(&container.id, "")?;
+        let _ = task.shutdown(&container.id);
+        crate::world::deleted(&container)?;
+        nothing_left(kit, &container.id)?;
     }
     Ok(())
 }
