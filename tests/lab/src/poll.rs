@@ -3,6 +3,7 @@
 //! Nothing in the tests sleeps for luck; whoever waits says for what and for how long,
 //! and a wait that fails says both.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -12,10 +13,35 @@ use anyhow::{Result, bail};
 /// came while what is in the way was still in the way, which lasts longer than this.
 pub const GENEROUS: Duration = Duration::from_secs(20);
 
+/// The same where the wait will be in vain.
+const IN_VAIN: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static GENEROSITY: Cell<Duration> = const { Cell::new(GENEROUS) };
+}
+
 /// The end of a wait that needs `seconds` on a quiet machine: that, or [`GENEROUS`].
 #[must_use]
 pub fn by(seconds: f64) -> Instant {
-    Instant::now() + Duration::from_secs_f64(seconds).max(GENEROUS)
+    Instant::now() + Duration::from_secs_f64(seconds).max(GENEROSITY.get())
+}
+
+/// Does what is known not to come to what it waits for: on this thread nobody waits long.
+pub(crate) fn in_vain<T>(act: impl FnOnce() -> T) -> T {
+    GENEROSITY.set(IN_VAIN);
+    let done = act();
+    GENEROSITY.set(GENEROUS);
+    done
+}
+
+/// How long this thread waits.
+pub(crate) fn generosity() -> Duration {
+    GENEROSITY.get()
+}
+
+/// This thread waits as long as the one that has made it.
+pub(crate) fn wait_as(other: Duration) {
+    GENEROSITY.set(other);
 }
 
 /// The instant `seconds` from now, for a wait that is to be in vain.

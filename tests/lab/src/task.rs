@@ -92,7 +92,7 @@ impl Task {
         Ok(Self {
             client: Arc::new(Client::connect(socket)?),
             service,
-            patience: poll::GENEROUS.as_secs_f64(),
+            patience: poll::generosity().as_secs_f64(),
             took: Arc::default(),
         })
     }
