@@ -37,6 +37,8 @@ const STALE: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(2);
 /// From a reaper that cannot now, since a shim starts or takes over, to the next try.
 const AGAIN: Duration = Duration::from_millis(50);
+/// For the answer to what was asked just before nobody waits any more.
+const LAST: Duration = Duration::from_secs(1);
 /// Refusals in a row, without a success before, after which no other container
 /// is troubled.
 const REFUSALS_MAX: usize = 3;
@@ -358,6 +360,7 @@ fn ask(
     let sent = pidfd::send_signal(&living.pidfd, signal::USR1);
     let asked = sent.context("cannot signal its reaper").and_then(|()| {
         let began = Instant::now();
+        let end = end.max(began + LAST);
         while !over() {
             if pidfd::is_dead(&living.pidfd) != Ok(false) {
                 bail!("its reaper died meanwhile");
