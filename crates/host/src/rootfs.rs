@@ -34,13 +34,41 @@ const MOUNT_PROGRAM: Duration = Duration::from_mins(1);
 /// Rounds over the mount table; more means that somebody mounts as we unmount.
 const ROUNDS: usize = 16;
 
-/// Whether these mounts could be made, as far as can be said without trying:
+/// Whether these mounts could be made at `rootfs`, as far as can be said without trying:
 /// to be asked before anything is recorded or done.
-pub fn check(mounts: &[Mount]) -> Result<()> {
+pub fn check(mounts: &[Mount], rootfs: &Path) -> Result<()> {
     for mount in mounts {
         options::parse(mount)?;
     }
-    Ok(())
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    is_of_the_bundle(rootfs)
+}
+
+/// A link leads out of the bundle: to another container's rootfs, say, which would be mounted
+/// over, and nobody would look there for what is to be unmounted. containerd makes a directory.
+fn is_of_the_bundle(rootfs: &Path) -> Result<()> {
+    let is = match std::fs::symlink_metadata(rootfs) {
+        Ok(there) if there.is_dir() => return Ok(()),
+        // It is made.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(there) if there.is_symlink() => "a symbolic link",
+        Ok(_) => "no directory",
+        Err(source) => {
+            return Err(Error::File {
+                op: "look at",
+                path: rootfs.to_owned(),
+                source,
+            });
+        }
+    };
+    Err(Error::Malformed {
+        path: rootfs.to_owned(),
+        problem: format!(
+            "it is {is}, and nothing is mounted there: the rootfs has to be a directory of the bundle itself"
+        ),
+    })
 }
 
 /// Makes the mounts, in order, each at its target inside `rootfs` (made if
@@ -50,7 +78,7 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path, notes: &Notes) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
-    check(mounts)?;
+    check(mounts, rootfs)?;
     make_directory(rootfs)?;
     for mount in mounts {
         if let Err(error) = mount_one(mount, rootfs, notes) {

@@ -80,7 +80,7 @@ impl Hands {
         let wrong = |error: vigil_host::Error| jobs::refusal_of(Kind::InvalidArgument, &error);
         same_directory(&place_.bundle, &create.bundle)?;
         let spec = bundle::Spec::load(&place_.bundle).map_err(wrong)?;
-        rootfs::check(&create.rootfs).map_err(wrong)?;
+        rootfs::check(&create.rootfs, &place_.bundle.join("rootfs")).map_err(wrong)?;
         let mut create = create;
         if create.options == Options::default() {
             create.options = place_.options.clone();

@@ -56,11 +56,11 @@ pub fn unshare_private() -> Result<()> {
 }
 
 /// Opens (as `O_PATH`) what `path` means when `root` is the root directory:
-/// symlinks, absolute ones too, and `..` stay below it.
+/// symlinks, absolute ones too, and `..` stay below it. `root` itself is no symlink (`ENOTDIR`).
 pub fn open_inside(root: &Path, path: &Path) -> Result<OwnedFd> {
     let root = nix::fcntl::open(
         root,
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         nix::sys::stat::Mode::empty(),
     )?;
     let how = OpenHow::new()

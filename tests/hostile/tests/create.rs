@@ -509,6 +509,68 @@ fn a_mount_target_stays_below_the_rootfs() {
     });
 }
 
+/// It would be mounted where the link leads, over another container's rootfs for one, and never
+/// be unmounted there. A bundle that itself lies below a link (`/var/run`) is no such case.
+#[test]
+fn a_rootfs_that_leads_elsewhere_is_refused() {
+    trial(60, |kit| {
+        type Spoil<'a> = &'a dyn Fn(&Path) -> Result<()>;
+        let victim = kit.running(&Spec::sleeper())?;
+        let theirs = victim.bundle.dir.join("rootfs");
+        // The machine has others' tests too.
+        let mounts = || {
+            let mut points = mount_points();
+            points.retain(|point| point.contains(kit.scratch.mark()));
+            points
+        };
+        let before = mounts();
+        let spoilt: [(&str, Spoil<'_>); 3] = [
+            ("symbolic link", &|path| {
+                Ok(std::os::unix::fs::symlink(&theirs, path)?)
+            }),
+            ("symbolic link", &|path| {
+                Ok(std::os::unix::fs::symlink("nowhere", path)?)
+            }),
+            ("no directory", &|path| Ok(fs::write(path, "")?)),
+        ];
+        for (says, spoil) in spoilt {
+            let mut container = prepared(kit)?;
+            let rootfs = container.bundle.dir.join("rootfs");
+            fs::remove_dir(&rootfs)?;
+            spoil(&rootfs)?;
+            let request = container.bundle.create_request();
+            fails(kit, &container, &request, INVALID, &[says, "rootfs"])?;
+            let now: Vec<String> = mounts();
+            let here = container.bundle.dir.display().to_string();
+            let strays = now.iter().filter(|point| point.starts_with(&here)).count();
+            let of = |points: &[String], dir: &Path| {
+                let dir = dir.display().to_string();
+                points.iter().filter(|point| **point == dir).count()
+            };
+            ensure!(
+                strays == 0 && of(&now, &theirs) == of(&before, &theirs),
+                "{says}: {before:?}, then {now:?}"
+            );
+            fs::remove_file(&rootfs)?;
+            fs::create_dir(&rootfs)?;
+            as_ever(kit, &mut container, 3, "hello")?;
+        }
+        // Reached over a link, it is a directory all the same.
+        let state = kit.scratch.path("state-by-link");
+        std::os::unix::fs::symlink(kit.scratch.path("state"), &state)?;
+        let mut container = prepared(kit)?;
+        let mut request = container.bundle.create_request();
+        let place = container
+            .bundle
+            .dir
+            .strip_prefix(kit.scratch.path("state"))?;
+        request.bundle = state.join(place).display().to_string();
+        container.pid = container.task().create(&request)?.pid;
+        container.start()?;
+        Ok(())
+    });
+}
+
 #[test]
 fn streams_that_cannot_be_opened() {
     trial(60, |kit| {
