@@ -357,7 +357,7 @@ fn upgrade() {
         let next = node.bundle("default", bundle).join(names::NEXT);
         assert!(fs::symlink_metadata(&next).is_err(), "{id}");
     }
-    let ran = node.run(&["upgrade", "unwilling", "--binary", &good]);
+    let ran = node.run(&["upgrade", "unwilling", "--binary", &good, "--deadline", "2"]);
     assert!(ran.out.contains("its reaper would not"), "{}", ran.out);
     // Somebody else's is left alone, unless nobody waits for it any more.
     let next = node.bundle("default", "done").join(names::NEXT);
