@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use vigil_host::proc::{self, Checked};
 use vigil_host::strays;
 use vigil_journal::pair::{self, Pair};
@@ -287,24 +287,12 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether a process was started as the shim of this container, by its own arguments. They are in
-/// its memory, which one that sleeps uninterruptibly may hold for ever: such a one is not asked.
+/// Whether a process was started as the shim of this container. Nobody can say it of one that
+/// sleeps uninterruptibly, which is an error.
 fn is_shim_of(pid: u32, namespace: &str, id: &str) -> Result<bool> {
-    let until = Instant::now() + ASKED;
-    while proc::stat(pid)?.is_some_and(|stat| stat.state == 'D') {
-        if Instant::now() >= until {
-            bail!("process {pid} sleeps uninterruptibly: nobody can ask it whose shim it is");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-    let has = |flag: &[u8], value: &str| {
-        words
-            .windows(2)
-            .any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
-    };
-    Ok(has(b"-namespace", namespace) && has(b"-id", id))
+    strays::is_pair_of(pid, namespace, id, Instant::now() + ASKED)?.ok_or_else(|| {
+        anyhow!("process {pid} sleeps uninterruptibly: nobody can ask it whose shim it is")
+    })
 }
 
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so

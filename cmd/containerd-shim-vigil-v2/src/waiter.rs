@@ -97,9 +97,8 @@ impl<'a> Case<'a> {
 
     /// As [`Case::new`], for `delete`: by whom it was run.
     pub fn asked(flags: &'a Flags, bundle: &'a Path) -> Self {
-        let asked_by = pidfd::open(process::parent_pid()).ok();
         Self {
-            asked_by,
+            asked_by: asker(process::parent_pid()),
             ..Self::new(flags, bundle)
         }
     }
@@ -378,6 +377,12 @@ impl<'a> Case<'a> {
     }
 }
 
+/// Who ran `delete`, by its parent: an orphan's is the host's first process, which asked for
+/// nothing and never ends.
+fn asker(parent: u32) -> Option<OwnedFd> {
+    (parent > 1).then(|| pidfd::open(parent).ok())?
+}
+
 fn reaper(bundle: &Path, owner: &Owner) -> Option<pair::Incarnation> {
     let pair = Pair::read(&bundle.join(names::PAIR), owner).ok()?;
     Some(pair.reaper)
@@ -459,5 +464,19 @@ impl sweep::Bundles for Dead {
             debug_socket: String::new(),
         };
         Case::new(&flags, &stone.bundle).finish_bundle()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `delete` outlived the containerd that ran it, another came, and asks for the bundle
+    /// itself: the waiter took the host's first process for who had asked, which never ends, and
+    /// removed the bundle.
+    #[test]
+    fn a_delete_without_a_parent_was_asked_by_nobody_who_lives() {
+        assert!(asker(1).is_none());
+        assert!(asker(std::process::id()).is_some());
     }
 }

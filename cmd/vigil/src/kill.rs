@@ -10,9 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args as ClapArgs;
 use serde_json::json;
 use vigil_host::enact::Report;
-use vigil_host::proc::{self, Checked};
 use vigil_journal::names;
-use vigil_journal::pair::Pair;
 use vigil_reconcile::Goal;
 use vigil_sys::{Errno, fd, pidfd, signal};
 
@@ -82,10 +80,9 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
         );
     }
     let mut killed = Vec::new();
-    let pair_file = found.bundle.join(names::PAIR);
     for look in 0..LOOKS {
         // Gone with its bundle, if containerd was quicker.
-        let recorded = match Pair::read(&pair_file, &found.owner()) {
+        let recorded = match pair::Halves::read(&found) {
             Ok(recorded) => recorded,
             Err(_) if !found.bundle.exists() => break,
             Err(_) if look > 0 => break,
@@ -107,10 +104,8 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
             }
         };
         let before = killed.len();
-        for half in std::iter::once(recorded.reaper).chain(recorded.shim) {
-            if let Checked::Same(process) = proc::open_checked(&pair::incarnation(&half))?
-                && pidfd::is_dead(&process) == Ok(false)
-            {
+        for half in std::iter::once(&recorded.pair.reaper).chain(&recorded.pair.shim) {
+            if let Some(process) = recorded.open(&found, half)? {
                 end(&process, until)?;
                 killed.push(half.pid);
             }

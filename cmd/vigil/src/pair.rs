@@ -6,9 +6,11 @@
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use vigil_host::chain;
 use vigil_host::proc::{self, Checked};
+use vigil_host::strays;
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{names, pair};
 use vigil_model::{BootId, Incarnation};
@@ -16,6 +18,9 @@ use vigil_sys::pidfd;
 
 use crate::place::Found;
 use crate::{processes, program};
+
+/// For a process that sleeps uninterruptibly and is to be asked for its arguments.
+const ASKED: Duration = Duration::from_millis(500);
 
 /// The pair, all in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +73,46 @@ impl Seen {
     pub fn any_alive(&self) -> bool {
         let halves = [self.reaper, self.shim];
         halves.iter().flatten().any(|half| half.alive == Some(true))
+    }
+}
+
+/// The two as they are on record, for who signals them.
+#[derive(Debug)]
+pub struct Halves {
+    /// What is on record.
+    pub pair: pair::Pair,
+    /// The file does not say whose it is: version 1 did not. The processes do.
+    anonymous: bool,
+}
+
+impl Halves {
+    /// Reads them; what is another container's is an error.
+    pub fn read(found: &Found) -> Result<Self, pair::PairError> {
+        let path = found.bundle.join(names::PAIR);
+        let (pair, owner) = pair::Pair::read_any(&path)?;
+        let claimed = found.owner().claims(&path, owner.as_ref());
+        claimed.map_err(|source| pair::PairError::NotOurs { source })?;
+        Ok(Self {
+            pair,
+            anonymous: owner.is_none(),
+        })
+    }
+
+    /// One of them, if it lives and is this container's.
+    pub fn open(
+        &self,
+        found: &Found,
+        half: &pair::Incarnation,
+    ) -> vigil_host::Result<Option<OwnedFd>> {
+        let Checked::Same(fd) = proc::open_checked(&incarnation(half))? else {
+            return Ok(None);
+        };
+        let (namespace, id) = (found.namespace.as_str(), found.id.as_str());
+        let until = Instant::now() + ASKED;
+        // Of whom nobody can say whose it is, nobody else is ended.
+        let ours =
+            !self.anonymous || strays::is_pair_of(half.pid, namespace, id, until)?.unwrap_or(false);
+        Ok((ours && pidfd::is_dead(&fd) == Ok(false)).then_some(fd))
     }
 }
 

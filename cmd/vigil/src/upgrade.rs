@@ -15,7 +15,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args as ClapArgs;
 use serde_json::json;
 use vigil_host::chain;
-use vigil_host::proc::{self, Checked};
 use vigil_journal::names;
 use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
@@ -285,14 +284,14 @@ struct Living {
 }
 
 fn living(found: &Found) -> Result<Living, (Outcome, String)> {
-    let pair = Pair::read(&found.bundle.join(names::PAIR), &found.owner())
-        .map_err(|error| (Outcome::NoPair, chain(&error)))?;
-    match proc::open_checked(&pair::incarnation(&pair.reaper)) {
-        Ok(Checked::Same(pidfd)) if pidfd::is_dead(&pidfd) == Ok(false) => Ok(Living {
-            reaper: pair.reaper.pid,
+    let halves = pair::Halves::read(found).map_err(|error| (Outcome::NoPair, chain(&error)))?;
+    let reaper = &halves.pair.reaper;
+    match halves.open(found, reaper) {
+        Ok(Some(pidfd)) => Ok(Living {
+            reaper: reaper.pid,
             pidfd,
         }),
-        Ok(_) => Err((Outcome::NoPair, "its reaper is gone".to_owned())),
+        Ok(None) => Err((Outcome::NoPair, "its reaper is gone".to_owned())),
         Err(error) => Err((Outcome::Failed, chain(&error))),
     }
 }

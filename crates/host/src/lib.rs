@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod enact;
 mod error;
+pub mod kin;
 pub mod observe;
 pub mod proc;
 pub mod rootfs;

@@ -3,6 +3,7 @@
 //! does not say is looked up in the order of trust: runc's state, the spec,
 //! the names containerd uses by convention.
 
+mod members;
 mod others;
 mod runc_state;
 
@@ -17,7 +18,7 @@ use vigil_model::{
     Verb,
 };
 use vigil_reconcile as judge;
-use vigil_reconcile::{Boot, Facts, Group, Init, Present, RuncDelete, Said};
+use vigil_reconcile::{Boot, Claimed, Facts, Group, Init, Present, RuncDelete, Said};
 use vigil_sys::pidfd;
 
 pub use runc_state::{Found, RuncState};
@@ -25,6 +26,7 @@ pub use runc_state::{Found, RuncState};
 use crate::bundle::Spec;
 use crate::cgroup::{self, Cgroup, Hierarchies};
 use crate::enact::Left;
+use crate::kin::{self, Family};
 use crate::proc::{self, Checked};
 use crate::rootfs::mountinfo;
 use crate::runc::Runtime;
@@ -79,6 +81,8 @@ pub struct Subject {
     pub execs: Vec<Incarnation>,
     /// Its cgroups.
     pub claims: Vec<Claim>,
+    /// By what they are known.
+    pub claimed: Claimed,
     /// Whether init has a pid namespace of its own.
     pub private_pid_ns: Option<bool>,
     /// How far `runc delete` came.
@@ -120,6 +124,7 @@ impl Subject {
             exit: None,
             execs: Vec::new(),
             claims: Vec::new(),
+            claimed: Claimed::Recorded,
             private_pid_ns: None,
             runc_delete: RuncDelete::NotTried,
             socket: None,
@@ -225,6 +230,8 @@ pub struct Observed {
     pub cgroup: Option<Cgroup>,
     /// The claims they were opened by.
     pub claims: Vec<Claim>,
+    /// By what those are known.
+    pub claimed: Claimed,
     /// What had to be looked for elsewhere, and what could not be looked at.
     pub notes: Vec<String>,
 }
@@ -269,35 +276,63 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     };
 
     let heard = heard(subject, &runc);
-    let (claims, guessed) = claims(subject, heard, state, hierarchies, &mut notes);
-    let cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
-    let group = look_at_group(cgroup.as_ref(), &mut notes);
-
-    let (mut others, unsure) = others::marked(subject, heard, cgroup.as_ref(), &mut notes);
-    let init = subject.init.clone().or_else(|| {
+    let (claims, claimed, sure) = claims(subject, heard, state, hierarchies, &mut notes);
+    let mut cgroup = hierarchies.and_then(|h| note(Cgroup::open(h, &claims), &mut notes));
+    let mut init = subject.init.clone().or_else(|| {
         let init = state.and_then(|state| state.init.clone());
         if init.is_some() {
             notes.push("init is known from runc's state only".to_owned());
-            return init;
-        }
-        // Of several the last one made: the others only made it.
-        let init = others
-            .iter()
-            .max_by_key(|p| (p.start_ticks, p.pid))
-            .cloned();
-        if init.is_some() {
-            notes.push("init is known by the mark of the runtime only".to_owned());
         }
         init
     });
+    let private_pid_ns = subject.private_pid_ns.unwrap_or_else(|| {
+        Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
+    });
+    let (mut boot, mut init_fact, mut init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
+    let mut others = others::execs(subject, &mut notes);
+    let known = kin::Known {
+        init: init.as_ref(),
+        // Another boot's numbers mean nothing here.
+        init_is: match boot {
+            // runc's state may name a wrong one; that one is dead proves nothing then.
+            Boot::Same if subject.init.is_none() && init_fact == Init::Dead => Init::Unknown,
+            Boot::Same => init_fact,
+            Boot::Other | Boot::Unknown => Init::Unknown,
+        },
+        private_pid_ns,
+        reaper: subject
+            .below
+            .as_ref()
+            .and_then(|b| b.true_reaper(&mut notes)),
+        named: others.iter().map(|exec| exec.pid).collect(),
+        bundle: subject.stone.is_none().then(|| subject.bundle.clone()),
+    };
+    let family = Family::of(known);
+    // Of another boot nobody is signalled, whoever is there.
+    let looked_into = cgroup.as_mut().filter(|_| boot != Boot::Other);
+    let members = members::of((subject, heard), looked_into, family, claimed, &mut notes);
+    if init.is_none() {
+        // Of several the last one made: the others only made it.
+        let marked = members.marked.iter();
+        init = marked.max_by_key(|p| (p.start_ticks, p.pid)).cloned();
+        if init.is_some() {
+            notes.push("init is known by the mark of the runtime only".to_owned());
+            (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
+        }
+    }
+    others.extend(members.marked);
+    others.extend(members.kin);
     others.retain(|other| Some(other) != init.as_ref());
-    others.extend(others::execs(subject, &mut notes));
-    let (boot, mut init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
+    others.sort_by_key(|other| (other.pid, other.start_ticks));
+    others.dedup_by_key(|other| (other.pid, other.start_ticks));
+    let group = look_at_group(cgroup.as_ref(), &mut notes);
     if init_fact == Init::Unnamed
         && heard != Said::Gone
-        && (unsure
+        && (members.unsure
+            // It runs where it would be, and nothing says that it is somebody else's.
+            || heard == Said::Unreadable && members.unproven
             || matches!(runc, Found::Torn(_) | Found::Unread(_))
-                && (!group_tells(group) || guessed && group == Group::Absent))
+                && (!group_tells(group) || !sure && group == Group::Absent))
     {
         // Unread is not unwritten: it may name one that lives where nobody
         // would look for it.
@@ -352,17 +387,27 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         others,
         runc,
         exit,
-        private_pid_ns: subject.private_pid_ns.unwrap_or_else(|| {
-            Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
-        }),
+        private_pid_ns,
         pid_file: pid_file(&subject.bundle).filter(|_| subject.stone.is_none()),
         cgroup,
         claims,
+        claimed,
         notes,
     }
 }
 
 impl Below {
+    /// The reaper, if it lives. A shim that lives without one is in its place here, but what
+    /// the runtime makes does not hang below it.
+    fn true_reaper(&self, notes: &mut Vec<String>) -> Option<u32> {
+        let pid = self.reaper.pid;
+        let same = matches!(
+            note(proc::open_checked(&self.reaper), notes),
+            Some(Checked::Same(_))
+        );
+        (same && !self.spare.contains(&pid)).then_some(pid)
+    }
+
     /// What descends from the reaper and is not spared; nothing if the reaper
     /// itself is gone.
     pub fn pids(&self) -> crate::Result<Vec<u32>> {
@@ -464,26 +509,26 @@ fn heard(subject: &Subject, runc: &Found) -> Said {
     subject.said
 }
 
-/// The recorded claims, else what runc, the spec or convention say. What was
-/// there before is then not known; a directory that carries the container's id
-/// in its name is taken for its own, any other is not. `true`: where they are
-/// is a guess.
+/// The recorded claims, else what runc, the spec or convention say, by which of both, and
+/// whether they are all there can be. What was there before is then not known; a directory that
+/// carries the container's id in its name is taken for its own as long as nobody is in it who is
+/// not the container's, any other is not.
 fn claims(
     subject: &Subject,
     heard: Said,
     state: Option<&RuncState>,
     hierarchies: Option<&Hierarchies>,
     notes: &mut Vec<String>,
-) -> (Vec<Claim>, bool) {
+) -> (Vec<Claim>, Claimed, bool) {
     if !subject.claims.is_empty() || subject.stone.is_some() {
-        return (subject.claims.clone(), false);
+        return (subject.claims.clone(), subject.claimed, true);
     }
     let Some(hierarchies) = hierarchies else {
-        return (Vec::new(), true);
+        return (Vec::new(), Claimed::Guessed, false);
     };
     // Without a Create nothing can be there that is ours.
     if heard == Said::Nothing && state.is_none() {
-        return (Vec::new(), false);
+        return (Vec::new(), Claimed::Recorded, true);
     }
     if let Some(state) = state.filter(|s| !s.cgroups.is_empty()) {
         notes.push("cgroups are known from runc's state only".to_owned());
@@ -492,10 +537,15 @@ fn claims(
             Some((h.name.clone(), controller.clone()))
         });
         let claims = dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
-        return (claims, false);
+        let claimed = if state.is_of(&subject.bundle) {
+            Claimed::Recorded
+        } else {
+            Claimed::Guessed
+        };
+        return (claims, claimed, true);
     }
     let by_spec = note(Spec::load(&subject.bundle), notes).map(|spec| spec.cgroups_path);
-    let guessed = by_spec.is_none();
+    let sure = by_spec.is_some();
     let path = if let Some(path) = by_spec {
         notes.push("cgroups are known from config.json only".to_owned());
         path
@@ -511,11 +561,11 @@ fn claims(
         cgroup::systemd_host(),
     );
     let Some(placement) = note(placement, notes) else {
-        return (Vec::new(), true);
+        return (Vec::new(), Claimed::Guessed, false);
     };
     let dirs = placement.dirs.into_iter();
     let claims = dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
-    (claims, guessed)
+    (claims, Claimed::Guessed, sure)
 }
 
 /// A claim by name; see [`cgroup::named_for`].

@@ -231,6 +231,27 @@ pub fn program_of_the_host(pid: u32) -> Option<String> {
     Some(program.file_name()?.to_string_lossy().into_owned())
 }
 
+/// The name of a shim or monitor that looks after containers, if this process is one: known by
+/// the file it runs, since a container's process may call itself what it likes.
+pub fn looks_after(pid: u32) -> Option<String> {
+    let program = program_of_the_host(pid)?;
+    (program.starts_with("containerd-shim") || program == "conmon").then_some(program)
+}
+
+/// Whether this process is the first of a pid namespace below ours: who becomes an orphan there
+/// becomes its child.
+pub fn is_first(pid: u32) -> bool {
+    let path = PathBuf::from(format!("/proc/{pid}/status"));
+    let Ok(status) = read_bounded(&path, 1 << 20) else {
+        return false;
+    };
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let numbers = lines.find_map(|line| line.strip_prefix(b"NSpid:"));
+    let numbers = numbers.and_then(|numbers| std::str::from_utf8(numbers).ok());
+    let numbers: Vec<&str> = numbers.unwrap_or_default().split_whitespace().collect();
+    numbers.len() > 1 && numbers.last() == Some(&"1")
+}
+
 /// Opens a pidfd; `None` if there is no such process.
 fn open(pid: u32) -> Result<Option<OwnedFd>> {
     match pidfd::open(pid) {

@@ -355,6 +355,30 @@ pub fn is_ours(pid: u32, reaper: u32) -> bool {
         && arguments(pid).is_some_and(|words| serves(&words) && words.len() > 2)
 }
 
+/// Whether a process was started as the reaper or shim of this container, by its own arguments:
+/// for a file that names a process and does not say whose it is. They are in its memory, which
+/// one that sleeps uninterruptibly may hold for ever: `None` if it does so until then.
+pub fn is_pair_of(
+    pid: u32,
+    namespace: &str,
+    id: &str,
+    until: Instant,
+) -> crate::Result<Option<bool>> {
+    while proc::stat(pid)?.is_some_and(|stat| stat.state == 'D') {
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(Some(arguments(pid).is_some_and(|words| {
+        let has = |flag: &[u8], value: &str| {
+            let mut pairs = words.windows(2);
+            pairs.any(|two| two[0] == flag && two[1] == value.as_bytes())
+        };
+        has(b"-namespace", namespace) && has(b"-id", id)
+    })))
+}
+
 /// Whether this is a worker of the shim of this container, or what its shim had forked
 /// a moment ago: of the pair's session, with the shim's arguments.
 fn is_worker(pid: u32, session: u32, id: &str) -> bool {

@@ -7,11 +7,13 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 mod facts;
+mod kin;
 mod plan;
 mod table;
 mod verdict;
 
 pub use facts::{Boot, Exit, Facts, Group, Init, Present, RuncDelete, Said};
+pub use kin::{Above, Claimed, Kin, PidNs, Ties, kin};
 pub use plan::{Action, Goal, plan};
 pub use table::{Row, decide, row, rows};
 pub use verdict::Verdict;

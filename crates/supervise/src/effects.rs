@@ -331,8 +331,12 @@ impl Owner {
             if let Some(update) = update {
                 update.end().await;
             }
-            if never_started && let Some(cgroup) = cgroup {
-                if !gone::kill_all(&cgroup, gone::KILL_WAIT).await {
+            if never_started
+                && let Some(cgroup) = cgroup
+                && let Some(init) = &end.init
+            {
+                let family = gone::family(&tools.place, plan.private_pid_ns, Some(init));
+                if !gone::end_created(&family, &cgroup, init).await {
                     let held = holdouts(&cgroup);
                     return Message::VerbOver {
                         verb: Verb::Delete,

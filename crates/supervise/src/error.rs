@@ -53,6 +53,17 @@ pub enum Error {
         /// How many of them came.
         came: u64,
     },
+    /// The journal is damaged, and nobody has a copy of it.
+    #[error(
+        "{} is damaged at byte {at}, and the reaper has no copy: nobody can say what became of the container since; `vigil kill` ends it",
+        path.display()
+    )]
+    JournalLost {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Where.
+        at: u64,
+    },
     /// The journal could not be opened, written or read.
     #[error("the journal failed")]
     Journal {

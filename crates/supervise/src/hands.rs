@@ -284,8 +284,9 @@ impl Hands {
             }
         }
         if whole && let Some(cgroup) = &self.cgroup {
+            let family = jobs::gone::family(&self.tools.place, private_pid_ns, Some(process));
             cgroup
-                .signal_others(number, process.pid)
+                .signal_others(number, process.pid, &family)
                 .map_err(|error| jobs::refusal(&error))?;
         }
         // Not for an exec: the container would run on as a paused one.

@@ -50,7 +50,9 @@ impl JournalLedger {
     /// Opens the journal at `path`; gives back what it knows. The `first` shim of a pair makes
     /// it. One that takes over must not: with an empty one it would say that there is no
     /// task, and leave to nobody what is there. If it finds it damaged, cut, gone or another's,
-    /// it is set aside and written anew from the second copy in the reaper's `memory`.
+    /// it is set aside and written anew from the second copy in the reaper's `memory`. Damaged
+    /// and without a copy it is left as it is, and nobody serves by it: with what was lost of it
+    /// the container would be denied.
     pub fn open(
         path: &Path,
         boot: BootId,
@@ -62,6 +64,11 @@ impl JournalLedger {
             version: pretended(WRITES).unwrap_or(VERSION),
             ..Settings::default()
         };
+        let kept = memory.as_ref().filter(|_| !first);
+        let kept = kept.and_then(|memory| Mirror::read(memory, owner).ok().flatten());
+        if !first && kept.is_none() {
+            is_whole(path, owner)?;
+        }
         // First what is there: to make one takes room, and a shim that takes over on a
         // full file system needs none.
         let opened = match Journal::open(path, owner, settings) {
@@ -81,8 +88,6 @@ impl JournalLedger {
             };
             return Err(Error::Journal { source: newer });
         }
-        let kept = memory.as_ref().filter(|_| !first);
-        let kept = kept.and_then(|memory| Mirror::read(memory, owner).ok().flatten());
         let next = |replayed: &Replayed| replayed.header.start_seq + replayed.records.len() as u64;
         let own = |replayed: &Replayed| {
             let task = replay(replayed).ok()?;
@@ -279,6 +284,28 @@ impl Ledger for JournalLedger {
     }
 }
 
+/// An error if records of this journal are lost: it is damaged in the middle, or nothing can be
+/// read behind its header although the runtime has made a container here. Changes nothing.
+fn is_whole(path: &Path, owner: &Owner) -> Result<(), Error> {
+    // What else is wrong with it, opening it will tell.
+    let Ok(Replayed {
+        records, tail, end, ..
+    }) = vigil_journal::replay(path, owner)
+    else {
+        return Ok(());
+    };
+    let made = || std::fs::symlink_metadata(path.with_file_name("init.pid")).is_ok();
+    let at = match tail {
+        Tail::Corrupt { at, .. } => at,
+        Tail::Clean | Tail::Torn { .. } if records.is_empty() && made() => end,
+        Tail::Clean | Tail::Torn { .. } => return Ok(()),
+    };
+    Err(Error::JournalLost {
+        path: path.to_owned(),
+        at,
+    })
+}
+
 pub(crate) fn replay(replayed: &Replayed) -> Result<Task, Error> {
     let frames = replayed.records.iter();
     let frames = frames.map(|record| (record.kind, &record.payload[..]));
@@ -288,4 +315,49 @@ pub(crate) fn replay(replayed: &Replayed) -> Result<Task, Error> {
 /// Without the second copy all is well as long as nobody touches the first.
 fn unmirrored(error: &io::Error) {
     log::warn!("no second copy of the journal is kept: {error}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    /// A pair that began before there was a second copy: its damaged journal was replaced by an
+    /// empty one, the shim denied its running container, and `delete` then left it running.
+    #[test]
+    fn a_damaged_journal_without_a_copy_is_neither_replaced_nor_served_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let owner = Owner::with_salt("ns", "c1", 5);
+        let boot = BootId::parse(&vigil_host::proc::boot_id().unwrap().0).unwrap();
+        let settings = Settings::default();
+        let mut made = Journal::create(&path, boot, &owner, settings).unwrap();
+        for _ in 0..4 {
+            made.append(KIND_RECORD, &[7; 64]).unwrap();
+        }
+        drop(made);
+        std::fs::write(dir.path().join("init.pid"), "1").unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let mut middle = good.clone();
+        middle[good.iter().rposition(|byte| *byte != 0).unwrap() - 150] ^= 0xff;
+        // Its header alone is left.
+        let mut blind = good.clone();
+        blind[256..].iter_mut().for_each(|byte| *byte = !*byte);
+        let mut blank = good.clone();
+        blank[256..].fill(0);
+        for bytes in [middle, blind, blank] {
+            std::fs::write(&path, &bytes).unwrap();
+            let opened = JournalLedger::open(&path, boot, &owner, false, None);
+            assert!(
+                matches!(opened, Err(Error::JournalLost { .. })),
+                "{opened:?}"
+            );
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            let files = std::fs::read_dir(dir.path()).unwrap().count();
+            assert_eq!(files, 2, "something was put beside it");
+        }
+        // No container has been made yet: there is nothing to deny.
+        std::fs::remove_file(dir.path().join("init.pid")).unwrap();
+        JournalLedger::open(&path, boot, &owner, false, None).unwrap();
+    }
 }

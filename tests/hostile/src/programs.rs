@@ -93,6 +93,15 @@ pub fn runc_options(binary: &str) -> Any {
     any("containerd.runc.v1.Options", field(6, binary))
 }
 
+/// The runtime's options with this root for its state.
+#[must_use]
+pub fn runc_root_options(root: &Path) -> Any {
+    any(
+        "containerd.runc.v1.Options",
+        field(7, &root.to_string_lossy()),
+    )
+}
+
 /// The generic options with this TOML.
 #[must_use]
 pub fn toml_options(body: &str) -> Any {

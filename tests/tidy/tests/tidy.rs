@@ -243,7 +243,7 @@ const LAID_DOWN: [(&str, &str, &str); 7] = [
         "a directory that we have named ourselves",
     ),
     (
-        "crates/supervise/src/jobs/clear.rs",
+        "crates/host/src/proc.rs",
         "containerd-shim",
         "the file that a process of the host runs, laid down by containerd",
     ),

@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use vigil_reconcile::{Claimed, Kin};
 use vigil_sys::{Errno, pidfd};
 
 use super::{Cgroup, Freeze, Mode, tree};
+use crate::kin::Family;
 use crate::{Error, Result};
 
 /// `SIGKILL`.
@@ -129,7 +131,7 @@ impl Cgroup {
     }
 
     fn send_kill(&self) -> Result<Stage> {
-        let sent = self.signal_each(KILL, &mut BTreeSet::new());
+        let sent = self.signal_each(KILL, &mut BTreeSet::new(), &|_| Ok(true));
         // Thaw whatever happened: a frozen container helps nobody.
         self.thaw_all()?;
         sent?;
@@ -173,19 +175,28 @@ impl Cgroup {
     /// Sends a signal to every process of the container, passing over the list
     /// until it holds nobody new. A frozen one gets it when it is thawed.
     pub fn signal_all(&self, signal: i32) -> Result<Sent> {
-        self.signal_but(signal, BTreeSet::new())
+        self.signal_but(signal, BTreeSet::new(), &|_| Ok(true))
     }
 
-    /// The same for all but one, who was sent it already: a second SIGTERM
-    /// means something else to many programs than the first.
-    pub fn signal_others(&self, signal: i32, told: u32) -> Result<Sent> {
-        self.signal_but(signal, BTreeSet::from([told]))
+    /// The same for those of this family, and not for one who was sent it already: a second
+    /// SIGTERM means something else to many programs than the first.
+    pub fn signal_others(&self, signal: i32, told: u32, family: &Family) -> Result<Sent> {
+        let ours = |pid| {
+            let judged = family.judge(&[pid], Claimed::Recorded)?;
+            Ok(judged.values().all(|kin| *kin == Kin::Ours))
+        };
+        self.signal_but(signal, BTreeSet::from([told]), &ours)
     }
 
-    fn signal_but(&self, signal: i32, mut done: BTreeSet<u32>) -> Result<Sent> {
+    fn signal_but(
+        &self,
+        signal: i32,
+        mut done: BTreeSet<u32>,
+        may: &dyn Fn(u32) -> Result<bool>,
+    ) -> Result<Sent> {
         let mut all = Sent::default();
         for _ in 0..PASSES {
-            let sent = self.signal_each(signal, &mut done)?;
+            let sent = self.signal_each(signal, &mut done, may)?;
             all.delivered += sent.delivered;
             all.left_out += sent.left_out;
             if sent == Sent::default() {
@@ -196,7 +207,12 @@ impl Cgroup {
     }
 
     /// One pass over those not in `done`.
-    fn signal_each(&self, signal: i32, done: &mut BTreeSet<u32>) -> Result<Sent> {
+    fn signal_each(
+        &self,
+        signal: i32,
+        done: &mut BTreeSet<u32>,
+        may: &dyn Fn(u32) -> Result<bool>,
+    ) -> Result<Sent> {
         let mut sent = Sent::default();
         for group in self.ours() {
             for pid in tree::pids(&group.dir)? {
@@ -217,7 +233,7 @@ impl Cgroup {
                 // Asked after the descriptor was opened: if the number has
                 // changed hands before that, the process it means now is
                 // judged by its own cgroup; if after, the descriptor is dead.
-                if !group.holds(pid)? {
+                if !group.holds(pid)? || !may(pid)? {
                     sent.left_out += 1;
                     continue;
                 }

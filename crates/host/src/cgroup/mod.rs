@@ -15,6 +15,7 @@ mod stats;
 mod tests;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ struct Group {
     inode: u64,
     /// Whether it may be killed, frozen and removed.
     ours: bool,
+    /// Whether this very process is in it or below.
+    holds_us: bool,
     /// Out-of-memory kills counted here before the container was.
     old_ooms: u64,
     dir: File,
@@ -129,6 +132,7 @@ impl Cgroup {
             groups.push(Group {
                 hierarchy: claim.hierarchy.clone(),
                 ours: claim.ours() && !holds_us && path != hierarchy.mount,
+                holds_us: holds_us || path == hierarchy.mount,
                 path,
                 cgroup,
                 inode,
@@ -214,9 +218,31 @@ impl Cgroup {
         Ok(found)
     }
 
+    /// Processes in directories that are not ours, as far as those are a container's and not
+    /// the host's.
+    pub fn others_pids(&self) -> Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for group in self.groups.iter().filter(|g| !g.ours && !g.holds_us) {
+            all.extend(tree::pids(&group.dir)?);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Gives up what holds one of these: it is somebody else's too, and is neither killed,
+    /// frozen nor removed any more.
+    pub fn share_with(&mut self, strangers: &BTreeSet<u32>) -> Result<()> {
+        for group in self.groups.iter_mut().filter(|g| g.ours) {
+            let pids = tree::pids(&group.dir)?;
+            group.ours = !pids.iter().any(|pid| strangers.contains(pid));
+        }
+        Ok(())
+    }
+
     /// Processes in any hierarchy's directory of ours: one that moved itself
     /// out of one is still in the others.
-    fn our_pids(&self) -> Result<Vec<u32>> {
+    pub fn our_pids(&self) -> Result<Vec<u32>> {
         let mut all = Vec::new();
         for group in self.ours() {
             all.extend(tree::pids(&group.dir)?);

@@ -13,6 +13,8 @@ use vigil_model::metrics::Metrics;
 use vigil_model::{Before, Claim, TaskId};
 
 use super::*;
+use crate::kin::{Family, Known};
+use vigil_reconcile::Init;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -361,7 +363,16 @@ fn who_was_told_already_is_not_told_again() {
         let init = place.run("", "exec sleep 100");
         place.run("", "exec sleep 100");
         let cgroup = place.take(init);
-        cgroup.signal_others(15, init).unwrap();
+        let process = crate::proc::incarnation(init).unwrap().unwrap();
+        let family = Family::of(Known {
+            init: Some(&process),
+            init_is: Init::Alive,
+            private_pid_ns: false,
+            reaper: None,
+            named: Vec::new(),
+            bundle: None,
+        });
+        cgroup.signal_others(15, init, &family).unwrap();
         until("only init is left", || cgroup.pids().unwrap() == [init]);
     }
 }

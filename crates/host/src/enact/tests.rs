@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vigil_model::{Before, BootId, Claim, Incarnation, Namespace, TaskId};
 use vigil_reconcile::{Action, Group, RuncDelete};
@@ -114,6 +114,7 @@ impl Container {
                 exit: None,
                 execs: Vec::new(),
                 claims,
+                claimed: vigil_reconcile::Claimed::Recorded,
                 private_pid_ns: None,
                 runc_delete: RuncDelete::NotTried,
                 socket: Some(socket),
@@ -166,7 +167,13 @@ impl Container {
     /// Nothing of it is on the host any more but its bundle.
     fn assert_gone(&self, report: &Report) {
         assert_eq!(report.left, [], "{report:?}");
-        assert!(!self.alive() && !report.may_live());
+        assert!(!report.may_live(), "{report:?}");
+        // Who is dying has left its cgroup a moment before it is dead.
+        let until = Instant::now() + LONG;
+        while self.alive() {
+            assert!(Instant::now() < until, "{report:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         for claim in &self.subject.claims {
             assert!(!Path::new(&claim.path).exists(), "{}", claim.path);
         }

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use vigil_model::{Incarnation, Status};
-use vigil_reconcile::{Action, Init, Present};
+use vigil_model::{Claim, Incarnation, Status};
+use vigil_reconcile::{Action, Claimed, Group, Init, Present};
 use vigil_sys::{Errno, fd, listen, pidfd};
 
 use super::runtime::Hooks;
@@ -396,7 +396,7 @@ impl Work<'_> {
     fn stone(&self, left: Vec<String>) -> Tombstone {
         Tombstone {
             init: self.seen.init.clone(),
-            claims: Tombstone::narrow(&self.seen.claims),
+            claims: self.claims_for_later(),
             private_pid_ns: Some(self.seen.private_pid_ns),
             ..Tombstone::of(self.subject, left)
         }
@@ -427,6 +427,22 @@ impl Work<'_> {
         };
         if let Err(e) = result {
             self.report.notes.push(said(&e));
+        }
+    }
+
+    /// What a stone claims is on record from then on: no guess about what others are in.
+    fn claims_for_later(&self) -> Vec<Claim> {
+        let proven = match self.seen.claimed {
+            Claimed::Recorded => true,
+            Claimed::Guessed | Claimed::Shared => match self.seen.facts.group {
+                Group::Empty | Group::Populated => true,
+                Group::Absent | Group::Foreign | Group::Unknown => false,
+            },
+        };
+        if proven {
+            Tombstone::narrow(&self.seen.claims)
+        } else {
+            Vec::new()
         }
     }
 

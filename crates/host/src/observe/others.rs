@@ -15,7 +15,6 @@ use vigil_reconcile::Said;
 use vigil_sys::pidfd;
 
 use super::{Subject, note};
-use crate::cgroup::Cgroup;
 use crate::proc::{self, Checked};
 use crate::runc::find_program;
 use crate::strays;
@@ -35,27 +34,20 @@ pub(super) fn execs(subject: &Subject, notes: &mut Vec<String>) -> Vec<Incarnati
     subject.execs.iter().filter(living).cloned().collect()
 }
 
-/// Processes in a cgroup that is not ours alone whose environment says that
-/// the runtime made them for this container and has not handed them over to
-/// the user's program yet. `true`: one may be among them that could not be asked.
+/// Those of these processes, which are in cgroups and not known to be ours, whose environment
+/// says that the runtime made them for this container and has not handed them over to the
+/// user's program yet. `true`: one may be among them that could not be asked.
 pub(super) fn marked(
     subject: &Subject,
     heard: Said,
-    cgroup: Option<&Cgroup>,
+    mut pids: Vec<u32>,
     notes: &mut Vec<String>,
 ) -> (Vec<Incarnation>, bool) {
     let expected = match heard {
         Said::Unreadable | Said::Creating | Said::HalfMade | Said::Live | Said::Ended => true,
         Said::Nothing | Said::Gone => false,
     };
-    // What is in a cgroup of ours is killed with it.
-    let Some(cgroup) = cgroup.filter(|cgroup| expected && cgroup.is_shared()) else {
-        return (Vec::new(), false);
-    };
-    let Some(mut pids) = note(cgroup.pids(), notes) else {
-        return (Vec::new(), true);
-    };
-    if pids.is_empty() {
+    if !expected || pids.is_empty() {
         return (Vec::new(), false);
     }
     // Who sleeps uninterruptibly may hold its memory, and is asked last.

@@ -3,17 +3,19 @@
 //! nobody alive looks after is brought to nothing the way `delete` does it.
 //! What a living shim looks after is never touched: the id is taken.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vigil_host::cgroup::{Cgroup, Hierarchies, named_for};
 use vigil_host::enact::{self, RUN, Tombstone};
+use vigil_host::kin::{Family, Known};
 use vigil_host::observe::{Found, RuncState, Subject, observe};
 use vigil_host::proc::{self, Checked};
 use vigil_host::worker::{Notes, Outcome, Worker};
-use vigil_model::{Before, Claim, Kind, Plan, Refusal};
-use vigil_reconcile::{Goal, Group, Said};
+use vigil_model::{Before, Claim, Incarnation, Kind, Plan, Refusal};
+use vigil_reconcile::{Claimed, Goal, Group, Init, Kin, Said};
 use vigil_sys::pidfd;
 
 use super::{Tools, gone, recover, resume};
@@ -33,8 +35,8 @@ pub(crate) fn in_the_way(tools: &Tools, plan: &Plan) -> bool {
         || plan.claims.iter().any(|claim| left_behind(claim, &subject))
 }
 
-/// A cgroup that carries this id in its name and holds processes: nobody else
-/// has a use for it.
+/// A cgroup that carries this id in its name and holds processes: most likely an earlier life's.
+/// That is to be looked at, and proves nothing.
 fn left_behind(claim: &Claim, subject: &Subject) -> bool {
     let populated = matches!(
         claim.before,
@@ -59,6 +61,7 @@ pub(crate) async fn clear(tools: Tools, plan: Box<Plan>) -> Result<(), Refusal> 
         ..claim.clone()
     });
     subject.claims = claims.collect();
+    subject.claimed = Claimed::Guessed;
     let worker = Worker::start_bound("clear", move |notes| {
         work(subject, Instant::now() + WAIT, notes)
     })
@@ -91,7 +94,12 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
     notes.doing("look at what an earlier life left");
     let dir = subject.runc_dir();
     let found = Found::from(RuncState::load(&dir));
-    match taken(&subject, &found)? {
+    let stone = Tombstone::of(&subject, Vec::new()).path(Path::new(RUN));
+    let stone = Tombstone::read(&stone).ok();
+    if on_record(&subject, &found, stone.as_ref()) {
+        subject.claimed = Claimed::Recorded;
+    }
+    match taken(&subject, &found, stone.as_ref())? {
         Way::Taken(by) => {
             notes.tell(&Told::Taken(by.clone()));
             return Err(by);
@@ -106,12 +114,12 @@ fn work(mut subject: Subject, deadline: Instant, notes: &Notes) -> Result<(), St
     }
     // What it said of itself is better than what its id suggests, as far as it is of the same
     // runc and claims no other cgroups: those may be somebody else's by now.
-    let stone = Tombstone::of(&subject, Vec::new()).path(Path::new(RUN));
-    if let Ok(known) = Tombstone::read(&stone).and_then(|stone| stone.subject())
+    if let Some(Ok(known)) = stone.map(|stone| stone.subject())
         && known.runtime.root == subject.runtime.root
     {
-        let claims = std::mem::replace(&mut subject, known).claims;
-        subject.claims = claims;
+        let before = std::mem::replace(&mut subject, known);
+        subject.claims = before.claims;
+        subject.claimed = before.claimed;
     }
     // Its rootfs lies where its bundle was.
     if let Found::State(RuncState {
@@ -160,7 +168,7 @@ enum Told {
 
 /// Who looks after a container of this id, if anybody does. Fails where that
 /// cannot be known.
-fn taken(subject: &Subject, found: &Found) -> Result<Way, String> {
+fn taken(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> Result<Way, String> {
     let chain = |error: vigil_host::Error| vigil_host::chain(&error);
     let state = match found {
         Found::State(state) => Some(state),
@@ -192,33 +200,77 @@ fn taken(subject: &Subject, found: &Found) -> Result<Way, String> {
     {
         return Ok(Way::Taken(format!("its bundle is {}", theirs.display())));
     }
-    for pid in pids {
-        if let Some(by) = shim_above(pid, &[]).map_err(chain)? {
+    for &pid in &pids {
+        if let Some(by) = shim_above(pid).map_err(chain)? {
             return Ok(Way::Taken(format!("{by} looks after process {pid}")));
         }
     }
     let hierarchies = Hierarchies::read().map_err(chain)?;
     let cgroup = Cgroup::open(&hierarchies, &subject.claims).map_err(chain)?;
     let members = cgroup.pids().map_err(chain)?;
-    for &pid in &members {
-        // Another containerd's container of the same path is no reason to refuse this one.
-        if shim_above(pid, &members).map_err(chain)?.is_some() {
-            return Ok(Way::Shared);
-        }
-        if let Found::Torn(error) = found {
-            let why = vigil_host::chain(error);
-            return Err(format!(
-                "process {pid} runs, and nobody can say whose it is: {why}"
-            ));
-        }
+    let init = state.and_then(|state| state.init.as_ref());
+    let named = stone.map_or_else(Vec::new, |stone| {
+        let known = stone.init.iter().chain(&stone.holdouts);
+        let same = |one: &&Incarnation| matches!(proc::open_checked(one), Ok(Checked::Same(_)));
+        known.filter(same).map(|one| one.pid).collect()
+    });
+    let family = Family::of(Known {
+        init,
+        init_is: if pids.is_empty() {
+            Init::Unnamed
+        } else {
+            Init::Alive
+        },
+        private_pid_ns: false,
+        reaper: None,
+        named,
+        bundle: None,
+    });
+    let judged = family.judge(&members, subject.claimed).map_err(chain)?;
+    let has = |whose: Kin| judged.iter().find(|(_, kin)| **kin == whose);
+    // Another containerd's container of the same path is no reason to refuse this one.
+    if has(Kin::Others).is_some() {
+        return Ok(Way::Shared);
+    }
+    if let (Some((pid, _)), Found::Torn(error)) = (judged.iter().next(), found) {
+        let why = vigil_host::chain(error);
+        return Err(format!(
+            "process {pid} runs, and nobody can say whose it is: {why}"
+        ));
+    }
+    if has(Kin::Unproven).is_some() {
+        return Ok(Way::Shared);
     }
     Ok(Way::Free)
 }
 
-/// The living shim or monitor a process descends from. It is outside of the container
-/// (`members`), of the host's root, and known by the file it runs: a container's process may
-/// call itself what it likes.
-fn shim_above(pid: u32, members: &[u32]) -> vigil_host::Result<Option<String>> {
+/// Whether the cgroups are known by more than their names: the tombstone of the earlier life,
+/// or what the runtime wrote down of it, names the very directories.
+fn on_record(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> bool {
+    let entombed = |claim: &Claim| {
+        let now = std::fs::symlink_metadata(&claim.path)
+            .ok()
+            .map(|meta| meta.ino());
+        let claims = stone.iter().flat_map(|stone| &stone.claims);
+        let mut same = claims.filter(|there| there.path == claim.path);
+        now.is_some() && same.any(|there| there.inode == now && there.ours())
+    };
+    let written = |claim: &Claim| match found {
+        Found::State(state) => {
+            let mut paths = state.cgroups.values();
+            paths.any(|path| path == Path::new(&claim.path))
+        }
+        Found::Nothing | Found::Torn(_) | Found::Unread(_) => false,
+    };
+    let mut there = subject
+        .claims
+        .iter()
+        .filter(|c| gone::exists(Path::new(&c.path)));
+    there.all(|claim| entombed(claim) || written(claim))
+}
+
+/// The living shim or monitor a process descends from.
+fn shim_above(pid: u32) -> vigil_host::Result<Option<String>> {
     let mut pid = pid;
     for _ in 0..GENERATIONS {
         let Some(stat) = proc::stat(pid)? else {
@@ -228,12 +280,7 @@ fn shim_above(pid: u32, members: &[u32]) -> vigil_host::Result<Option<String>> {
             break;
         }
         pid = stat.parent;
-        if members.contains(&pid) {
-            continue;
-        }
-        let program = proc::program_of_the_host(pid);
-        let looks_after = |name: &String| name.starts_with("containerd-shim") || name == "conmon";
-        if let Some(program) = program.filter(looks_after) {
+        if let Some(program) = proc::looks_after(pid) {
             return Ok(Some(format!("process {pid} ({program})")));
         }
     }

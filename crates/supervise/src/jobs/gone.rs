@@ -9,17 +9,20 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use vigil_host::cgroup::{Cgroup, Hierarchies, Killing, Progress};
 use vigil_host::enact::Left;
+use vigil_host::kin::{Family, Known};
+use vigil_host::proc::{self, Checked};
 use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::strays;
 use vigil_host::worker::{Outcome, Worker};
 use vigil_model::{Claim, Exit, Incarnation, Kind, Phase, Plan, Refusal};
-use vigil_reconcile::{Goal, RuncDelete, Said};
+use vigil_reconcile::{Goal, Init, RuncDelete, Said};
 
 use vigil_sys::pidfd;
 use vigil_sys::points::{self, Point};
 
 use super::{Tools, recover, runc, runtime};
+use crate::owner::Place;
 use crate::watched::watch;
 
 /// For mounting the rootfs: a loop or network device may be slow.
@@ -103,6 +106,51 @@ pub(crate) async fn kill_all(cgroup: &Cgroup, wait: Duration) -> bool {
     }
 }
 
+/// What is known of the container's processes, for who signals by its cgroup.
+pub(crate) fn family(place: &Place, private_pid_ns: bool, init: Option<&Incarnation>) -> Family {
+    let init_is = match init.map(proc::open_checked) {
+        None => Init::Unnamed,
+        Some(Ok(Checked::Same(fd))) if pidfd::is_dead(&fd) != Ok(true) => Init::Alive,
+        Some(Ok(_)) => Init::Dead,
+        Some(Err(_)) => Init::Unknown,
+    };
+    Family::of(Known {
+        init,
+        init_is,
+        private_pid_ns,
+        reaper: (!place.parent.is_us()).then(|| place.parent.pid()),
+        named: Vec::new(),
+        bundle: Some(place.bundle.clone()),
+    })
+}
+
+/// Kills a container that was never started, and nobody else who is in its cgroup; true if
+/// nothing of it is left.
+pub(crate) async fn end_created(family: &Family, cgroup: &Cgroup, init: &Incarnation) -> bool {
+    match family.shares(cgroup) {
+        Ok(false) => return kill_all(cgroup, KILL_WAIT).await,
+        Ok(true) => log::warn!("the cgroup is others' too: init alone is killed"),
+        Err(error) => {
+            log::warn!(
+                "nobody can say who is in the cgroup: {}",
+                vigil_host::chain(&error)
+            );
+        }
+    }
+    let Ok(Checked::Same(fd)) = proc::open_checked(init) else {
+        return true;
+    };
+    let sent = pidfd::send_signal(&fd, 9);
+    let deadline = tokio::time::Instant::now() + KILL_WAIT;
+    while pidfd::is_dead(&fd) != Ok(true) {
+        if sent.is_err() || tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    true
+}
+
 /// Undoes a Create, or a restore, that failed somewhere on its way: true if
 /// nothing is left of it.
 pub(crate) async fn undo(tools: &Tools, plan: &Plan) -> bool {
@@ -172,7 +220,8 @@ pub(crate) async fn delete(
     // Without a pid namespace of its own runc kills whoever is in the cgroup:
     // in one that is shared, strangers. Then nothing is asked of it.
     let finish_at = until.checked_sub(FINISH_WAIT).unwrap_or(until);
-    let shared = !plan.private_pid_ns && plan.claims.iter().any(|claim| !claim.ours());
+    let shared = !plan.private_pid_ns
+        && (plan.claims.iter().any(|claim| !claim.ours()) || is_shared(&tools, &plan, &end));
     let ran = if shared {
         None
     } else {
@@ -222,6 +271,23 @@ pub(crate) async fn delete(
     }
     let _ = std::fs::remove_file(tools.place.bundle.join("init.pid"));
     Ok(())
+}
+
+/// Whether somebody else is in the cgroup by now, or nobody can say.
+fn is_shared(tools: &Tools, plan: &Plan, end: &End) -> bool {
+    let family = family(&tools.place, plan.private_pid_ns, end.init.as_ref());
+    let known = tools.hierarchies.read();
+    let cgroup = known.and_then(|known| Cgroup::open(known, &plan.claims));
+    match cgroup.and_then(|cgroup| family.shares(&cgroup)) {
+        Ok(shared) => shared,
+        Err(error) => {
+            log::warn!(
+                "who is in the cgroup is not known: {}",
+                vigil_host::chain(&error)
+            );
+            true
+        }
+    }
 }
 
 /// `runc delete`, unless runc knows nothing of the container any more. One

@@ -144,10 +144,10 @@ fn after(kit: &Kit, subset: &[Part], alive_too: bool) -> Result<()> {
         }
     }
     let outcome = lives_again(kit, &container);
-    // By these a living leftover is known to be ours. Without them its cgroup is a
-    // stranger's: Create works beside it, and nobody hurts it.
-    let known = [Part::RuncState, Part::Files, Part::Journal];
-    let known = known.iter().any(|part| subset.contains(part));
+    // By what the runtime wrote down a living leftover is known to be ours. A journal of an
+    // earlier life is set aside by `start`, and the name of a cgroup tells nobody from somebody
+    // else's container: Create works beside those, and nobody hurts them.
+    let known = subset.contains(&Part::RuncState);
     let outcome = outcome.and_then(|()| {
         if alive_too && !known {
             let living = before.iter().filter(|p| alive(p.pid)).count();

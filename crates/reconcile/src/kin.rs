@@ -1,0 +1,196 @@
+//! Who may be signalled: whether a process that is seen in a cgroup of the container's is the
+//! container's. A cgroup says nothing by its name, and one that was ours alone may be somebody
+//! else's as well by now. Whoever signals by a cgroup asks here first.
+
+/// By what a cgroup is known to be the container's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claimed {
+    /// A record: nothing, or nobody, was there before, or the runtime's own state of this
+    /// bundle names it.
+    Recorded,
+    /// Its name, or what a spec or convention say. That is a guess, and proves nothing.
+    Guessed,
+    /// Whatever it was: somebody else is in it now, and that one is there proves nothing.
+    Shared,
+}
+
+/// What is at the top of a process's line of ancestors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Above {
+    /// The pair of the container, or a process that is the container's.
+    Ours,
+    /// A living shim or monitor of somebody else.
+    Others,
+    /// Nobody who looks after it.
+    Nobody,
+}
+
+/// A process's pid namespace, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PidNs {
+    /// The one that init made: nobody else's processes are there.
+    Inits,
+    /// The host's: the container shares it, or somebody was moved into its cgroup.
+    Hosts,
+    /// One of another container that the container joined. Whose parent dies there becomes a
+    /// child of that one's init, which is nobody who looks after it.
+    Joined,
+    /// One that is neither the host's nor the container's.
+    Another,
+    /// It cannot be compared.
+    Unknown,
+}
+
+/// What is known of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ties {
+    /// It is init or an exec by a record, or bears the mark of a call of the runtime for this
+    /// very container.
+    pub named: bool,
+    /// It lives in the root file system that is mounted in the container's bundle. With the name
+    /// of its cgroup that is enough where nobody looks after it; alone it is not: two containers
+    /// may be given the same directory.
+    pub rooted: bool,
+    /// Whose descendant it is.
+    pub above: Above,
+    /// Where it lives.
+    pub pid_ns: PidNs,
+    /// By what the cgroup it is in is known.
+    pub claimed: Claimed,
+}
+
+/// Whose a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kin {
+    /// The container's: it may be signalled.
+    Ours,
+    /// Somebody else's.
+    Others,
+    /// Nobody can say; it is not signalled.
+    Unproven,
+}
+
+/// Whose a process in a cgroup is.
+#[expect(
+    clippy::match_same_arms,
+    reason = "each arm is a case argued by itself"
+)]
+pub fn kin(ties: &Ties) -> Kin {
+    let Ties {
+        named,
+        rooted,
+        above,
+        pid_ns,
+        claimed,
+    } = *ties;
+    match (above, pid_ns, claimed) {
+        _ if named => Kin::Ours,
+        (Above::Ours, _, _) | (_, PidNs::Inits, _) => Kin::Ours,
+        (Above::Others, _, _) => Kin::Others,
+        (Above::Nobody, _, Claimed::Guessed) if rooted => Kin::Ours,
+        (Above::Nobody, PidNs::Another, Claimed::Recorded) => Kin::Others,
+        // Without its reaper an orphan is anybody's child; that the cgroup was ours alone is
+        // what tells.
+        (Above::Nobody, PidNs::Hosts | PidNs::Joined | PidNs::Unknown, Claimed::Recorded) => {
+            Kin::Ours
+        }
+        (Above::Nobody, _, Claimed::Guessed | Claimed::Shared) => Kin::Unproven,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_combination() -> Vec<Ties> {
+        let mut all = Vec::new();
+        let namespaces = [
+            PidNs::Inits,
+            PidNs::Hosts,
+            PidNs::Joined,
+            PidNs::Another,
+            PidNs::Unknown,
+        ];
+        for (named, rooted) in [(false, false), (false, true), (true, false), (true, true)] {
+            for above in [Above::Ours, Above::Others, Above::Nobody] {
+                for pid_ns in namespaces {
+                    for claimed in [Claimed::Recorded, Claimed::Guessed, Claimed::Shared] {
+                        all.push(Ties {
+                            named,
+                            rooted,
+                            above,
+                            pid_ns,
+                            claimed,
+                        });
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn proven(ties: Ties) -> bool {
+        ties.named || ties.above == Above::Ours || ties.pid_ns == PidNs::Inits
+    }
+
+    /// Five ways were found to have a stranger killed for the name of its cgroup.
+    #[test]
+    fn a_name_makes_nobody_ours() {
+        for ties in every_combination() {
+            if proven(ties) {
+                assert_eq!(kin(&ties), Kin::Ours, "{ties:?}");
+            } else if ties.claimed == Claimed::Guessed && !ties.rooted {
+                assert_ne!(kin(&ties), Kin::Ours, "{ties:?}");
+            }
+        }
+    }
+
+    /// Two containers may be given the same cgroup, the second after the first was recorded.
+    #[test]
+    fn a_record_makes_nobody_ours_whom_another_shim_looks_after() {
+        for ties in every_combination() {
+            if ties.above == Above::Others && !proven(ties) {
+                assert_eq!(kin(&ties), Kin::Others, "{ties:?}");
+            }
+        }
+    }
+
+    /// And the same root file system beside the same cgroup.
+    #[test]
+    fn in_a_cgroup_that_is_others_too_each_is_known_by_itself_or_left_alone() {
+        for ties in every_combination() {
+            if ties.claimed == Claimed::Shared && !proven(ties) {
+                assert_ne!(kin(&ties), Kin::Ours, "{ties:?}");
+            }
+        }
+    }
+
+    /// `delete` after both deaths ends the children of an init that shared a pid namespace,
+    /// the host's or a pod's.
+    #[test]
+    fn an_orphan_in_a_recorded_cgroup_is_ours() {
+        let orphan = Ties {
+            named: false,
+            rooted: false,
+            above: Above::Nobody,
+            pid_ns: PidNs::Hosts,
+            claimed: Claimed::Recorded,
+        };
+        assert_eq!(kin(&orphan), Kin::Ours);
+        let joined = Ties {
+            pid_ns: PidNs::Joined,
+            ..orphan
+        };
+        assert_eq!(kin(&joined), Kin::Ours);
+        let guessed = Ties {
+            claimed: Claimed::Guessed,
+            ..orphan
+        };
+        assert_eq!(kin(&guessed), Kin::Unproven);
+        let elsewhere = Ties {
+            pid_ns: PidNs::Another,
+            ..orphan
+        };
+        assert_eq!(kin(&elsewhere), Kin::Others);
+    }
+}

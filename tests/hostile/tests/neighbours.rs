@@ -1,0 +1,386 @@
+//! Somebody else's container in a cgroup that ours is, was or might be in: by its name, by the
+//! same `cgroupsPath`, or by nothing but the convention. It is never signalled for that.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio as Pipe};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use vigil_hostile::{Pair, trial};
+use vigil_lab::bundle::{Bundle, Stdio};
+use vigil_lab::kit::Container;
+use vigil_lab::process::{Process, alive, signal_if};
+use vigil_lab::{Kit, Spec, by, until};
+
+/// The id of the first container of a kit, which is ours.
+const ID: &str = "c1";
+const KILL: i32 = 9;
+
+fn placed(dir: &Path, cgroup: &str) -> Result<()> {
+    let config = dir.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config)?)?;
+    spec["linux"]["cgroupsPath"] = json!(cgroup);
+    Ok(fs::write(&config, serde_json::to_vec(&spec)?)?)
+}
+
+/// A container that runc alone has made, of another root and another bundle, and whose parent
+/// is process 1.
+struct Neighbour {
+    init: i32,
+    root: PathBuf,
+    id: String,
+    mark: String,
+}
+
+impl Neighbour {
+    fn run(kit: &Kit, id: &str, cgroup: &str) -> Result<Self> {
+        let base = kit.scratch.path("base");
+        let spec = Spec {
+            extra: json!({"root": {"path": base, "readonly": true}}),
+            ..Spec::sleeper()
+        };
+        let mark = kit.scratch.mark().to_owned();
+        let state = kit.scratch.path("neighbour");
+        let bundle = Bundle::make(&state, &mark, id, &spec, Stdio::Empty, &base)?;
+        placed(&bundle.dir, cgroup)?;
+        let root = kit.scratch.path("neighbour-runc");
+        let pid = kit.scratch.path("neighbour.pid");
+        let run = Command::new("runc")
+            .arg("--root")
+            .arg(&root)
+            .args(["run", "--detach", "--pid-file"])
+            .arg(&pid)
+            .arg("--bundle")
+            .arg(&bundle.dir)
+            .arg(id)
+            .stdin(Pipe::null())
+            .stdout(Pipe::null())
+            .stderr(Pipe::null())
+            .status()?;
+        ensure!(run.success(), "runc run: {run}");
+        let init = fs::read_to_string(&pid)?.trim().parse()?;
+        Ok(Self {
+            init,
+            root,
+            id: id.to_owned(),
+            mark,
+        })
+    }
+
+    fn unhurt(&self) -> Result<()> {
+        ensure!(alive(self.init), "the other container was killed");
+        Ok(())
+    }
+
+    /// Takes it away again, with its cgroup.
+    fn end(self) -> Result<()> {
+        signal_if(self.init, KILL, |p| p.cgroup.contains(&self.mark));
+        let gone = || (!alive(self.init)).then_some(());
+        until("the other container to end", by(10.0), gone)?;
+        let status = Command::new("runc")
+            .arg("--root")
+            .arg(&self.root)
+            .args(["delete", "--force", &self.id])
+            .stdout(Pipe::null())
+            .stderr(Pipe::null())
+            .status()?;
+        ensure!(status.success(), "runc delete: {status}");
+        Ok(())
+    }
+}
+
+/// A pair of ours that has been started and asked for nothing, and the other container in the
+/// cgroup that bears its name.
+fn beside(kit: &mut Kit) -> Result<(Container, Neighbour)> {
+    let ours = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+    ensure!(ours.id == ID, "{}", ours.id);
+    placed(&ours.bundle.dir, &format!("/{}/ours", kit.scratch.mark()))?;
+    let cgroup = format!("/{}/{ID}", kit.scratch.mark());
+    let other = Neighbour::run(kit, ID, &cgroup)?;
+    Ok((ours, other))
+}
+
+/// The bundle of a pair is removed and its shim dies: the next one ends what is left of a
+/// container that never was, and killed whoever was in the cgroup of its name.
+#[test]
+fn a_pair_without_a_bundle_ends_nobody_by_the_name_of_a_cgroup() {
+    trial(60, |kit| {
+        let (ours, other) = beside(kit)?;
+        let pair = Pair::of(&ours.shim)?;
+        fs::remove_dir_all(&ours.bundle.dir)?;
+        signal_if(pair.shim, KILL, |_| true);
+        until("the pair to leave", by(20.0), || {
+            (!alive(pair.reaper) && !alive(pair.shim)).then_some(())
+        })?;
+        other.unhurt()?;
+        other.end()
+    });
+}
+
+/// Both of a pair die, and neither a journal nor a spec is there: `delete` took the cgroup of
+/// the container's name for its own. Nobody can say whose the process in it is, so `delete`
+/// does not say that nothing lives either.
+#[test]
+fn a_delete_without_records_ends_nobody_by_the_name_of_a_cgroup() {
+    trial(60, |kit| {
+        let (ours, other) = beside(kit)?;
+        ours.shim.kill_all()?;
+        for name in ["journal", "config.json"] {
+            fs::remove_file(ours.bundle.dir.join(name))?;
+        }
+        let deleted = ours.shim.delete()?;
+        other.unhurt()?;
+        ensure!(
+            !deleted.ran.status.success(),
+            "it said that nothing lives: {:?}",
+            deleted.response
+        );
+        other.end()?;
+        ours.shim.delete()?.ok()?;
+        ours.bundle.remove()
+    });
+}
+
+/// A Create finds the cgroup of its name in use by a container whose parent is process 1, and
+/// took it for an earlier life of its own.
+#[test]
+fn a_create_ends_nobody_who_is_in_the_cgroup_of_its_name() {
+    trial(60, |kit| {
+        let cgroup = format!("/{}/{ID}", kit.scratch.mark());
+        let other = Neighbour::run(kit, ID, &cgroup)?;
+        let mut ours = kit.prepared(&Spec::sh("exit 5"), Stdio::Empty)?;
+        ensure!(ours.id == ID, "{}", ours.id);
+        ours.pid = ours.task().create(&ours.bundle.create_request())?.pid;
+        other.unhurt()?;
+        ours.start()?;
+        ensure!(ours.exit_status()? == 5);
+        ours.task().delete(&ours.id, "")?;
+        other.unhurt()?;
+        other.end()
+    });
+}
+
+/// How the first of two containers in one cgroup comes to its end.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// Kill, Wait, Delete.
+    Ordinary,
+    /// Kill of everybody.
+    KillAll,
+    /// Delete before it was started.
+    NeverStarted,
+    /// Both of its pair die, and `delete` comes.
+    DeadPair,
+}
+
+/// Ours was alone in its cgroup when it was made, and that is on record; another came later.
+/// Its end killed the other.
+fn the_end_of_one_is_not_the_others(end: End, own_pids: bool, by_runc: bool) {
+    trial(90, move |kit| {
+        let cgroup = format!("/{}/both", kit.scratch.mark());
+        let spec = Spec {
+            own_pids,
+            ..Spec::sleeper()
+        };
+        let first = kit.prepared(&spec, Stdio::Empty)?;
+        placed(&first.bundle.dir, &cgroup)?;
+        let init = first.task().create(&first.bundle.create_request())?.pid;
+        if !matches!(end, End::NeverStarted) {
+            first.start()?;
+        }
+        let (mut second, mut other) = (None, None);
+        if by_runc {
+            other = Some(Neighbour::run(kit, "other", &cgroup)?);
+        } else {
+            let container = kit.prepared(&spec, Stdio::Empty)?;
+            placed(&container.bundle.dir, &cgroup)?;
+            let request = container.bundle.create_request();
+            let pid = container.task().create(&request)?.pid;
+            container.start()?;
+            second = Some((i32::try_from(pid)?, container));
+        }
+        let task = first.task();
+        match end {
+            End::Ordinary => {
+                task.kill(&first.id, "", 9, false)?;
+                task.wait(&first.id, "")?;
+                task.delete(&first.id, "")?;
+            }
+            End::KillAll => {
+                task.kill(&first.id, "", 9, true)?;
+                task.wait(&first.id, "")?;
+            }
+            End::NeverStarted => drop(task.delete(&first.id, "")?),
+            End::DeadPair => {
+                first.shim.kill_all()?;
+                first.shim.delete()?.ok()?;
+                first.bundle.remove()?;
+            }
+        }
+        ensure!(!alive(i32::try_from(init)?), "ours lives on");
+        if let Some((pid, container)) = &second {
+            ensure!(alive(*pid), "{end:?}: the other container was killed");
+            let state = container.task().state(&container.id, "")?;
+            ensure!(state.status.value() == 2, "not RUNNING: {state:?}");
+        }
+        if let Some(other) = other {
+            other.unhurt().with_context(|| format!("{end:?}"))?;
+            other.end()?;
+        }
+        if let (false, Some((_, container))) = (own_pids, second) {
+            container.task().kill(&container.id, "", 9, false)?;
+            container.task().wait(&container.id, "")?;
+            container.task().delete(&container.id, "")?;
+            // Of two that share a pid namespace too neither is sure that it is the last.
+            for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
+                let _ = fs::remove_dir(hierarchy?.path().join(&cgroup[1..]));
+            }
+            let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&cgroup[1..]));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_delete_ends_nobody_who_came_into_the_cgroup_later() {
+    for by_runc in [false, true] {
+        the_end_of_one_is_not_the_others(End::Ordinary, true, by_runc);
+    }
+    the_end_of_one_is_not_the_others(End::Ordinary, false, false);
+}
+
+#[test]
+fn a_kill_of_all_ends_nobody_who_came_into_the_cgroup_later() {
+    for by_runc in [false, true] {
+        the_end_of_one_is_not_the_others(End::KillAll, true, by_runc);
+    }
+    the_end_of_one_is_not_the_others(End::KillAll, false, false);
+}
+
+#[test]
+fn a_delete_of_what_never_ran_ends_nobody_who_came_into_the_cgroup_later() {
+    the_end_of_one_is_not_the_others(End::NeverStarted, true, false);
+}
+
+#[test]
+fn a_delete_after_both_deaths_ends_nobody_who_came_into_the_cgroup_later() {
+    for by_runc in [false, true] {
+        the_end_of_one_is_not_the_others(End::DeadPair, true, by_runc);
+    }
+    the_end_of_one_is_not_the_others(End::DeadPair, false, false);
+}
+
+/// Journal and runc's state are not to be found, the container is alone in its cgroup, and that
+/// does not bear its name: `delete` said 255 of a container that runs on.
+#[test]
+fn a_delete_that_cannot_find_its_container_does_not_call_it_gone() {
+    for harm in ["removed", "flipped"] {
+        trial(60, move |kit| {
+            let cgroup = format!("/{}/elsewhere", kit.scratch.mark());
+            let root = kit.scratch.path("another-root");
+            let mut ours = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+            placed(&ours.bundle.dir, &cgroup)?;
+            let mut request = ours.bundle.create_request();
+            request.options = Some(vigil_hostile::runc_root_options(&root)).into();
+            ours.pid = ours.task().create(&request)?.pid;
+            ours.start()?;
+            ours.shim.kill_all()?;
+            let journal = ours.bundle.dir.join("journal");
+            if harm == "removed" {
+                fs::remove_file(&journal)?;
+            } else {
+                let mut bytes = fs::read(&journal)?;
+                bytes[300..308].fill(b'X');
+                fs::write(&journal, bytes)?;
+            }
+            let deleted = ours.shim.delete()?;
+            let init = i32::try_from(ours.pid)?;
+            let lives = alive(init);
+            signal_if(init, KILL, |p| p.cgroup.contains(kit.scratch.mark()));
+            let gone = || (!alive(init)).then_some(());
+            until("init to die", by(10.0), gone)?;
+            let dir = root.join(kit.scratch.mark());
+            let status = Command::new("runc")
+                .arg("--root")
+                .arg(&dir)
+                .args(["delete", "--force", &ours.id])
+                .status()?;
+            ensure!(status.success(), "runc delete: {status}");
+            ensure!(
+                !lives || !deleted.ran.status.success(),
+                "{harm}: it lives, and `delete` said {:?}",
+                deleted.response
+            );
+            ours.shim.delete()?.ok()?;
+            // Who was left to wait may be at it too.
+            until("the bundle to be removed", by(10.0), || {
+                let _ = ours.bundle.remove();
+                (!ours.bundle.dir.exists()).then_some(())
+            })?;
+            until("the waiter to leave", by(20.0), || {
+                let left = Process::marked(kit.scratch.mark());
+                let waits = |p: &Process| p.cmdline.ends_with(" delete");
+                (!left.iter().any(waits)).then_some(())
+            })
+        });
+    }
+}
+
+/// As the pair's file of version 1 has its checksum.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+/// The file that names the pair does not say whose it is (version 1 did not), and names
+/// another container's: `vigil kill` killed that, and `vigil upgrade` signalled it.
+#[test]
+fn the_tool_ends_no_pair_of_another_container() {
+    trial(60, |kit| {
+        let ours = kit.running(&Spec::sleeper())?;
+        let other = kit.running(&Spec::sleeper())?;
+        let theirs = Pair::of(&other.shim)?;
+        ours.shim.kill_all()?;
+        let text = fs::read_to_string(other.bundle.dir.join("pair"))?;
+        let halves = text
+            .lines()
+            .filter(|line| line.starts_with("reaper ") || line.starts_with("shim "));
+        let mut older = String::from("vigil-pair 1\n");
+        for line in halves {
+            older.push_str(line);
+            older.push('\n');
+        }
+        let sum = format!("sum {:08x}\n", crc32c(older.as_bytes()));
+        older.push_str(&sum);
+        let padding = text.len() - older.len();
+        older.push_str(&"\n".repeat(padding));
+        fs::write(ours.bundle.dir.join("pair"), older)?;
+        let tool = kit.binary.path.with_file_name("vigil");
+        let state = kit.scratch.path("by-state");
+        fs::create_dir_all(&state)?;
+        let tasks = state.join("io.containerd.runtime.v2.task");
+        std::os::unix::fs::symlink(kit.scratch.path("state"), tasks)?;
+        for verb in ["upgrade", "kill"] {
+            Command::new(&tool)
+                .args([verb, &ours.id, "--namespace", kit.scratch.mark()])
+                .env("VIGIL_CONTAINERD_STATE", &state)
+                .output()?;
+            ensure!(
+                alive(theirs.reaper) && alive(theirs.shim),
+                "vigil {verb} ended another container's pair"
+            );
+            let now = Pair::of(&other.shim)?;
+            ensure!(now.shim == theirs.shim, "vigil {verb} reached its reaper");
+        }
+        let state = other.task().state(&other.id, "")?;
+        ensure!(state.status.value() == 2, "not RUNNING: {state:?}");
+        Ok(())
+    });
+}
