@@ -73,7 +73,7 @@ pub(crate) async fn start(
     drop(child);
     let (outcome, copying) = match running {
         Ok(running) => {
-            let unwanted = without::unwanted(init, without::Call::Exec, Some(running.pid()));
+            let unwanted = without::unwanted(init, running.pid());
             runc::finish_copying(running, &tools.deadlines, &mut streams, unwanted).await
         }
         Err(failure) => (Err(failure), Ok(())),

@@ -15,7 +15,7 @@ use super::create::{Begun, Made, NotMade};
 use super::exec::{Spec, Started, pid_file};
 use super::identify::{self, Identified};
 use super::update::Stop;
-use super::{Tools, create, exec, gone, runtime, verbs, without};
+use super::{Tools, create, exec, gone, runtime, verbs};
 use crate::exits::Process;
 use crate::kept::Kept;
 use crate::stdio::Streams;
@@ -272,12 +272,7 @@ pub(crate) async fn exec(
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
     let words = [&*file.to_string_lossy()];
-    let over = tokio::select! {
-        over = calls_over(&tools, &plan, &words, tools.deadlines.exec) => over,
-        () = without::unwanted(init.clone(), without::Call::Exec, None) => {
-            calls_over(&tools, &plan, &words, Duration::ZERO).await
-        }
-    };
+    let over = calls_over(&tools, &plan, &words, tools.deadlines.exec).await;
     let Ok(pid) = identify::pid_in(&file) else {
         if over.killed {
             held.close_all(Duration::ZERO).await;

@@ -161,7 +161,7 @@ async fn ended<'a>(
     };
     match running {
         Ok(running) => {
-            let unwanted = without::unwanted(init, without::Call::Start, Some(running.pid()));
+            let unwanted = without::unwanted(init, running.pid());
             runc::finish_unless(running, &tools.deadlines, unwanted)
                 .await
                 .0

@@ -1,6 +1,7 @@
 //! A start under way whose container's init is over. Init may wait in exit(2) for a child that the
-//! call of the runtime alone can reap, and its end is told after the outcome of that call: a call
-//! that stands still, or hangs, would keep it from everybody until its own deadline.
+//! call of the runtime alone can reap, and its end is told after the outcome of that call: one
+//! that is stopped would keep it from everybody until its own deadline. One that runs is waited
+//! for, as Go's shim does.
 
 use std::time::Duration;
 
@@ -10,41 +11,25 @@ use vigil_sys::pidfd;
 
 /// Between two looks, while a start is under way. Nearly all are over before the first.
 const LOOK: Duration = Duration::from_millis(250);
-/// Looks after which an exec is not waited for, once init is over: nothing it starts could live.
-const PATIENCE: u32 = 8;
-/// Looks after which one that is stopped is not.
+/// Looks in a row after which one that is stopped is not waited for.
 const STOPPED: u32 = 2;
 
-/// Which call it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
-    /// Of an exec.
-    Exec,
-    /// Of init: it may be at its hooks, which outlive a short init.
-    Start,
-}
-
-/// Returns when a call (its pid, if it is known) is no longer worth waiting for.
-pub(crate) async fn unwanted(init: Option<Incarnation>, call: Call, pid: Option<u32>) {
+/// Returns when a call, of this pid, is no longer worth waiting for.
+pub(crate) async fn unwanted(init: Option<Incarnation>, call: u32) {
     let Some(init) = init else {
         return std::future::pending().await;
     };
-    let (mut over, mut stopped) = (0, 0);
-    loop {
+    let mut stopped = 0;
+    while stopped < STOPPED {
         tokio::time::sleep(LOOK).await;
-        if !is_over(&init) {
-            (over, stopped) = (0, 0);
-            continue;
-        }
-        over += 1;
-        let stands =
-            pid.is_some_and(|pid| matches!(proc::stat(pid), Ok(Some(stat)) if stat.state == 'T'));
-        stopped = if stands { stopped + 1 } else { 0 };
-        if stopped >= STOPPED || call == Call::Exec && over >= PATIENCE {
-            log::warn!("init has ended: a start under way is given up");
-            return;
-        }
+        let stands = matches!(proc::stat(call), Ok(Some(stat)) if stat.state == 'T');
+        stopped = if stands && is_over(&init) {
+            stopped + 1
+        } else {
+            0
+        };
     }
+    log::warn!("init has ended: a start that stands still is given up");
 }
 
 /// Whether it has ended, or has nothing left to do but wait for others of its pid namespace.
