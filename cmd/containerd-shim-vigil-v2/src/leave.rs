@@ -278,9 +278,13 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
     // A shim alone is in the session of its reaper still.
     let session = proc::stat(reaper)?.map_or(reaper, |stat| stat.session);
     for pid in proc::descendants(reaper)? {
-        let ended = proc::stat(pid)?.is_none_or(|stat| stat.ended());
-        // Never by its name, which a container's process chooses.
-        if !ended && !strays::is_ours(pid, session) {
+        let Some(stat) = proc::stat(pid)?.filter(|stat| !stat.ended()) else {
+            continue;
+        };
+        // Never by its name, which a container's process chooses. One of the pair's session that is
+        // past exit(2) has no program any more by which it could be known, and makes nothing.
+        let leaves = || stat.session == session && proc::is_exiting(pid).unwrap_or(false);
+        if !strays::is_ours(pid, session) && !leaves() {
             return Ok(true);
         }
     }

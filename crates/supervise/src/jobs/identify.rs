@@ -104,7 +104,10 @@ fn describe(tools: &Tools, claims: &[Claim], pid: u32, pin: usize) -> Result<Ide
             format!("process {pid} is gone and its end was not recorded"),
         ));
     };
-    if !below {
+    // One that has ended already has left its cgroup, and hangs below whoever inherited it if its
+    // reaper is dead; a signal can hit nobody there.
+    let ended = || proc::stat(pid).is_ok_and(|stat| stat.is_none_or(|stat| stat.ended()));
+    if !below && !ended() {
         return Err(Refusal::new(
             Kind::Unknown,
             format!("process {pid}, named in the runtime's pid file, is none of this container's"),
