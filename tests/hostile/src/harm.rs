@@ -107,7 +107,7 @@ pub const HARMS: &[Harm] = &[
 ];
 
 /// Where one of the files lies for a container, and for a bystander that has nothing below
-/// [`RUN`] but in a `theirs` of its own.
+/// `/run/vigil` but in a `theirs` of its own.
 #[must_use]
 pub fn place(name: &str, container: &Container, exec: &str) -> PathBuf {
     match name.strip_prefix('/') {

@@ -186,8 +186,10 @@ mod tests {
     fn who_may_be_the_runtime_is_told_by_the_file_it_runs() {
         let dir = tempfile::tempdir().unwrap();
         let shell = std::fs::canonicalize("/bin/sh").unwrap();
-        let (copy, gone) = (dir.path().join("init"), dir.path().join("gone"));
+        // A shell that is one program of many goes by its name.
+        let (copy, gone) = (dir.path().join("copy/sh"), dir.path().join("gone/sh"));
         for path in [&copy, &gone] {
+            std::fs::create_dir(path.parent().unwrap()).unwrap();
             std::fs::copy(&shell, path).unwrap();
         }
         let other = std::fs::metadata("/proc/self/exe").unwrap();
