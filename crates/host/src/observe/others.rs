@@ -195,7 +195,7 @@ mod tests {
         let other = std::fs::metadata("/proc/self/exe").unwrap();
         let runtime = std::fs::metadata(&shell).unwrap();
         let mut all = [
-            started(&shell, "runc"),
+            started(Path::new("/bin/sh"), "runc"),
             started(&copy, "app"),
             started(&gone, "app"),
         ];
