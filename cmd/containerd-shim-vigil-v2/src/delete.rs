@@ -312,11 +312,7 @@ pub(crate) fn recorded(
     match remembered(bundle, owner) {
         Ok(Remembered { task, boot, whole }) => {
             midway = task.standing.midway() || !whole;
-            subject.recall(&task, boot);
-            // What is torn may be the record of all there is.
-            if !whole && subject.said == Said::Nothing {
-                subject.said = Said::Unreadable;
-            }
+            subject.recall(&task, boot, whole);
         }
         Err(error) => {
             eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));

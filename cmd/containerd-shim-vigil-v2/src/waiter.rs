@@ -8,7 +8,7 @@
 //! the kernel tells nothing, it looks again after growing pauses.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -111,10 +111,14 @@ impl<'a> Case<'a> {
 
     /// Whether another directory has the bundle's name by now.
     pub fn is_anothers(&self) -> bool {
-        let then = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
-        let now = std::fs::symlink_metadata(self.bundle);
-        then.zip(now.ok())
-            .is_some_and(|(then, now)| (then.dev(), then.ino()) != (now.dev(), now.ino()))
+        let now = std::fs::symlink_metadata(self.bundle).ok();
+        now.and_then(|now| self.is_bundle(&now)) == Some(false)
+    }
+
+    /// Whether this is the bundle that was held, if one was.
+    fn is_bundle(&self, now: &Metadata) -> Option<bool> {
+        let then = self.dir.as_ref()?.metadata().ok()?;
+        Some((then.dev(), then.ino()) == (now.dev(), now.ino()))
     }
 
     /// Whether another life has its names and nothing is said to be left of this one.
@@ -245,8 +249,7 @@ impl<'a> Case<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Place::Free,
             Err(_) => return Place::Unclear,
         };
-        let same = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
-        let same = same.is_some_and(|then| (then.dev(), then.ino()) == (now.dev(), now.ino()));
+        let same = self.is_bundle(&now) == Some(true);
         let owner = Owner::of(self.flags.namespace.as_str(), self.flags.id.as_str());
         if !same {
             Place::Taken

@@ -61,7 +61,7 @@ fn recorded(task: &Task) -> Value {
     json!({
         "phase": words::phase(&standing.phase),
         "pid": standing.phase.init().map(|init| init.pid),
-        "exit": phase_exit(task).map(exit),
+        "exit": task.standing.phase.exit().map(exit),
         "under_way": under_way(task),
         "execs": standing.execs.len(),
         "ooms": standing.ooms,
@@ -83,19 +83,6 @@ fn takeovers(told: &Takeovers) -> Value {
         json!({ "at": words::taken(one), "cause": words::cause(&cause), "why": why })
     });
     json!({ "count": told.count, "story": story.collect::<Vec<_>>() })
-}
-
-/// The end the journal has.
-pub fn phase_exit(task: &Task) -> Option<Exit> {
-    use vigil_model::Phase;
-    match &task.standing.phase {
-        Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-        Phase::Empty
-        | Phase::Creating
-        | Phase::Created { .. }
-        | Phase::Running { .. }
-        | Phase::Paused { .. } => None,
-    }
 }
 
 /// An exit, as the journal has it.

@@ -13,7 +13,6 @@ use vigil_journal::pair::Pair;
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, Replayed, Tail, exits, names, replay};
 use vigil_model::{Because, BootId, Exit, Incarnation, Moment, Phase, Status, Task};
-use vigil_reconcile::Said;
 
 /// What could be read.
 #[derive(Debug)]
@@ -93,14 +92,9 @@ impl Recorded {
     /// Hands over what a reconciliation needs of it.
     pub fn fill(&self, subject: &mut Subject) {
         if let (Some(task), Some(boot)) = (&self.task, self.boot()) {
-            subject.recall(task, boot);
             let replayed = self.replayed.as_ref();
-            // What is torn may be the record of all there is.
-            if replayed.is_some_and(|replayed| replayed.tail != Tail::Clean)
-                && subject.said == Said::Nothing
-            {
-                subject.said = Said::Unreadable;
-            }
+            let whole = replayed.is_none_or(|replayed| replayed.tail == Tail::Clean);
+            subject.recall(task, boot, whole);
         }
         if subject.init.is_none() {
             subject.init.clone_from(&self.named);

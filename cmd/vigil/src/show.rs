@@ -437,9 +437,11 @@ fn execs(task: &Task) -> String {
 fn recorded_exit(look: &Look) -> String {
     match &look.recorded.task {
         None => "?".to_owned(),
-        Some(task) => {
-            json::phase_exit(task).map_or_else(|| "-".to_owned(), |exit| exit.status.to_string())
-        }
+        Some(task) => task
+            .standing
+            .phase
+            .exit()
+            .map_or_else(|| "-".to_owned(), |exit| exit.status.to_string()),
     }
 }
 

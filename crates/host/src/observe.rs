@@ -137,8 +137,9 @@ impl Subject {
         }
     }
 
-    /// Takes over what the journal says; `boot` is from its header.
-    pub fn recall(&mut self, task: &Task, boot: BootId) {
+    /// Takes over what the journal says; `boot` is from its header. What is torn, not `whole`, may
+    /// be the record of all there is.
+    pub fn recall(&mut self, task: &Task, boot: BootId, whole: bool) {
         let phase = &task.standing.phase;
         // Deleted since, it remains no more.
         self.said = if task.standing.remains && *phase == Phase::Empty {
@@ -146,19 +147,15 @@ impl Subject {
         } else {
             Said::from(phase)
         };
+        if !whole && self.said == Said::Nothing {
+            self.said = Said::Unreadable;
+        }
         if let Phase::Deleted { pid, .. } = phase {
             self.pid = Some(*pid).filter(|pid| *pid != 0);
         }
         self.boot = Some(boot);
         self.init = phase.init().cloned();
-        self.exit = match phase {
-            Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-            Phase::Empty
-            | Phase::Creating
-            | Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Paused { .. } => None,
-        };
+        self.exit = phase.exit();
         let execs = task.standing.execs.values();
         let running = execs.filter_map(|exec| match &exec.phase {
             ExecPhase::Running { process } => Some(process.clone()),

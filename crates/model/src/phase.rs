@@ -116,6 +116,18 @@ impl Phase {
         }
     }
 
+    /// How init ended, if that is recorded.
+    pub fn exit(&self) -> Option<Exit> {
+        match self {
+            Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
+            Phase::Empty
+            | Phase::Creating
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. } => None,
+        }
+    }
+
     /// Init, if it has not been seen to end.
     pub fn live_init(&self) -> Option<&Incarnation> {
         match self {

@@ -4,7 +4,6 @@
 //! recorded of it, as by a shim that sees its bundle go.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::jobs::{HostCgroups, Tools};
 use crate::ledger::replay;
 use crate::loggers::Loggers;
 use crate::owner::Place;
-use crate::serve::Inherited;
+use crate::serve::{Inherited, remove_socket};
 use crate::takeover::deposited;
 
 /// For what is in the container's pipes still to reach who reads it.
@@ -86,13 +85,7 @@ pub async fn end_lost(place: Place, inherited: Inherited) -> Result<bool, Error>
         }
     };
     let _ = tokio::time::timeout(LAST_WORDS, closed).await;
-    let socket = &tools.place.socket;
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            log::warn!("cannot remove {}: {error}", socket.display());
-        }
-        Ok(()) | Err(_) => {}
-    }
+    remove_socket(&tools.place.socket);
     control.end().await?;
     Ok(true)
 }

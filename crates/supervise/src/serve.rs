@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::io::Interest;
@@ -205,12 +206,7 @@ impl Shim {
             return ending;
         }
         // First the socket, so that nobody finds a pair that is leaving.
-        match std::fs::remove_file(&self.place.socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.place.socket.display());
-            }
-            Ok(()) | Err(_) => {}
-        }
+        remove_socket(&self.place.socket);
         points::reach(Point::SocketRemoved);
         if let Err(error) = self.control.end().await {
             log::warn!(
@@ -222,6 +218,16 @@ impl Shim {
             answer(Some(reply), Ok(vigil_model::Answer::Done));
         }
         ending
+    }
+}
+
+/// Nobody is to find a pair that is leaving.
+pub(crate) fn remove_socket(socket: &Path) {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            log::warn!("cannot remove {}: {error}", socket.display());
+        }
+        Ok(()) | Err(_) => {}
     }
 }
 

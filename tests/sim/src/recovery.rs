@@ -590,14 +590,7 @@ fn recall(subject: &mut Subject, task: &Task, boot: String) {
     };
     subject.boot = Some(boot);
     subject.init = phase.init().cloned();
-    subject.exit = match phase {
-        Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-        Phase::Empty
-        | Phase::Creating
-        | Phase::Created { .. }
-        | Phase::Running { .. }
-        | Phase::Paused { .. } => None,
-    };
+    subject.exit = phase.exit();
     let execs = task.standing.execs.values();
     let running = execs.filter_map(|exec| match &exec.phase {
         ExecPhase::Running { process } => Some(process.clone()),

@@ -197,14 +197,7 @@ impl End {
     pub(crate) fn of(phase: &Phase) -> Self {
         Self {
             init: phase.init().cloned(),
-            exit: match phase {
-                Phase::Stopped { exit, .. } | Phase::Deleted { exit, .. } => Some(*exit),
-                Phase::Empty
-                | Phase::Creating
-                | Phase::Created { .. }
-                | Phase::Running { .. }
-                | Phase::Paused { .. } => None,
-            },
+            exit: phase.exit(),
         }
     }
 }

@@ -114,7 +114,7 @@ fn a_delete_that_was_answered_without_its_hooks_owes_them() {
         pid: it.init.pid,
         exit: report.exit,
     };
-    it.subject.recall(&task, it.init.boot.clone());
+    it.subject.recall(&task, it.init.boot.clone(), true);
     it.subject.runtime.program = "runc".into();
     let again = it.reconcile(Goal::Gone);
     assert_eq!((again.exit, again.pid), (report.exit, it.init.pid));
