@@ -19,7 +19,7 @@ use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{
     Arrival, Delivery, Desk, Ending, Inherited, Limits, Parent, Place, Publish, Shim, chain,
-    end_lost,
+    end_lost, is_in_its_place,
 };
 use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, pidfd, process, signal};
@@ -95,6 +95,11 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
         }
         bundle => bundle.context("cannot see the bundle")?,
     };
+    // Where it was at `start`; a pair of an earlier version was not told.
+    let bundle = std::env::var_os(crate::start::BUNDLE).map_or(bundle, PathBuf::from);
+    if !is_in_its_place(&bundle) {
+        return end_without_bundle(flags, inherited);
+    }
     let owner = Owner::of_bundle(&bundle, flags.namespace.as_str(), flags.id.as_str());
     crash::keep_last_words(bundle.join(names::PANIC), &owner);
     let level = if flags.debug {

@@ -20,6 +20,7 @@ pub fn task(look: &Look) -> Value {
         "namespace": look.found.namespace.as_str(),
         "id": look.found.id.as_str(),
         "bundle": look.found.bundle.display().to_string(),
+        "moved_from": look.found.moved_from,
         "verdict": look.judgement.words,
         "wrong": look.wrong(),
         "row": look.row.map_or("no row", |row| row.name),

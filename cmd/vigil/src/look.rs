@@ -85,12 +85,18 @@ impl Look {
         let recorded = Recorded::read(&found.bundle, &found.owner());
         let mut notes = recorded.notes.clone();
         let pair = pair::look(found, recorded.pair.as_ref(), &mut notes);
+        let home = found.moved_from.as_ref();
         let mut subject = Subject::unrecorded(
             found.id.clone(),
             found.namespace.clone(),
-            found.bundle.clone(),
+            home.unwrap_or(&found.bundle).clone(),
             runc_root,
         );
+        if let Some(home) = home {
+            subject.moved = Some(found.bundle.clone());
+            let (home, now) = (home.display(), found.bundle.display());
+            notes.push(format!("its bundle was moved from {home} to {now}"));
+        }
         recorded.fill(&mut subject);
         if pair.life == Life::Alive {
             // A living pair's socket is no leftover.
@@ -137,6 +143,14 @@ impl Look {
                 words: "crash-looping",
                 wrong: Some(
                     "its shim crashes again and again, and is started after growing pauses; `vigil show` tells how, `vigil upgrade` gives it another program",
+                ),
+            };
+        }
+        if pair.life == Life::Alive && ours && found.moved_from.is_some() {
+            judgement = Judgement {
+                words: "moved away",
+                wrong: Some(
+                    "its bundle is not in its place: no containerd that comes back finds it, and its pair ends it when it sees that; `vigil kill` does so now",
                 ),
             };
         }

@@ -15,7 +15,7 @@ use vigil_journal::{Owner, names};
 use vigil_model::{Namespace, TaskId};
 use vigil_sys::fd::NO_LINK_NO_WAIT;
 
-use crate::{Code, Exit};
+use crate::{Code, Exit, processes};
 
 /// The places of a node.
 #[derive(Debug, Args)]
@@ -58,6 +58,8 @@ pub struct Found {
     pub id: TaskId,
     /// The bundle.
     pub bundle: PathBuf,
+    /// Where it is to be, if its pair lives and somebody has moved it away.
+    pub moved_from: Option<PathBuf>,
 }
 
 /// Every bundle of a node.
@@ -109,6 +111,7 @@ impl Node {
                             namespace: namespace.clone(),
                             id,
                             bundle,
+                            moved_from: None,
                         };
                         found.may_be_read()?;
                         bundles.ours.push(found);
@@ -123,6 +126,15 @@ impl Node {
                 }
             }
         }
+        // One that was moved has another's name, or is not there at all.
+        let mut moved = processes::moved(self)?;
+        moved.retain(|found| only.is_none_or(|only| *only == found.namespace));
+        let is_moved = |found: &Found| {
+            let real = fs::canonicalize(&found.bundle);
+            real.is_ok_and(|real| moved.iter().any(|moved| moved.bundle == real))
+        };
+        bundles.ours.retain(|found| !is_moved(found));
+        bundles.ours.extend(moved);
         bundles.ours.sort();
         Ok(bundles)
     }
@@ -130,7 +142,11 @@ impl Node {
     /// The bundle that is meant; `None` if there is none.
     pub fn find(&self, name: &Name) -> Result<Option<Found>> {
         if name.container.contains('/') {
-            let found = Found::at(Path::new(&name.container))?;
+            let path = Path::new(&name.container);
+            let real = fs::canonicalize(path).ok();
+            let mut moved = processes::moved(self)?.into_iter();
+            let moved = moved.find(|moved| Some(&moved.bundle) == real.as_ref());
+            let found = moved.map_or_else(|| Found::at(path), Ok)?;
             found.may_be_read()?;
             return Ok(Some(found));
         }
@@ -141,7 +157,8 @@ impl Node {
         })?;
         fs::metadata(&self.state)
             .with_context(|| format!("cannot look at {}", self.state.display()))?;
-        let namespaces = match name.namespace()? {
+        let only = name.namespace()?;
+        let namespaces = match only.clone() {
             Some(namespace) => vec![namespace],
             None => children(&self.tasks())?
                 .into_iter()
@@ -158,8 +175,13 @@ impl Node {
                     namespace,
                     id,
                     bundle,
+                    moved_from: None,
                 });
             }
+        }
+        if found.is_empty() {
+            found = processes::moved(self)?;
+            found.retain(|at| at.id == id && only.as_ref().is_none_or(|n| *n == at.namespace));
         }
         if found.len() > 1 {
             let all: Vec<&str> = found.iter().map(|f| f.namespace.as_str()).collect();
@@ -251,6 +273,7 @@ impl Found {
             namespace: Namespace::new(name(bundle.parent())).with_context(said)?,
             id: TaskId::new(name(Some(&bundle))).with_context(said)?,
             bundle,
+            moved_from: None,
         })
     }
 }

@@ -1,13 +1,17 @@
-//! Pairs by their processes: those whose bundle is gone, or does not name them any more.
-//! A process counts by what it cannot choose alone: the program it runs, the host's root and
-//! pid namespace, the arguments that `start` gave it, and whose child and session it is.
+//! Pairs by their processes: those whose bundle is gone, was moved away, or does not name them
+//! any more. A process counts by what it cannot choose alone: the program it runs, the host's
+//! root and pid namespace, the arguments that `start` gave it, and whose child and session it
+//! is. Which container it is for, its arguments say, and never the name of a directory.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -20,10 +24,17 @@ use crate::place::{Found, Node};
 /// How the program's name begins, whatever version follows it.
 const PROGRAM: &str = "containerd-shim-vigil-";
 
+/// The variable that tells a shim where its bundle was at `start`.
+const BUNDLE: &str = "VIGIL_BUNDLE=";
+
+/// Between two looks at one whose bundle is not in its place: containerd moves a bundle away
+/// for a moment before it removes it.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// A pair that was found by its processes.
 #[derive(Debug)]
 pub struct Loose {
-    /// Which container it is for, and where the bundle is, or was.
+    /// Which container it is for, and where the bundle is, was, or is by now.
     pub found: Found,
     /// Where it listens: the shim was told so by its arguments.
     pub socket: Option<PathBuf>,
@@ -74,7 +85,14 @@ pub fn may_be_seen() -> Result<()> {
 }
 
 /// One process that may be of a pair.
+#[derive(Debug)]
 struct One {
+    /// Where it works by now, and whether that is in no directory any more.
+    cwd: PathBuf,
+    removed: bool,
+    inode: (u64, u64),
+    /// Where its bundle was, if it says so.
+    bundle: Option<PathBuf>,
     process: Incarnation,
     pidfd: OwnedFd,
     parent: u32,
@@ -85,12 +103,71 @@ struct One {
     socket: Option<PathBuf>,
 }
 
+impl One {
+    /// Where its bundle is to be, if that is below this directory.
+    fn home(&self, tasks: &Path) -> Option<PathBuf> {
+        let said = self.bundle.as_ref().filter(|at| at.starts_with(tasks));
+        // A reaper, or a pair of an earlier version: as long as it works there.
+        let named = || tasks.join(self.namespace.as_str()).join(self.id.as_str());
+        said.cloned()
+            .or_else(|| self.cwd.starts_with(tasks).then(named))
+    }
+}
+
 /// Every pair below this node's state directory whose bundle is gone.
 pub fn loose(node: &Node) -> Result<Vec<Loose>> {
+    let mut all = astray(node)?;
+    all.retain(|pair| pair.found.moved_from.is_none());
+    Ok(all)
+}
+
+/// Every container of this node whose pair lives and whose bundle somebody has moved away, with
+/// where it is by now.
+pub fn moved(node: &Node) -> Result<Vec<Found>> {
+    let mut all: Vec<Found> = astray(node)?.into_iter().map(|pair| pair.found).collect();
+    all.retain(|found| found.moved_from.is_some());
+    Ok(all)
+}
+
+/// Those whose bundle is not in its place, and not for a moment.
+fn astray(node: &Node) -> Result<Vec<Loose>> {
+    let before = astray_now(node)?;
+    if before.is_empty() {
+        return Ok(before);
+    }
+    std::thread::sleep(SETTLE);
+    let mut now = astray_now(node)?;
+    now.retain(|pair| before.iter().any(|one| one.found == pair.found));
+    Ok(now)
+}
+
+fn astray_now(node: &Node) -> Result<Vec<Loose>> {
     let tasks = node.tasks();
-    let removed = |cwd: &Path, meta: &fs::Metadata| meta.nlink() == 0 && cwd.starts_with(&tasks);
-    let bundle = |one: &One| tasks.join(one.namespace.as_str()).join(one.id.as_str());
-    pairs(removed, bundle)
+    // As the kernel shows a working directory.
+    let tasks = fs::canonicalize(&tasks).unwrap_or(tasks);
+    let is_astray = |one: &One| {
+        let place = one.home(&tasks).map(fs::metadata);
+        place.is_some_and(|place| match place {
+            Ok(there) => one.removed || (there.dev(), there.ino()) != one.inode,
+            Err(error) => one.removed || error.kind() == ErrorKind::NotFound,
+        })
+    };
+    let found = |ones: &[One]| {
+        let home = ones.iter().find_map(|one| one.home(&tasks))?;
+        // The same for both: it is one directory.
+        let one = ones.first()?;
+        Some(Found {
+            namespace: one.namespace.clone(),
+            id: one.id.clone(),
+            bundle: if one.removed {
+                home.clone()
+            } else {
+                one.cwd.clone()
+            },
+            moved_from: (!one.removed).then_some(home),
+        })
+    };
+    pairs(is_astray, found)
 }
 
 /// The pair that works in this bundle, whatever the files there say.
@@ -98,21 +175,22 @@ pub fn of(found: &Found) -> Result<Option<Loose>> {
     let Ok(here) = fs::metadata(&found.bundle) else {
         return Ok(None);
     };
-    let same = |_: &Path, cwd: &fs::Metadata| (cwd.dev(), cwd.ino()) == (here.dev(), here.ino());
-    let mut pairs = pairs(same, |_| found.bundle.clone())?;
+    let same = |one: &One| one.inode == (here.dev(), here.ino());
+    let mut pairs = pairs(same, |_| Some(found.clone()))?;
     pairs.retain(|pair| pair.found.namespace == found.namespace && pair.found.id == found.id);
     Ok(pairs.pop())
 }
 
+/// The pairs of whom one of the two is meant.
 fn pairs(
-    works_here: impl Fn(&Path, &fs::Metadata) -> bool,
-    bundle: impl Fn(&One) -> PathBuf,
+    meant: impl Fn(&One) -> bool,
+    found: impl Fn(&[One]) -> Option<Found>,
 ) -> Result<Vec<Loose>> {
     let mut ones = BTreeMap::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
         let name = entry.context("cannot list /proc")?.file_name();
         if let Some(pid) = name.to_str().and_then(|name| name.parse().ok())
-            && let Some(one) = look(pid, &works_here)
+            && let Some(one) = look(pid)
         {
             ones.insert(pid, one);
         }
@@ -127,38 +205,41 @@ fn pairs(
         .filter(|(_, one)| role(one))
         .map(|(pid, _)| *pid)
         .collect();
-    let mut pairs: BTreeMap<(Namespace, TaskId, u32), Loose> = BTreeMap::new();
+    let mut halves: BTreeMap<(Namespace, TaskId, u32), Vec<One>> = BTreeMap::new();
     for pid in roles {
-        let Some(one) = ones.remove(&pid) else {
+        if let Some(one) = ones.remove(&pid) {
+            // A shim is of its reaper's session, also when that is dead.
+            let key = (one.namespace.clone(), one.id.clone(), one.session);
+            halves.entry(key).or_default().push(one);
+        }
+    }
+    let mut pairs = Vec::new();
+    for (_, halves) in halves {
+        let Some(found) = found(&halves).filter(|_| halves.iter().any(&meant)) else {
             continue;
         };
-        // A shim is of its reaper's session, also when that is dead.
-        let key = (one.namespace.clone(), one.id.clone(), one.session);
-        let bundle = bundle(&one);
-        let pair = pairs.entry(key).or_insert_with(|| Loose {
-            found: Found {
-                bundle,
-                namespace: one.namespace,
-                id: one.id,
-            },
+        let mut pair = Loose {
+            found,
             socket: None,
             reaper: None,
             shim: None,
-        });
-        pair.socket = pair.socket.take().or(one.socket);
-        let half = if one.serves {
-            &mut pair.shim
-        } else {
-            &mut pair.reaper
         };
-        *half = Some((one.process, one.pidfd));
+        for one in halves {
+            pair.socket = pair.socket.take().or(one.socket);
+            let half = if one.serves {
+                &mut pair.shim
+            } else {
+                &mut pair.reaper
+            };
+            *half = Some((one.process, one.pidfd));
+        }
+        pairs.push(pair);
     }
-    Ok(pairs.into_values().collect())
+    Ok(pairs)
 }
 
-/// A process of a pair whose working directory is one that is meant. What cannot be read is
-/// gone, or not the host's.
-fn look(pid: u32, works_here: impl Fn(&Path, &fs::Metadata) -> bool) -> Option<One> {
+/// A process of a pair. What cannot be read is gone, or not the host's.
+fn look(pid: u32) -> Option<One> {
     let at = |what: &str| PathBuf::from(format!("/proc/{pid}/{what}"));
     let program = fs::read_link(at("exe")).ok()?;
     if !program.file_name()?.to_str()?.starts_with(PROGRAM) {
@@ -176,7 +257,6 @@ fn look(pid: u32, works_here: impl Fn(&Path, &fs::Metadata) -> bool) -> Option<O
         || theirs.uid() != 0
         || !same("root", "/")?
         || !same("ns/pid", "/proc/self/ns/pid")?
-        || !works_here(&fs::read_link(at("cwd")).ok()?, &cwd)
     {
         return None;
     }
@@ -196,7 +276,14 @@ fn look(pid: u32, works_here: impl Fn(&Path, &fs::Metadata) -> bool) -> Option<O
     let namespace = Namespace::new(flag("-namespace")?).ok()?;
     let id = TaskId::new(flag("-id")?).ok()?;
     let socket = flag("-socket").map(PathBuf::from);
+    let told = fs::read(at("environ")).unwrap_or_default();
+    let mut told = told.split(|byte| *byte == 0);
+    let bundle = told.find_map(|one| one.strip_prefix(BUNDLE.as_bytes()));
     let one = One {
+        cwd: fs::read_link(at("cwd")).ok()?,
+        removed: cwd.nlink() == 0,
+        inode: (cwd.dev(), cwd.ino()),
+        bundle: bundle.map(|path| PathBuf::from(OsStr::from_bytes(path))),
         namespace,
         id,
         socket,

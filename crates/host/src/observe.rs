@@ -63,6 +63,8 @@ pub struct Subject {
     pub namespace: Namespace,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// Where that is by now, if somebody has moved it away with all that is mounted in it.
+    pub moved: Option<PathBuf>,
     /// How runc is called; `root` includes the namespace.
     pub runtime: Runtime,
     /// The option `SystemdCgroup`, `None` if nothing said so.
@@ -116,6 +118,7 @@ impl Subject {
             id,
             namespace,
             bundle,
+            moved: None,
             systemd_cgroup: None,
             said: Said::Unreadable,
             boot: None,
@@ -183,9 +186,14 @@ impl Subject {
         }
     }
 
+    /// Where the files of its bundle are.
+    pub fn files(&self) -> &Path {
+        self.moved.as_deref().unwrap_or(&self.bundle)
+    }
+
     /// Where containerd has the root file system mounted.
     pub fn rootfs(&self) -> PathBuf {
-        self.bundle.join("rootfs")
+        self.files().join("rootfs")
     }
 
     /// Whether what lies at [`Subject::runc_dir`] may be the container's.
@@ -283,7 +291,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         init
     });
     let private_pid_ns = subject.private_pid_ns.unwrap_or_else(|| {
-        Spec::load(&subject.bundle).is_ok_and(|spec| spec.private_pid_namespace())
+        Spec::load(subject.files()).is_ok_and(|spec| spec.private_pid_namespace())
     });
     let (mut boot, mut init_fact, mut init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
     let mut others = others::execs(subject, &mut notes);
@@ -302,7 +310,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
             .as_ref()
             .and_then(|b| b.true_reaper(&mut notes)),
         named: others.iter().map(|exec| exec.pid).collect(),
-        bundle: subject.stone.is_none().then(|| subject.bundle.clone()),
+        bundle: subject.stone.is_none().then(|| subject.files().to_owned()),
     };
     let family = Family::of(known);
     // Of another boot nobody is signalled, whoever is there.
@@ -385,7 +393,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         runc,
         exit,
         private_pid_ns,
-        pid_file: pid_file(&subject.bundle).filter(|_| subject.stone.is_none()),
+        pid_file: pid_file(subject.files()).filter(|_| subject.stone.is_none()),
         cgroup,
         claims,
         claimed,
@@ -498,7 +506,7 @@ fn group_tells(group: Group) -> bool {
 fn heard(subject: &Subject, runc: &Found) -> Said {
     let traced = || match runc {
         Found::Torn(_) | Found::Unread(_) => true,
-        Found::State(_) | Found::Nothing => pid_file(&subject.bundle).is_some(),
+        Found::State(_) | Found::Nothing => pid_file(subject.files()).is_some(),
     };
     if subject.said == Said::Nothing && subject.stone.is_none() && traced() {
         return Said::Unreadable;
@@ -541,7 +549,7 @@ fn claims(
         };
         return (claims, claimed, true);
     }
-    let by_spec = note(Spec::load(&subject.bundle), notes).map(|spec| spec.cgroups_path);
+    let by_spec = note(Spec::load(subject.files()), notes).map(|spec| spec.cgroups_path);
     let sure = by_spec.is_some();
     let path = if let Some(path) = by_spec {
         notes.push("cgroups are known from config.json only".to_owned());

@@ -34,6 +34,7 @@ pub mod stdio;
 mod takeover;
 mod watched;
 
+pub use bundle::is_in_its_place;
 pub use clock::now;
 pub use desk::Desk;
 pub use error::Error;

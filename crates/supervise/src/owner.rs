@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use vigil_host::stdio::SlotKind;
 use vigil_model::{
     Answer, Because, Event, ExecId, ExecPlan, Exit, Kind, Namespace, Options, Phase, Published,
@@ -153,6 +153,8 @@ pub(crate) struct Owner {
     pub(crate) asked: bool,
     /// A look at idleness is to come.
     pub(crate) idle_armed: bool,
+    /// Whoever watches the bundle looks at its place when this is rung.
+    pub(crate) at_bundle: Arc<Notify>,
     /// How often what is under way is waited for still, once the bundle is gone.
     pub(crate) bundle_waits: u32,
     /// What a Create has left is being undone once more.
@@ -178,6 +180,7 @@ impl Owner {
                 self.resting = true;
                 map::release_heap();
                 map::release_stack();
+                self.at_bundle.notify_one();
                 continue;
             }
             self.arm_quiet();

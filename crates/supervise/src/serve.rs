@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::io::Interest;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use vigil_host::proc;
 use vigil_journal::owner::draw_salt;
 use vigil_journal::{BootId, Owner as Whose, Tail, names};
@@ -137,6 +137,7 @@ impl Shim {
             // Whoever started us is about to ask.
             asked: true,
             idle_armed: false,
+            at_bundle: Arc::new(Notify::new()),
             bundle_waits: BUNDLE_LOOKS,
             asking: None,
             undoing: false,
@@ -165,7 +166,8 @@ impl Shim {
             owner.hands.save();
             crash::tell_of_the_one_before(&owner.place, salt, &remembered.gist);
         }
-        tokio::spawn(bundle::observe(place.bundle.clone(), sender.clone()));
+        let (at, asked) = (place.bundle.clone(), owner.at_bundle.clone());
+        tokio::spawn(bundle::observe(at, asked, sender.clone()));
         let owner = tokio::spawn(owner.run(inbox));
         Ok(Self {
             desk: Desk::new(sender),

@@ -161,7 +161,7 @@ impl Work<'_> {
     /// Runs them in the runtime's place; `false` if they could not even be begun.
     fn run_hooks(&mut self) -> bool {
         let id = self.subject.id.as_str();
-        let poststop = match Poststop::load(&self.subject.bundle, id) {
+        let poststop = match Poststop::load(self.subject.files(), id) {
             Ok(poststop) if poststop.is_empty() => return true,
             Ok(poststop) => poststop,
             Err(error) => {

@@ -101,6 +101,7 @@ impl Container {
                 id,
                 namespace: Namespace::new("vigil-test").unwrap(),
                 bundle,
+                moved: None,
                 runtime: Runtime {
                     program: "runc".into(),
                     root,

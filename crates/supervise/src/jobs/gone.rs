@@ -22,6 +22,7 @@ use vigil_sys::pidfd;
 use vigil_sys::points::{self, Point};
 
 use super::{Tools, recover, runc, runtime};
+use crate::bundle::moved_to;
 use crate::owner::Place;
 use crate::watched::watch;
 
@@ -172,7 +173,8 @@ pub(crate) async fn end_rest(tools: &Tools, plan: &Plan, end: End) {
     recover::recover(tools, plan, subject, Goal::Keep, KILL_WAIT).await;
 }
 
-/// Ends the container whatever it is at, and removes all of it: nobody will ask for it.
+/// Ends the container whatever it is at, and removes all of it, also what is mounted in a bundle
+/// that was moved away: nobody will ask for it.
 pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
     let said = if end.exit.is_some() {
         Said::Ended
@@ -182,6 +184,7 @@ pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
     let mut subject = recover::subject(tools, plan, said);
     subject.init = end.init;
     subject.exit = end.exit;
+    subject.moved = moved_to(&tools.place.bundle);
     recover::recover(tools, plan, subject, Goal::Gone, DELETE_WAIT).await;
 }
 
