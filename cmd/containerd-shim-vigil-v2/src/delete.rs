@@ -327,13 +327,13 @@ pub(crate) fn recorded(
         subject.exit = recorded_exit(bundle, owner, init);
     }
     // The journal is bad, or failed before it could name init.
-    if subject.init.is_none()
-        && subject.exit.is_none()
-        && subject.said != Said::Nothing
-        && let Some((init, exit)) = ended_init(bundle, owner)
-    {
-        subject.init = Some(init);
-        subject.exit = Some(exit);
+    if subject.init.is_none() && subject.exit.is_none() && subject.said != Said::Nothing {
+        if let Some((init, exit)) = ended_init(bundle, owner) {
+            subject.init = Some(init);
+            subject.exit = Some(exit);
+        } else {
+            subject.awaited = awaited_init(bundle, owner);
+        }
     }
     (subject, midway)
 }
@@ -428,6 +428,12 @@ fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
         pidfd_inode: None,
     };
     Some((init, exit_of(&death)))
+}
+
+/// Init, maybe, where the reaper saw no end of it.
+fn awaited_init(bundle: &Path, owner: &Owner) -> Option<u32> {
+    let snapshot = exits::read(&bundle.join(names::EXITS), owner).ok()?;
+    snapshot.exits().ok()?.awaited(0)
 }
 
 /// Records what was found before it is told, so that a second `delete` tells

@@ -29,6 +29,8 @@ pub struct Recorded {
     pub named: Option<Incarnation>,
     /// The reaper's record of init's end.
     pub seen_end: Option<Exit>,
+    /// What may be init where nothing names it: the exit records still wait for its end.
+    pub awaited: Option<u32>,
     /// Where the pair listens.
     pub socket: Option<PathBuf>,
     /// Which life of its id this container is; `None`: its files do not say.
@@ -61,6 +63,10 @@ impl Recorded {
             },
             None => ended_init(bundle, owner).unzip(),
         };
+        let awaited = match (&task, &named) {
+            (None, None) => awaited_init(bundle, owner),
+            (Some(_), _) | (None, Some(_)) => None,
+        };
         // Pair and exit records say it if they agree; the journal says it alone.
         let header = replayed.as_ref().map(|replayed| &replayed.header);
         let known = header.and_then(|header| header.owner.as_ref());
@@ -77,6 +83,7 @@ impl Recorded {
             takeovers,
             named,
             seen_end,
+            awaited,
             socket,
             salt,
             notes,
@@ -99,6 +106,7 @@ impl Recorded {
         if subject.init.is_none() {
             subject.init.clone_from(&self.named);
         }
+        subject.awaited = self.awaited;
         subject.exit = subject.exit.or(self.seen_end);
         subject.socket.clone_from(&self.socket);
         subject.takeovers = self.takeovers.as_ref().map_or(0, |told| told.count);
@@ -157,6 +165,12 @@ fn ended_init(bundle: &Path, owner: &Owner) -> Option<(Incarnation, Exit)> {
         pidfd_inode: None,
     };
     Some((init, exit_of(&death)))
+}
+
+/// Init, maybe, where the reaper saw no end of it.
+fn awaited_init(bundle: &Path, owner: &Owner) -> Option<u32> {
+    let snapshot = exits::read(&bundle.join(names::EXITS), owner).ok()?;
+    snapshot.exits().ok()?.awaited(0)
 }
 
 fn exit_of(death: &Death) -> Exit {

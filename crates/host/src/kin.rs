@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -205,6 +206,21 @@ impl Family {
 fn pid_ns(pid: u32) -> Option<u64> {
     let meta = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
     Some(meta.ino())
+}
+
+/// Whether a process is the kernel's, or lives in the host's mount namespace or in this one's.
+pub(crate) fn is_among_the_hosts(pid: u32) -> bool {
+    // Of what runs the kernel alone runs no program.
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    if program.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return true;
+    }
+    let mounts = |pid: &str| {
+        let meta = fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?;
+        Some(meta.ino())
+    };
+    let its = mounts(&pid.to_string());
+    its.is_some() && (its == mounts("1") || its == mounts("self"))
 }
 
 /// Device and inode of what is mounted as the root file system of this bundle.

@@ -18,7 +18,7 @@ use vigil_model::{
     Verb,
 };
 use vigil_reconcile as judge;
-use vigil_reconcile::{Boot, Claimed, Facts, Group, Init, Present, RuncDelete, Said};
+use vigil_reconcile::{Boot, Claimed, Facts, Group, Init, Kin, Present, RuncDelete, Said};
 use vigil_sys::pidfd;
 
 pub use runc_state::{Found, RuncState};
@@ -77,6 +77,9 @@ pub struct Subject {
     pub init: Option<Incarnation>,
     /// Init's pid where no more of it is on record: it was deleted.
     pub pid: Option<u32>,
+    /// A process that the exit records still wait for where nothing names init: it may be that.
+    /// A number alone, so nobody is signalled by it.
+    pub awaited: Option<u32>,
     /// Its end.
     pub exit: Option<Exit>,
     /// Its execs that were last seen running.
@@ -124,6 +127,7 @@ impl Subject {
             boot: None,
             init: None,
             pid: None,
+            awaited: None,
             exit: None,
             execs: Vec::new(),
             claims: Vec::new(),
@@ -315,7 +319,13 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     let family = Family::of(known);
     // Of another boot nobody is signalled, whoever is there.
     let looked_into = cgroup.as_mut().filter(|_| boot != Boot::Other);
-    let members = members::of((subject, heard), looked_into, family, claimed, &mut notes);
+    let members = members::of(
+        (subject, heard),
+        looked_into,
+        family.clone(),
+        claimed,
+        &mut notes,
+    );
     if init.is_none() {
         // Of several the last one made: the others only made it.
         let marked = members.marked.iter();
@@ -334,6 +344,8 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
     if init_fact == Init::Unnamed
         && heard != Said::Gone
         && (members.unsure
+            || heard == Said::Unreadable
+                && numbered(subject, &family, cgroup.as_ref(), &mut notes)
             // It runs where it would be, and nothing says that it is somebody else's.
             || heard == Said::Unreadable && members.unproven
             || matches!(runc, Found::Torn(_) | Found::Unread(_))
@@ -586,6 +598,40 @@ fn named(subject: &Subject, hierarchy: String, dir: &Path) -> Claim {
         },
         inode: None,
     }
+}
+
+/// Whether a process lives that may be init by its number, and by nothing that would do to end
+/// it. One that is somebody else's, or lives among the host's mounts as no container does, has
+/// got the number since.
+fn numbered(
+    subject: &Subject,
+    family: &Family,
+    cgroup: Option<&Cgroup>,
+    notes: &mut Vec<String>,
+) -> bool {
+    let written = pid_file(subject.files()).filter(|_| subject.stone.is_none());
+    let spec = Spec::load(subject.files());
+    let apart = spec.is_ok_and(|spec| !spec.namespaces.iter().any(|n| n.kind == "mount"));
+    // These end with it.
+    let held = cgroup.and_then(|cgroup| cgroup.our_pids().ok());
+    let held = held.unwrap_or_default();
+    let may_be = |pid: &u32| match family.judge(&[*pid], Claimed::Guessed) {
+        Ok(judged) => {
+            let lives = judged.get(pid).is_some_and(|kin| *kin != Kin::Others);
+            lives && (apart || !kin::is_among_the_hosts(*pid))
+        }
+        // Unseen is not gone.
+        Err(_) => true,
+    };
+    let mut numbers = written.into_iter().chain(subject.awaited);
+    let Some(pid) = numbers.find(|pid| !held.contains(pid) && may_be(pid)) else {
+        return false;
+    };
+    let path = subject.files().display();
+    notes.push(format!(
+        "process {pid} may be its init, which `init.pid` or `exits` in {path} names by its number alone: nothing is called gone while it lives; if it is another's, remove the file"
+    ));
+    true
 }
 
 fn pid_file(bundle: &Path) -> Option<u32> {

@@ -329,6 +329,57 @@ fn a_delete_that_cannot_find_its_container_does_not_call_it_gone() {
     }
 }
 
+/// What is left to name init is a number: in `init.pid`, or in the slot of the exit records that
+/// still waits for it. Nobody is signalled by a number, but while it lives nothing is called gone.
+#[test]
+fn a_delete_that_knows_but_inits_number_does_not_call_it_gone() {
+    for named_by in ["init.pid", "exits"] {
+        trial(60, move |kit| {
+            let cgroup = format!("/{}/elsewhere", kit.scratch.mark());
+            let root = kit.scratch.path("another-root");
+            let mut ours = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+            placed(&ours.bundle.dir, &cgroup)?;
+            let mut request = ours.bundle.create_request();
+            request.options = Some(vigil_hostile::runc_root_options(&root)).into();
+            ours.pid = ours.task().create(&request)?.pid;
+            ours.start()?;
+            ours.shim.kill_all()?;
+            let file = |name: &str| ours.bundle.dir.join(name);
+            for name in ["journal", "config.json", "init.pid", "exits"] {
+                if name != named_by {
+                    fs::remove_file(file(name))?;
+                }
+            }
+            let deleted = ours.shim.delete()?;
+            let init = i32::try_from(ours.pid)?;
+            let lives = alive(init);
+            signal_if(init, KILL, |p| p.cgroup.contains(kit.scratch.mark()));
+            let gone = || (!alive(init)).then_some(());
+            until("init to die", by(10.0), gone)?;
+            let status = Command::new("runc")
+                .arg("--root")
+                .arg(root.join(kit.scratch.mark()))
+                .args(["delete", "--force", &ours.id])
+                .status()?;
+            ensure!(status.success(), "runc delete: {status}");
+            ensure!(lives, "it was killed by its number");
+            ensure!(
+                !deleted.ran.status.success(),
+                "{named_by}: it lives, and `delete` said {:?}",
+                deleted.response
+            );
+            // A number that is a process of the host's by now is nobody's.
+            let another = std::process::id();
+            fs::write(file("init.pid"), another.to_string())?;
+            ours.shim.delete()?.ok()?;
+            until("the bundle to be removed", by(10.0), || {
+                let _ = ours.bundle.remove();
+                (!ours.bundle.dir.exists()).then_some(())
+            })
+        });
+    }
+}
+
 /// As the pair's file of version 1 has its checksum.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {

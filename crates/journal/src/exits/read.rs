@@ -134,6 +134,14 @@ impl<'a> Exits<'a> {
         }
     }
 
+    /// The process slot `index` is pinned for, as long as its death is not recorded.
+    pub fn awaited(self, index: usize) -> Option<u32> {
+        match self.slot(index)? {
+            Slot::Waiting { pid, .. } => Some(pid),
+            Slot::Free | Slot::Dead(_) => None,
+        }
+    }
+
     /// Number of deaths that have gone to the ring: the sequence number the
     /// next one gets. Read it *before* a process is started and give it to
     /// [`Recorder::pin`](super::Recorder::pin) as `since`.
