@@ -15,6 +15,7 @@ use vigil_reconcile::Goal;
 use vigil_sys::{Errno, fd, pidfd, signal};
 
 use crate::place::{Found, Name, Node};
+use crate::recorded::Recorded;
 use crate::table::Colour;
 use crate::{Answer, Code, Exit, json, pair, processes, repair, words};
 
@@ -78,6 +79,10 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
             "no file of Vigil's is in {}: another runtime's",
             found.bundle.display()
         );
+    }
+    let recorded = Recorded::read(&found.bundle, &found.owner());
+    if let Some(original) = pair::copy_of(&found, recorded.pair.as_ref(), recorded.task.as_ref()) {
+        return Err(repair::copied(&found, &original));
     }
     let mut killed = Vec::new();
     for look in 0..LOOKS {

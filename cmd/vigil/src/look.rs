@@ -2,7 +2,7 @@
 //! believed, judged. Reads only. Beside a living pair a fact may be old by the
 //! time the next is seen; a look that finds something wrong is taken twice.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vigil_host::cgroup::Freeze;
@@ -51,6 +51,8 @@ pub struct Look {
     pub case: Case,
     /// What is true.
     pub judgement: Judgement,
+    /// Where the container's bundle is, if this is only a copy of it.
+    pub copy_of: Option<PathBuf>,
     /// Everything that was noticed on the way.
     pub notes: Vec<String>,
 }
@@ -154,8 +156,17 @@ impl Look {
                 ),
             };
         }
+        let copy_of = pair::copy_of(found, recorded.pair.as_ref(), recorded.task.as_ref());
+        if let Some(original) = &copy_of {
+            notes.push(format!("its container's bundle is {}", original.display()));
+            judgement = Judgement {
+                words: "a copy",
+                wrong: Some("it is a copy of another directory, and nothing is done by it"),
+            };
+        }
         Self {
             ours,
+            copy_of,
             published: recorded.task.as_ref().map(|task| telling(task, &recorded)),
             found: found.clone(),
             recorded,

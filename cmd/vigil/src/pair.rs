@@ -3,9 +3,11 @@
 //! are checked, or, if it names none that lives, by the processes there are. Looks only; takes
 //! no lock for longer than the look.
 
+use std::fs::{self, Metadata};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vigil_host::chain;
@@ -13,7 +15,7 @@ use vigil_host::proc::{self, Checked};
 use vigil_host::strays;
 use vigil_journal::lock::{self, LockError};
 use vigil_journal::{names, pair};
-use vigil_model::{BootId, Incarnation};
+use vigil_model::{BootId, Incarnation, Task};
 use vigil_sys::pidfd;
 
 use crate::place::Found;
@@ -98,7 +100,7 @@ impl Halves {
         })
     }
 
-    /// One of them, if it lives and is this container's.
+    /// One of them, if it lives and is this bundle's.
     pub fn open(
         &self,
         found: &Found,
@@ -112,8 +114,56 @@ impl Halves {
         // Of whom nobody can say whose it is, nobody else is ended.
         let ours =
             !self.anonymous || strays::is_pair_of(half.pid, namespace, id, until)?.unwrap_or(false);
+        let ours = ours && elsewhere(found, half.pid).is_none();
         Ok((ours && pidfd::is_dead(&fd) == Ok(false)).then_some(fd))
     }
+}
+
+/// Where the container's bundle is, if this one is a copy of it: what is recorded here is of
+/// processes that have nothing to do with this directory.
+pub fn copy_of(
+    found: &Found,
+    recorded: Option<&pair::Pair>,
+    task: Option<&Task>,
+) -> Option<PathBuf> {
+    if found.moved_from.is_some() {
+        return None;
+    }
+    let halves = recorded.into_iter();
+    let mut halves = halves.flat_map(|pair| std::iter::once(&pair.reaper).chain(&pair.shim));
+    let works = halves.find_map(|half| match proc::open_checked(&incarnation(half)) {
+        // Still the same once its directory was looked at.
+        Ok(Checked::Same(fd)) => {
+            elsewhere(found, half.pid).filter(|_| pidfd::is_dead(&fd) == Ok(false))
+        }
+        Ok(Checked::Gone | Checked::Reused(_) | Checked::Elsewhere) | Err(_) => None,
+    });
+    let planned = || {
+        let planned = Path::new(&task?.plan.as_ref()?.create.bundle);
+        let other = |there: &Metadata| there.is_dir() && !is_bundle(found, there);
+        let there = fs::metadata(planned).ok().filter(other);
+        there.map(|_| planned.to_owned())
+    };
+    works.or_else(planned)
+}
+
+/// Where a process of a pair works, if that is a directory, and not this bundle.
+fn elsewhere(found: &Found, pid: u32) -> Option<PathBuf> {
+    let cwd = format!("/proc/{pid}/cwd");
+    let there = fs::metadata(&cwd).ok()?;
+    // One that was removed is nobody's bundle any more.
+    if there.nlink() == 0 || is_bundle(found, &there) {
+        return None;
+    }
+    fs::read_link(&cwd).ok()
+}
+
+/// Whether this is the bundle; what cannot be looked at is not told apart.
+fn is_bundle(found: &Found, there: &Metadata) -> bool {
+    let here = fs::metadata(&found.bundle);
+    here.map_or(true, |here| {
+        (here.dev(), here.ino()) == (there.dev(), there.ino())
+    })
 }
 
 /// Looks at both.

@@ -222,7 +222,7 @@ fn task(args: &Args, found: &Found) -> Case {
 
 /// What a repair may aim at, and why at nothing if that needs a word.
 fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
-    if !look.ours {
+    if !look.ours || look.copy_of.is_some() {
         return (None, look.wrong().map(str::to_owned));
     }
     match look.pair.life {
@@ -274,6 +274,9 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     {
         return Err(anyhow!("it is not seen whether its pair lives").context(why.clone()));
     }
+    if let Some(original) = &look.copy_of {
+        return Err(copied(found, original));
+    }
     if goal == Goal::Gone && look.pair.any_alive() {
         return Err(anyhow!("a process of its pair lives"));
     }
@@ -303,6 +306,12 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
     }
     drop(lock);
     Ok(report)
+}
+
+/// Nobody is ended whose bundle is another.
+pub fn copied(found: &Found, original: &Path) -> anyhow::Error {
+    let (bundle, original) = (found.bundle.display(), original.display());
+    anyhow!("{bundle} is a copy: its container's bundle is {original}, which is to be named")
 }
 
 /// Ends the calls that outlived the pair; who of them does not die.

@@ -285,6 +285,10 @@ struct Living {
 
 fn living(found: &Found) -> Result<Living, (Outcome, String)> {
     let halves = pair::Halves::read(found).map_err(|error| (Outcome::NoPair, chain(&error)))?;
+    if let Some(original) = pair::copy_of(found, Some(&halves.pair), None) {
+        let why = format!("a copy: its container's bundle is {}", original.display());
+        return Err((Outcome::NoPair, why));
+    }
     let reaper = &halves.pair.reaper;
     match halves.open(found, reaper) {
         Ok(Some(pidfd)) => Ok(Living {

@@ -160,14 +160,21 @@ fn ps_as_json() {
     golden("ps-json", &pages(&node, &[&["ps", "--json"]]));
 }
 
+/// A living pair of this bundle.
+fn paired(node: &mut Node, bundle: &Path) -> (Sleeper, Sleeper) {
+    let (reaper, shim) = (Sleeper::at(bundle), Sleeper::at(bundle));
+    node.revive(bundle, &reaper.incarnation(), &shim.incarnation());
+    (reaper, shim)
+}
+
 #[test]
 fn living_pairs() {
     let mut node = Node::new();
     let init = Sleeper::start();
-    let (reaper, shim) = (Sleeper::start(), Sleeper::start());
+    let mut pairs = Vec::new();
     let life = node.life("default").creating().created(&init.incarnation());
     let bundle = node.lived("default", "lives", &life.started());
-    node.revive(&bundle, &reaper.incarnation(), &shim.incarnation());
+    pairs.push(paired(&mut node, &bundle));
     let orphan = node.life("default").creating().created(&init.incarnation());
     node.lived("default", "orphan", &orphan.started());
     let init_dead = dead(4711);
@@ -178,9 +185,9 @@ fn living_pairs() {
         .started();
     let stopped = stopped.ended(&init_dead, Status::Exited(0));
     let bundle = node.lived("default", "stopped", &stopped);
-    node.revive(&bundle, &reaper.incarnation(), &shim.incarnation());
+    pairs.push(paired(&mut node, &bundle));
     let bundle = node.lived("default", "making", &node.life("default").creating());
-    node.revive(&bundle, &reaper.incarnation(), &shim.incarnation());
+    pairs.push(paired(&mut node, &bundle));
     let runs: [&[&str]; 5] = [
         &["ps"],
         &["show", "lives"],
@@ -190,7 +197,11 @@ fn living_pairs() {
     ];
     let mut page = pages(&node, &runs);
     // Pids have any width, and with them the columns.
-    for (process, name) in [(&init, "INIT"), (&reaper, "REAPER"), (&shim, "SHIM")] {
+    let mut names = vec![(&init, "INIT")];
+    for (reaper, shim) in &pairs {
+        names.extend([(reaper, "REAPER"), (shim, "SHIM")]);
+    }
+    for (process, name) in names {
         page = page.replace(&format!(" {} ", process.0.id()), &format!(" {name} "));
         page = page.replace(&format!(" {}\n", process.0.id()), &format!(" {name}\n"));
         page = page.replace(&format!(" {},", process.0.id()), &format!(" {name},"));
@@ -485,7 +496,7 @@ fn a_tombstone_of_an_id_in_use_is_left_alone() {
     stone.write(&node.run_dir()).unwrap();
     let starting = node.run(&["repair", "--all", "--write"]);
     let lives = node.bundle("other", "older");
-    let sleeper = Sleeper::start();
+    let sleeper = Sleeper::at(&lives);
     node.revive(&lives, &sleeper.incarnation(), &sleeper.incarnation());
     let living = node.run(&["repair", "--all", "--write"]);
     for ran in [starting, living] {

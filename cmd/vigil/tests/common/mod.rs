@@ -42,8 +42,14 @@ pub struct Sleeper(pub Child);
 
 impl Sleeper {
     pub fn start() -> Self {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        Self(child)
+        Self::at(Path::new("/"))
+    }
+
+    /// With this working directory, as those of a pair have their bundle.
+    pub fn at(dir: &Path) -> Self {
+        let mut sleep = Command::new("sleep");
+        let child = sleep.arg("600").current_dir(dir).spawn();
+        Self(child.unwrap())
     }
 
     pub fn incarnation(&self) -> Incarnation {
