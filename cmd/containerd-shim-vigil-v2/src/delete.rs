@@ -48,10 +48,10 @@ pub fn run(flags: &Flags) -> Result<()> {
         "" => std::env::current_dir().context("no -bundle given, and the cwd is gone")?,
         bundle => PathBuf::from(bundle),
     };
-    let mut case = Case::asked(flags, &bundle);
+    let case = Case::asked(flags, &bundle);
     let mut signal = 0;
     for _ in 0..KILLED_MAX {
-        match apart::run(|asker| work(flags, &bundle, &mut case, asker)) {
+        match apart::run(|asker| work(flags, &bundle, &case, asker)) {
             Outcome::Over(done) => return done,
             Outcome::Killed(by) => signal = by,
         }
@@ -65,13 +65,29 @@ pub fn run(flags: &Flags) -> Result<()> {
 }
 
 /// All of it.
-fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Result<()> {
+fn work(flags: &Flags, bundle: &Path, case: &Case<'_>, asker: Asker) -> Result<()> {
+    points::reach(Point::DeleteBegun);
+    // It may be long since it was asked for: whatever is found by a name is of the life that was
+    // meant only if that is the name's still, afterwards.
+    let meant = || Ok(case.is_meant()?);
+    meant()?;
     let deadline = Instant::now() + BUDGET;
+    let (namespace, id) = (flags.namespace.as_str(), flags.id.as_str());
+    if let Ok(stone) = Tombstone::of_id(namespace, id, Path::new(RUN))
+        && stone.is_overdue(Path::new(RUN))
+        && let Err(error) = leave::end_delete(&stone)
+    {
+        eprintln!("warning: {error:#}");
+    }
     let socket = socket(flags, bundle);
-    let owner = Owner::of_bundle(bundle, flags.namespace.as_str(), flags.id.as_str());
+    let owner = case.owner();
     let last_words = last_words::of(bundle, &owner);
-    let _lock = match lock(flags, &owner, bundle, socket.as_deref()) {
+    let _lock = match lock((flags, &owner), bundle, socket.as_deref(), &meant) {
         Ok(lock) => lock,
+        Err(error) if error.is::<leave::Superseded>() => {
+            lift(flags, bundle);
+            return Err(error);
+        }
         Err(error) if error.is::<leave::AtWork>() => {
             lift(flags, bundle);
             // It ends in time, as we do. What is on record it will tell too.
@@ -88,6 +104,7 @@ fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Resu
             return Err(error);
         }
     };
+    meant()?;
     if let Some((words, at)) = last_words {
         eprintln!("note: {words}");
         let replayed = vigil_journal::replay(&bundle.join(names::JOURNAL), &owner);
@@ -99,10 +116,14 @@ fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Resu
     let recorded_first = |subject: &Subject| {
         announce(subject, &owner);
         points::reach(Point::DeleteLocked);
+        // From here on a `start` of this id knows of us.
+        meant()
     };
+    let subject = subject(flags, &owner, bundle, socket, recorded_first)
+        .inspect_err(|_| lift(flags, bundle))?;
     let subject = Subject {
         announces: true,
-        ..subject(flags, &owner, bundle, socket, recorded_first)
+        ..subject
     };
     let report = reconcile_to_gone(&subject, deadline);
     lift(flags, bundle);
@@ -121,7 +142,7 @@ fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Resu
     }
     points::reach(Point::DeleteNotRecorded);
     // Nobody waits: the bundle may have been removed, and the id be in use again.
-    let end = if case.is_anothers() {
+    let end = if case.is_meant().is_err() {
         Ended {
             pid: report.pid,
             exit: report.exit,
@@ -140,7 +161,9 @@ fn work(flags: &Flags, bundle: &Path, case: &mut Case<'_>, asker: Asker) -> Resu
         case.leave();
     }
     let own = (flags.namespace.as_str(), flags.id.as_str());
-    starts::over(Path::new(RUN), own);
+    if case.is_meant().is_ok() {
+        starts::over(Path::new(RUN), own);
+    }
     // What other containers left. Nobody waits for it, and out of processes it is for the
     // next one to do.
     let _ = starts::deserted(Path::new(RUN), true);
@@ -194,10 +217,10 @@ fn on_record(bundle: &Path, owner: &Owner) -> Option<Ended> {
 /// The lock of the bundle, once whoever had it is gone. Without a bundle, or where there
 /// is no lock to be had, a pair may be alive all the same: then who listens has to leave.
 fn lock(
-    flags: &Flags,
-    owner: &Owner,
+    (flags, owner): (&Flags, &Owner),
     bundle: &Path,
     socket: Option<&Path>,
+    meant: leave::Meant<'_>,
 ) -> Result<Option<File>> {
     if bundle.is_dir() {
         let path = bundle.join(names::LOCK);
@@ -210,7 +233,8 @@ fn lock(
             // What its pair is to leave behind.
             announce(&recorded(flags, owner, bundle, None).0, owner);
         }
-        match leave::take_lock_from(bundle, owner, socket.map(|socket| (socket, flags))) {
+        let listening = socket.map(|socket| (socket, flags));
+        match leave::take_lock_from(bundle, owner, listening, meant) {
             Ok(file) => return Ok(Some(file)),
             Err(error) if leave::is_without_lock(&error) => {
                 eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
@@ -222,7 +246,8 @@ fn lock(
         && let Ok(connection) = listen::connect(path, Duration::from_millis(100))
     {
         // A stranger is none of our business, and neither is its socket.
-        if let Err(error) = leave::dismiss_listener(&connection, flags) {
+        if let Err(error) = leave::dismiss_listener(&connection, flags, meant) {
+            meant()?;
             eprintln!("warning: {}", vigil_supervise::chain(error.as_ref()));
         }
     }
@@ -254,7 +279,7 @@ pub(crate) fn socket(flags: &Flags, bundle: &Path) -> Option<PathBuf> {
 
 /// Names in a tombstone what is about to be done away with: if this process dies at it, whoever
 /// comes goes on.
-fn announce(subject: &Subject, owner: &Owner) {
+pub(crate) fn announce(subject: &Subject, owner: &Owner) {
     let stone = Tombstone {
         claims: Tombstone::narrow(&subject.claims),
         ..Tombstone::of(subject, Vec::new())
@@ -265,7 +290,7 @@ fn announce(subject: &Subject, owner: &Owner) {
 }
 
 /// Takes that away again, where nothing came to be left.
-fn lift(flags: &Flags, bundle: &Path) {
+pub(crate) fn lift(flags: &Flags, bundle: &Path) {
     let subject = &unrecorded(flags, bundle);
     if let Err(error) = Tombstone::of(subject, Vec::new()).lift(Path::new(RUN)) {
         eprintln!("warning: {}", vigil_host::chain(&error));
@@ -273,22 +298,23 @@ fn lift(flags: &Flags, bundle: &Path) {
 }
 
 /// Everything that was recorded, gathered, and nothing of the pair's at work any more: for
-/// who holds the lock. `before` is called before anything of it is ended.
+/// who holds the lock. `before` is called before anything of it is ended, which nothing is if it
+/// fails.
 pub(crate) fn subject(
     flags: &Flags,
     owner: &Owner,
     bundle: &Path,
     socket: Option<PathBuf>,
-    before: impl FnOnce(&Subject),
-) -> Subject {
+    before: impl FnOnce(&Subject) -> Result<()>,
+) -> Result<Subject> {
     let (mut subject, midway) = recorded(flags, owner, bundle, socket);
-    before(&subject);
+    before(&subject)?;
     // A call of runc may have outlived the pair in the middle of it.
     if midway {
         let left = end_calls(&subject, owner);
         subject.left.extend(left);
     }
-    subject
+    Ok(subject)
 }
 
 fn unrecorded(flags: &Flags, bundle: &Path) -> Subject {

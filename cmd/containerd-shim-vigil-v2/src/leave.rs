@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
+use vigil_host::enact::Tombstone;
 use vigil_host::proc::{self, Checked};
 use vigil_host::strays;
 use vigil_journal::pair::{self, Pair};
@@ -37,6 +38,27 @@ impl fmt::Display for AtWork {
 
 impl std::error::Error for AtWork {}
 
+/// Another life has what was asked for by now: whoever was asked to end this one, and was held up,
+/// has nothing to do with that one.
+#[derive(Debug)]
+pub struct Superseded(pub PathBuf);
+
+impl fmt::Display for Superseded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} is another container's bundle by now: nothing was done to that one",
+            self.0.display()
+        )
+    }
+}
+
+impl std::error::Error for Superseded {}
+
+/// Asks once more whether what the names lead to is what is meant: between finding a process by
+/// them and doing anything to it. What was found before the answer is what was meant.
+pub type Meant<'a> = &'a dyn Fn() -> Result<()>;
+
 /// Whether there is no lock to be had here: no file can be made, or something else has
 /// its name. Nobody holds it, then, who could be asked to leave by it.
 pub fn is_without_lock(error: &Error) -> bool {
@@ -48,15 +70,17 @@ pub fn is_without_lock(error: &Error) -> bool {
 
 /// Takes the lock of the bundle, making whoever holds it leave.
 pub fn take_lock(bundle: &Path, owner: &Owner) -> Result<File> {
-    take_lock_from(bundle, owner, None)
+    take_lock_from(bundle, owner, None, &|| Ok(()))
 }
 
 /// As [`take_lock`]. Where the bundle does not say who holds it, whoever
-/// listens on this socket and is the container's shim is asked.
+/// listens on this socket and is the container's shim is asked. Nobody is whom `meant` does not
+/// mean.
 pub fn take_lock_from(
     bundle: &Path,
     owner: &Owner,
     listening: Option<(&Path, &Flags)>,
+    meant: Meant<'_>,
 ) -> Result<File> {
     let path = bundle.join(names::LOCK);
     let deadline = Instant::now() + LOCK;
@@ -64,19 +88,19 @@ pub fn take_lock_from(
     match lock::hold(&path) {
         Ok(file) if was_there => return Ok(file),
         // A pair may hold the one that was removed.
-        Ok(file) => return end_pair(bundle, owner, listening).map(|()| file),
+        Ok(file) => return end_pair(bundle, owner, listening, meant).map(|()| file),
         Err(lock::LockError::Held { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     // Torn or not there yet: nobody is signalled by guess. Who holds the lock
     // without it is a pair about to write it, or to fail. Not printed: one byte
     // on stderr would spoil the address of a `start` that succeeds.
-    let (mut holders, mut unread) = ask(bundle, owner)?;
+    let (mut holders, mut unread) = ask(bundle, owner, meant)?;
     if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
         return Ok(file);
     }
     if unread.is_some() {
-        (holders, unread) = ask(bundle, owner)?;
+        (holders, unread) = ask(bundle, owner, meant)?;
         if let Some(file) = wait(&path, &holders, Instant::now() + ASKED)? {
             return Ok(file);
         }
@@ -85,7 +109,7 @@ pub fn take_lock_from(
         && let Some((socket, flags)) = listening
         && let Ok(connection) = listen::connect(socket, CONNECT)
     {
-        dismiss_listener(&connection, flags)?;
+        dismiss_listener(&connection, flags, meant)?;
     }
     for holder in &holders {
         let _ = pidfd::send_signal(holder, signal::KILL);
@@ -107,8 +131,13 @@ pub fn take_lock_from(
 }
 
 /// Ends the pair this bundle or this socket names, without a lock to tell when it is gone.
-fn end_pair(bundle: &Path, owner: &Owner, listening: Option<(&Path, &Flags)>) -> Result<()> {
-    let (pair, unread) = ask(bundle, owner)?;
+fn end_pair(
+    bundle: &Path,
+    owner: &Owner,
+    listening: Option<(&Path, &Flags)>,
+    meant: Meant<'_>,
+) -> Result<()> {
+    let (pair, unread) = ask(bundle, owner, meant)?;
     for number in [None, Some(signal::KILL)] {
         let deadline = Instant::now() + ASKED;
         for process in &pair {
@@ -124,7 +153,7 @@ fn end_pair(bundle: &Path, owner: &Owner, listening: Option<(&Path, &Flags)>) ->
     if unread.is_some()
         && let Some((socket, flags)) = listening
         && let Ok(connection) = listen::connect(socket, CONNECT)
-        && let Err(error) = dismiss_listener(&connection, flags)
+        && let Err(error) = dismiss_listener(&connection, flags, meant)
     {
         // A stranger is none of our business.
         eprintln!("warning: {error:#}");
@@ -149,7 +178,11 @@ pub fn end_child(bundle: &Path, reaper: u32) -> Result<Option<File>> {
 
 /// Asks the pair of this bundle to leave; its living processes, or why they are
 /// not known.
-fn ask(bundle: &Path, owner: &Owner) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
+fn ask(
+    bundle: &Path,
+    owner: &Owner,
+    meant: Meant<'_>,
+) -> Result<(Vec<OwnedFd>, Option<pair::PairError>)> {
     let path = bundle.join(names::PAIR);
     let (pair, found) = match Pair::read_any(&path) {
         Ok(pair) => pair,
@@ -168,6 +201,7 @@ fn ask(bundle: &Path, owner: &Owner) -> Result<(Vec<OwnedFd>, Option<pair::PairE
     };
     let reaper = ours(&pair.reaper)?;
     let shim = pair.shim.as_ref().map(ours).transpose()?.flatten();
+    meant()?;
     // The reaper ends its shim; a shim without one leaves by the same signal.
     if let Some(asked) = reaper.as_ref().or(shim.as_ref()) {
         // Gone meanwhile is what we want.
@@ -247,6 +281,31 @@ pub fn anyone_of(bundle: &Path, owner: &Owner) -> Result<bool> {
     Ok(lives || anyone_below(shim.pid)?)
 }
 
+/// Ends a `delete` that is held up at this container, by its tombstone, and what it had called:
+/// that works on in the session its process led.
+pub fn end_delete(stone: &Tombstone) -> Result<()> {
+    let (Some(process), Some(at_work)) = (stone.worked_on(), &stone.at_work) else {
+        return Ok(());
+    };
+    let (id, worker) = (&stone.id, at_work.worker.pid);
+    let _ = pidfd::send_signal(&process, signal::KILL);
+    if !fd::wait_readable(&process, ASKED).unwrap_or(false) {
+        bail!(
+            "process {worker} is removing an earlier container {id} and does not die: \
+             try again when what it waits for has passed"
+        );
+    }
+    let end = Instant::now() + ASKED;
+    let left = strays::end(&stone.runtime_root, id, Some(worker), end)?;
+    if let Some(call) = left.first() {
+        bail!(
+            "process {call}, a call of the runtime for an earlier container {id}, does not die: \
+             try again when what it waits for has passed"
+        );
+    }
+    Ok(())
+}
+
 /// The process that listens at the other end of a connection.
 pub fn listener_of(connection: &OwnedFd) -> Option<u32> {
     use std::os::fd::AsFd;
@@ -302,7 +361,7 @@ fn is_shim_of(pid: u32, namespace: &str, id: &str) -> Result<bool> {
 /// Makes the pair behind a connection leave. Its reaper called listen(2), so
 /// the kernel names it as the peer; its bundle may be gone. Whoever listens there
 /// and is no shim of this container is left alone, which is an error with its pid.
-pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
+pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags, meant: Meant<'_>) -> Result<()> {
     use std::os::fd::AsFd;
     let peer = listen::peer(connection.as_fd()).context("cannot see who listens")?;
     let Some((reaper, pidfd)) = proc::open_now(peer.pid)? else {
@@ -322,6 +381,7 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags) -> Result<()> {
         .filter(|(process, _)| strays::is_ours(process.pid, session))
         .map(|(_, pidfd)| pidfd)
         .collect();
+    meant()?;
     let _ = pidfd::send_signal(&pidfd, signal::USR2);
     if fd::wait_readable(&pidfd, ASKED).context("cannot wait for the old reaper")? {
         return Ok(());

@@ -102,7 +102,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     };
     let reply = stdin.reply(&address)?;
 
-    await_delete(flags);
+    await_delete(flags)?;
     let mut first = Made::default();
     let lock = hold(flags, &bundle, Path::new(address.path()), &mut first)?;
     // Below the lock, so that a failure removes what was made before it lets go of it.
@@ -191,13 +191,20 @@ pub fn run(flags: &Flags) -> Result<()> {
 }
 
 /// One that was killed left its work to a process that may be at it still: two lives of one id
-/// have their socket, runc's state and mounts under the same names. Its end is near; what it
-/// could not do is done by Create.
-fn await_delete(flags: &Flags) {
+/// have their socket, runc's state and mounts under the same names. Its end is near, unless it is
+/// held up; then it is ended, and what it could not do is done by Create.
+fn await_delete(flags: &Flags) -> Result<()> {
     let stone = Tombstone::of_id(flags.namespace.as_str(), flags.id.as_str(), Path::new(RUN));
-    if let Some(process) = stone.ok().and_then(|stone| stone.worked_on()) {
-        let _ = fd::wait_readable(&process, DELETE_WAIT);
+    let Ok(stone) = stone else {
+        return Ok(());
+    };
+    let Some(process) = stone.worked_on() else {
+        return Ok(());
+    };
+    if fd::wait_readable(&process, DELETE_WAIT).unwrap_or(false) {
+        return Ok(());
     }
+    leave::end_delete(&stone)
 }
 
 /// The lock of the bundle; an old pair that is in the way and has no task is
@@ -253,7 +260,7 @@ fn bind(flags: &Flags, path: &Path, made: &mut Made) -> Result<OwnedFd> {
                 let listener = leave::listener_of(&connection);
                 let busy = || listener.map_or(Ok(false), leave::anyone_below);
                 refuse_if_busy(flags, path, busy)?;
-                leave::dismiss_listener(&connection, flags)?;
+                leave::dismiss_listener(&connection, flags, &|| Ok(()))?;
             }
             // Nobody listens there any more.
             std::fs::remove_file(path)

@@ -7,6 +7,7 @@
 //! held up by it. It sleeps on pidfds and on the names that somebody else may remove; where
 //! the kernel tells nothing, it looks again after growing pauses.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
@@ -57,10 +58,12 @@ pub struct Case<'a> {
     dir: Option<File>,
     /// The reaper of this life.
     reaper: Option<pair::Incarnation>,
+    /// The life, as far as its bundle said it.
+    life: Owner,
     /// Who ran `delete`.
     asked_by: Option<OwnedFd>,
     /// It is told that this failed, and forgets the container and its bundle.
-    forgotten: bool,
+    forgotten: Cell<bool>,
     /// When it was looked at.
     begun: Instant,
 }
@@ -89,8 +92,9 @@ impl<'a> Case<'a> {
                 bundle,
                 &Owner::of(flags.namespace.as_str(), flags.id.as_str()),
             ),
+            life: Owner::of_bundle(bundle, flags.namespace.as_str(), flags.id.as_str()),
             asked_by: None,
-            forgotten: false,
+            forgotten: Cell::new(false),
             begun: Instant::now(),
         }
     }
@@ -105,14 +109,32 @@ impl<'a> Case<'a> {
 
     /// `delete` fails. containerd knows nothing of the container from then on, and leaves the
     /// bundle to nobody.
-    pub fn given_up(&mut self) {
-        self.forgotten = true;
+    pub fn given_up(&self) {
+        self.forgotten.set(true);
     }
 
     /// Whether another directory has the bundle's name by now.
     pub fn is_anothers(&self) -> bool {
         let now = std::fs::symlink_metadata(self.bundle).ok();
         now.and_then(|now| self.is_bundle(&now)) == Some(false)
+    }
+
+    /// An error if another life has the names of this one by now: another directory is in its
+    /// place, or another `start` has been in it.
+    pub fn is_meant(&self) -> Result<(), leave::Superseded> {
+        let now = Pair::read_any(&self.bundle.join(names::PAIR));
+        let of_another = now.is_ok_and(|(pair, owner)| match owner {
+            Some(owner) if self.life.salt != 0 => {
+                (&owner.namespace, &owner.id) == (&self.life.namespace, &self.life.id)
+                    && owner.salt != self.life.salt
+            }
+            // Not known of both.
+            _ => self.reaper.is_some_and(|reaper| reaper != pair.reaper),
+        });
+        if self.is_anothers() || of_another {
+            return Err(leave::Superseded(self.bundle.to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether this is the bundle that was held, if one was.
@@ -309,7 +331,7 @@ impl<'a> Case<'a> {
     fn finish(&self) -> bool {
         match self.place() {
             // Whoever asked has had an answer and is about to remove it.
-            Place::Bundle if !self.forgotten && self.begun.elapsed() < ABOUT_TO_GO => false,
+            Place::Bundle if !self.forgotten.get() && self.begun.elapsed() < ABOUT_TO_GO => false,
             Place::Bundle => self.finish_bundle(),
             Place::Free => self.finish_stone(),
             Place::Unclear | Place::Taken => false,
@@ -327,30 +349,86 @@ impl<'a> Case<'a> {
         }
         let socket = delete::socket(self.flags, self.bundle);
         let socket = socket.filter(|path| leave::is_deserted(path));
+        let owner = self.owner();
+        let announced = |subject: &Subject| {
+            // A `start` of this id waits for us from here on.
+            delete::announce(subject, &owner);
+            Ok(self.is_meant()?)
+        };
+        let subject = delete::subject(self.flags, &owner, self.bundle, socket, announced);
+        let Ok(subject) = subject else {
+            delete::lift(self.flags, self.bundle);
+            return false;
+        };
         let subject = Subject {
             again: true,
-            ..delete::subject(self.flags, &self.owner(), self.bundle, socket, |_| {})
+            announces: true,
+            ..subject
         };
         let report = reconcile_to_gone(&subject, Instant::now() + TRY);
+        delete::lift(self.flags, self.bundle);
         if report.may_live() {
             return false;
         }
-        delete::keep_end_of(self.bundle, &self.owner(), &report);
+        if self.place() != Place::Bundle {
+            return false;
+        }
+        delete::keep_end_of(self.bundle, &owner, &report);
         if !report.left.is_empty() {
             return false;
         }
         // One that has come back since knows of the bundle and asks for its end.
         let containerd = self.asked_by.as_ref();
-        if self.forgotten && containerd.is_some_and(|it| pidfd::is_dead(it) == Ok(false)) {
-            remove(self.bundle, self.flags);
+        if self.forgotten.get() && containerd.is_some_and(|it| pidfd::is_dead(it) == Ok(false)) {
+            self.remove();
         }
         true
     }
 
-    /// Whose the files of the bundle are to be.
-    fn owner(&self) -> Owner {
+    /// Whose the files of the bundle are to be: those of the life that is meant.
+    pub fn owner(&self) -> Owner {
+        if self.life.salt != 0 {
+            return self.life.clone();
+        }
         let flags = self.flags;
         Owner::of_bundle(self.bundle, flags.namespace.as_str(), flags.id.as_str())
+    }
+
+    /// Removes the bundle as containerd does after a `delete` that succeeded. Whatever is in a
+    /// directory of it is not touched, and keeps it: it may be a mount.
+    fn remove(&self) {
+        let is_containerds = |path: &Path| is_containerds(path, self.flags);
+        if !is_containerds(self.bundle) {
+            return;
+        }
+        let work = std::fs::read_link(self.bundle.join("work")).ok();
+        // It cannot be told to whom: nobody waits for us.
+        if self.remove_tree().is_ok()
+            && let Some(work) = work.filter(|work| is_containerds(work))
+        {
+            let _ = std::fs::remove_dir(work);
+        }
+    }
+
+    fn remove_tree(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(self.bundle)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir(entry.path())?;
+            }
+        }
+        // By the name under which containerd does not take it for a container.
+        let id = self.flags.id.as_str();
+        let aside = self.bundle.with_file_name(format!(".{id}"));
+        std::fs::rename(self.bundle, &aside)?;
+        if self.is_bundle(&std::fs::symlink_metadata(&aside)?) != Some(true) {
+            // Another life's, which came in between.
+            return std::fs::rename(&aside, self.bundle).and(Err(ErrorKind::NotFound.into()));
+        }
+        for entry in std::fs::read_dir(&aside)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        std::fs::remove_dir(&aside)
     }
 
     fn pair_lives(&self) -> bool {
@@ -398,37 +476,6 @@ fn is_containerds(path: &Path, flags: &Flags) -> bool {
             .join(flags.namespace.as_str())
             .join(flags.id.as_str()),
     )
-}
-
-/// Removes a bundle as containerd does after a `delete` that succeeded. Whatever is in a
-/// directory of it is not touched, and keeps it: it may be a mount.
-fn remove(bundle: &Path, flags: &Flags) {
-    if !is_containerds(bundle, flags) {
-        return;
-    }
-    let work = std::fs::read_link(bundle.join("work")).ok();
-    // It cannot be told to whom: nobody waits for us.
-    if remove_tree(bundle, flags).is_ok()
-        && let Some(work) = work.filter(|work| is_containerds(work, flags))
-    {
-        let _ = std::fs::remove_dir(work);
-    }
-}
-
-fn remove_tree(bundle: &Path, flags: &Flags) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(bundle)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir(entry.path())?;
-        }
-    }
-    // By the name under which containerd does not take it for a container.
-    let aside = bundle.with_file_name(format!(".{}", flags.id.as_str()));
-    std::fs::rename(bundle, &aside)?;
-    for entry in std::fs::read_dir(&aside)? {
-        std::fs::remove_file(entry?.path())?;
-    }
-    std::fs::remove_dir(&aside)
 }
 
 /// Bundles of dead pairs, for the sweeper.

@@ -107,6 +107,8 @@ points! {
     SignalSent "K2";
     /// All of an output is copied and read; its ends are with the reaper still.
     EndedNotReleased "O1";
+    /// `delete` works in a process of its own, and has looked at nothing.
+    DeleteBegun "D0";
     /// `delete` has the lock and has not judged anything.
     DeleteLocked "D1";
     /// `delete` has brought the container to nothing and has not recorded its end.

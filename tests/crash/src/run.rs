@@ -23,6 +23,7 @@ pub const ELSEWHERE: &[(Point, &str)] = &[
     (Point::AddressNotPrinted, "in `start`, after the pair is up"),
     (Point::DeathNotRecorded, "in the reaper"),
     (Point::DeathNotReaped, "in the reaper"),
+    (Point::DeleteBegun, "in `delete`"),
     (Point::DeleteLocked, "in `delete`"),
     (Point::DeleteNotRecorded, "in `delete`"),
     (Point::DeleteNotPrinted, "in `delete`"),

@@ -299,6 +299,13 @@ impl Tombstone {
         self.at_work.as_ref().and_then(AtWork::living)
     }
 
+    /// Whether who is at work on it has had the time that a `delete` takes, and lives: it is held
+    /// up.
+    pub fn is_overdue(&self, run: &Path) -> bool {
+        let until = fs::symlink_metadata(self.path(run)).and_then(|meta| meta.modified());
+        until.is_ok_and(|until| until < SystemTime::now()) && self.worked_on().is_some()
+    }
+
     /// The claims as they are now: with the inodes of what is there, without
     /// what is not.
     pub fn narrow(claims: &[Claim]) -> Vec<Claim> {

@@ -25,6 +25,8 @@ cases! {
     Kit Ours f08_delete_and_its_worker_are_killed "Both killed at each step: the next `start`, or a repair, finishes it";
     Kit Ours f08_exec_stands_still "An exec's runc is stopped, and init waits in exit(2) for a child that it alone can reap: killed, or ended by itself, its end is told all the same";
     Kit Ours f08_delete_is_killed_and_the_id_used "The id used again at once: `start` and Create succeed, and what the killed `delete` left undone hurts nobody";
+    Kit Ours f08_delete_is_held_up_and_the_id_used "`delete`'s own process is held up, before it has looked at anything or in the middle: the next container of this id is not touched by it";
+    Kit Ours f08_delete_is_held_up_and_asked_again "The same, and a later `delete` is asked: it ends who is held up, and does the work";
 }
 
 /// The crash points of `delete`, in their order.
@@ -267,6 +269,60 @@ fn f08_delete_is_killed_and_the_id_used(kit: &Kit) -> Result<()> {
         nothing_left(kit, &again.id)?;
     }
     Ok(())
+}
+
+/// It was stopped before it had the lock, its `delete` was killed at 5 s, the next one cleaned up,
+/// and the id was used again: woken, it read lock, pair and journal by the bundle's name, killed
+/// the new pair and ended the new container. Of one that is stopped with the lock in hand a
+/// `start` waited for 4 s, and went on beside it.
+fn f08_delete_is_held_up_and_the_id_used(kit: &Kit) -> Result<()> {
+    for (step, ends) in [("D0", false), ("D1", true)] {
+        let first = killed_while_running(kit)?;
+        let mut delete = stopped_at(kit, &first, step)?;
+        delete.kill_asked()?;
+        if !ends {
+            let second = first.shim.delete()?;
+            ensure!(second.ok()?.exit_status == 137, "the second `delete`");
+        }
+        first.bundle.remove()?;
+        let again = again(kit, &first.id).context(step)?;
+        ensure!(alive(delete.worker) != ends, "{step}: who was held up");
+        delete.worker_goes_on();
+        until("who was held up to end", by(20.0), || {
+            (!alive(delete.worker)).then_some(())
+        })?;
+        ensure!(!alive(pid(&first)?), "{step}: init of before lives on");
+        ensure!(alive(pid(&again)?), "{step}: the new init was killed");
+        crate::world::serves(&again).context(step)?;
+        again.task().kill(&again.id, "", 9, true)?;
+        ensure!(again.exit_status()? == 137);
+        again.task().delete(&again.id, "")?;
+        let _ = again.task().shutdown(&again.id);
+        crate::world::deleted(&again)?;
+        nothing_left(kit, &again.id).context(step)?;
+        let stone = tombstone(kit, &again.id);
+        ensure!(!stone.exists(), "{step}: the tombstone stands");
+    }
+    Ok(())
+}
+
+/// It was stopped with the lock in hand, its `delete` killed at 5 s, and no later `delete` (a
+/// containerd started anew asks again) came to anything as long as it stood.
+fn f08_delete_is_held_up_and_asked_again(kit: &Kit) -> Result<()> {
+    let container = killed_while_running(kit)?;
+    let mut delete = stopped_at(kit, &container, "D1")?;
+    delete.kill_asked()?;
+    let deleted = until("a later `delete`", by(40.0), || {
+        let said = container.shim.delete().ok()?;
+        said.ok().ok().filter(|said| said.exit_status == 137)
+    });
+    let held_up = alive(delete.worker);
+    delete.worker_goes_on();
+    deleted?;
+    ensure!(!held_up, "it is held up still");
+    ensure!(!alive(pid(&container)?), "init lives on");
+    container.bundle.remove()?;
+    goes_by_itself(kit, &container)
 }
 
 /// The call that stands still has a child in the container's pid namespace, as runc's exec has.

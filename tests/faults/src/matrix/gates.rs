@@ -161,6 +161,7 @@ gates! {
     k1_signal_not_sent        SignalNotSent       Kill   Pair       killed              TWO;
     k2_signal_sent            SignalSent          Kill   Pair       killed              TWO;
     o1_ended_not_released     EndedNotReleased    Exec   Pair       killed              TWO;
+    d0_delete_begun           DeleteBegun         Lose   Delete     exited_7_again      ONE;
     d1_delete_locked          DeleteLocked        Lose   Delete     exited_7_again      ONE;
     d2_delete_not_recorded    DeleteNotRecorded   Lose   Delete     exited_7_again      ONE;
     d3_delete_not_printed     DeleteNotPrinted    Lose   Delete     exited_7_again      ONE;
