@@ -41,6 +41,7 @@ pub fn task(look: &Look) -> Value {
             "lock": words::lock(look.pair.lock),
             "reaper": look.pair.reaper.map(half),
             "shim": look.pair.shim.map(half),
+            "stopped": look.pair.stopped,
         },
         "takeovers": look.recorded.takeovers.as_ref().map_or(json!(words::UNKNOWN), takeovers),
         "published": look.published.as_ref().map(|telling| json!({

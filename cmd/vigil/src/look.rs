@@ -148,6 +148,14 @@ impl Look {
                 ),
             };
         }
+        if pair.life == Life::Alive && ours && pair.stopped {
+            judgement = Judgement {
+                words: "pair stopped",
+                wrong: Some(
+                    "a process of its pair is stopped, so nobody answers for it: SIGCONT lets it go on with nothing lost, `vigil kill` ends it all the same",
+                ),
+            };
+        }
         if pair.life == Life::Alive && ours && found.moved_from.is_some() {
             judgement = Judgement {
                 words: "moved away",

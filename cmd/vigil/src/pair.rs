@@ -68,6 +68,8 @@ pub struct Seen {
     pub reaper: Option<Half>,
     /// The shim.
     pub shim: Option<Half>,
+    /// One of the two lives and is stopped: by a signal, or by who traces it.
+    pub stopped: bool,
 }
 
 impl Seen {
@@ -212,12 +214,14 @@ pub fn look(found: &Found, recorded: Option<&pair::Pair>, notes: &mut Vec<String
     if lives(reaper, true) && lives(shim, false) {
         notes.push("its shim is dead and its reaper has started no other yet".to_owned());
     }
+    let mut stopped = false;
     for (half, name) in [(reaper, "reaper"), (shim, "shim")] {
         if let Some(half) = half.filter(|half| half.alive == Some(true))
             && let Ok(Some(stat)) = proc::stat(half.pid)
-            && stat.state == 'T'
+            && matches!(stat.state, 'T' | 't')
         {
             let pid = half.pid;
+            stopped = true;
             notes.push(format!(
                 "its {name}, process {pid}, is stopped: nobody answers for it until SIGCONT"
             ));
@@ -228,6 +232,7 @@ pub fn look(found: &Found, recorded: Option<&pair::Pair>, notes: &mut Vec<String
         lock,
         reaper,
         shim,
+        stopped,
     }
 }
 

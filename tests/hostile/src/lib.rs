@@ -13,7 +13,9 @@ mod trace;
 mod trial;
 
 pub use pair::{Pair, fds, private_kib};
-pub use programs::{FaultyRunc, counter, crowd, runc_options, runc_root_options, toml_options};
+pub use programs::{
+    FaultyRunc, counter, crowd, runc_options, runc_root_options, toml_options, vigil,
+};
 pub use taken::{
     Armed, Feeder, a_while, counts, finished_though, logger, running_into, succeeded, successor,
 };

@@ -1,6 +1,7 @@
 //! The programs of `tests/programs`, and options that name them.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,7 +9,24 @@ use anyhow::{Context, Result, ensure};
 use protobuf::well_known_types::any::Any;
 use vigil_lab::kit::repository;
 use vigil_lab::task::any;
-use vigil_lab::{by, until};
+use vigil_lab::{Kit, by, until};
+
+/// Runs the tool that lies beside the shim; its exit code and what it said.
+pub fn vigil(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
+    let state = kit.scratch.path("by-state");
+    let tasks = state.join("io.containerd.runtime.v2.task");
+    if !tasks.exists() {
+        fs::create_dir_all(&state)?;
+        symlink(kit.scratch.path("state"), &tasks)?;
+    }
+    let out = Command::new(kit.binary.path.with_file_name("vigil"))
+        .args(args)
+        .env("VIGIL_CONTAINERD_STATE", &state)
+        .env_remove("CONTAINERD_NAMESPACE")
+        .output()?;
+    let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((out.status.code().unwrap_or(-1), text.concat()))
+}
 
 /// A runc that fails in one way.
 #[derive(Debug)]

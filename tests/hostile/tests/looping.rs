@@ -4,35 +4,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use vigil_hostile::{Pair, a_while, succeeded, trial};
+use vigil_hostile::{Pair, a_while, succeeded, trial, vigil};
 use vigil_lab::process::{alive, signal_if};
-use vigil_lab::{CallError, Kit, Spec, by, until};
+use vigil_lab::{CallError, Spec, by, until};
 
 const UNAVAILABLE: i32 = 14;
 const RUNNING: i32 = 2;
 const ABRT: i32 = 6;
-
-/// Runs the tool that lies beside the shim; its exit code and what it said.
-fn vigil(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
-    let state = kit.scratch.path("by-state");
-    let tasks = state.join("io.containerd.runtime.v2.task");
-    if !tasks.exists() {
-        std::fs::create_dir_all(&state)?;
-        symlink(kit.scratch.path("state"), &tasks)?;
-    }
-    let out = Command::new(kit.binary.path.with_file_name("vigil"))
-        .args(args)
-        .env("VIGIL_CONTAINERD_STATE", &state)
-        .env_remove("CONTAINERD_NAMESPACE")
-        .output()?;
-    let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    Ok((out.status.code().unwrap_or(-1), text.concat()))
-}
 
 /// Five kills in a minute once ended the pair, and containerd the container: here are thirty,
 /// while execs are made and State is asked, and every one of them is answered.
@@ -187,4 +169,37 @@ fn one_that_fails_by_itself_before_it_serves_is_followed_ever_later() {
         ensure!(state.status.value() == RUNNING, "{state:?}");
         Ok(())
     });
+}
+
+/// Whose reaper is stopped is served by nobody, and by nobody replaced. The tool called such a
+/// container running and well.
+#[test]
+fn the_tool_says_that_a_pair_is_stopped() {
+    const STOP: i32 = 19;
+    const CONT: i32 = 18;
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        let says = |code: i32, stopped: bool| {
+            for args in [["ps"].as_slice(), &["show", &container.id]] {
+                let (ended, said) = vigil(kit, args)?;
+                ensure!(ended == code, "{args:?}: {ended}: {said}");
+                ensure!(said.contains("pair stopped") == stopped, "{args:?}: {said}");
+            }
+            anyhow::Ok(())
+        };
+        for halves in [vec![pair.reaper], vec![pair.reaper, pair.shim]] {
+            says(0, false)?;
+            for pid in &halves {
+                pair.signal(*pid, STOP)?;
+            }
+            says(3, true)?;
+            for pid in &halves {
+                pair.signal(*pid, CONT)?;
+            }
+            let state = container.task().state(&container.id, "")?.status.value();
+            ensure!(state == RUNNING, "the state is {state}");
+        }
+        says(0, false)
+    })
 }

@@ -5,14 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vigil_hostile::{Pair, trial};
+use vigil_hostile::{Pair, trial, vigil};
 use vigil_lab::bundle::remove_tree;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -130,25 +128,8 @@ fn moved_away_and_back_it_is_left_alone() {
     });
 }
 
-/// Runs the tool that lies beside the shim; its exit code and what it said.
-fn vigil(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
-    let state = kit.scratch.path("by-state");
-    let tasks = state.join("io.containerd.runtime.v2.task");
-    if !tasks.exists() {
-        fs::create_dir_all(&state)?;
-        symlink(kit.scratch.path("state"), &tasks)?;
-    }
-    let out = Command::new(kit.binary.path.with_file_name("vigil"))
-        .args(args)
-        .env("VIGIL_CONTAINERD_STATE", &state)
-        .env_remove("CONTAINERD_NAMESPACE")
-        .output()?;
-    let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    Ok((out.status.code().unwrap_or(-1), text.concat()))
-}
-
-/// Before anything happens in the container, the tool finds it by its processes and tells of it by its own id,
-/// wherever the bundle is; `kill` ends it.
+/// Before anything happens in the container, the tool finds it by its processes and tells of it
+/// by its own id, wherever the bundle is; `kill` ends it.
 #[test]
 fn the_tool_knows_a_container_whose_bundle_was_moved() {
     for inside in [true, false] {
