@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vigil_model::Incarnation;
-use vigil_reconcile::{Above, Claimed, Init, Kin, PidNs, Ties, kin};
+use vigil_reconcile::{Above, Claimed, Init, Kin, Orphans, PidNs, Ties, kin};
 use vigil_sys::pidfd;
 
 use crate::Result;
@@ -17,8 +17,8 @@ use crate::cgroup::Cgroup;
 use crate::proc;
 use crate::rootfs::mountinfo;
 
-/// Generations between a container's process and who looks after it.
-const GENERATIONS: usize = 64;
+/// Times a line of ancestors is followed anew because one in it died meanwhile.
+const TRIES: usize = 64;
 
 /// Where the container's processes live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,10 @@ enum Where {
 #[derive(Debug, Clone)]
 pub struct Family {
     place: Where,
+    /// Whether it has a pid namespace of its own.
+    private: bool,
+    /// What it means that nobody is above a process.
+    orphans: Orphans,
     /// The host's pid namespace.
     host: Option<u64>,
     /// The reaper, if it lives and is one.
@@ -94,8 +98,22 @@ impl Family {
             }
             (true, Init::Unnamed | Init::Unknown) => Where::Unknown,
         };
+        // One that took over from a dead reaper is not the leader of the pair's session; what
+        // was there before it is below nobody.
+        let first = known.reaper.is_some_and(leads_its_session);
+        let orphans = match place {
+            Where::Inits(_) | Where::Nowhere | Where::Shared if first => Orphans::Reapers,
+            Where::Unknown if first && known.private_pid_ns => Orphans::Reapers,
+            Where::Inits(_)
+            | Where::Nowhere
+            | Where::Shared
+            | Where::Joined(_)
+            | Where::Unknown => Orphans::Anybodys,
+        };
         Self {
             place,
+            private: known.private_pid_ns,
+            orphans,
             host,
             reaper: known.reaper,
             named: known.named.into_iter().chain(living).collect(),
@@ -117,6 +135,7 @@ impl Family {
     /// Whose each of these is, which are in a cgroup that is known by `claimed`. Those that
     /// have ended are left out.
     pub fn judge(&self, pids: &[u32], claimed: Claimed) -> Result<BTreeMap<u32, Kin>> {
+        let members: BTreeSet<u32> = pids.iter().copied().collect();
         let mut seen = BTreeMap::new();
         let mut found = BTreeMap::new();
         // Only where it tells something: who looks at a root may have to wait for its device.
@@ -132,11 +151,22 @@ impl Family {
             if stat.ended() && pidfd::open(pid).is_ok_and(|fd| pidfd::is_dead(&fd) == Ok(true)) {
                 continue;
             }
+            let named = self.named.contains(&pid);
+            let mut pid_ns = self.pid_ns_of(pid);
+            let line = if named || pid_ns == PidNs::Inits {
+                Line::default()
+            } else {
+                self.line(pid, &members, &mut seen)?
+            };
+            if pid_ns == PidNs::Another {
+                pid_ns = line.made_in.unwrap_or(pid_ns);
+            }
             let ties = Ties {
-                named: self.named.contains(&pid),
+                named,
                 rooted: root.is_some() && root_of(pid) == root,
-                above: self.above(pid, pids, &mut seen)?,
-                pid_ns: self.pid_ns_of(pid),
+                above: line.above,
+                orphans: self.orphans,
+                pid_ns,
                 claimed,
             };
             found.insert(pid, kin(&ties));
@@ -148,35 +178,64 @@ impl Family {
         let Some(its) = pid_ns(pid) else {
             return PidNs::Unknown;
         };
+        let hosts = self.host == Some(its);
         match self.place {
             Where::Inits(ns) if ns == its => PidNs::Inits,
-            _ if self.host == Some(its) => PidNs::Hosts,
+            Where::Inits(_) | Where::Nowhere => PidNs::Outside,
             Where::Joined(ns) if ns == its => PidNs::Joined,
-            Where::Inits(_) | Where::Nowhere | Where::Shared | Where::Joined(_) => PidNs::Another,
+            Where::Joined(_) if hosts => PidNs::Outside,
+            Where::Unknown if hosts && self.private => PidNs::Outside,
+            Where::Shared | Where::Unknown if hosts => PidNs::Hosts,
+            Where::Shared | Where::Joined(_) => PidNs::Another,
             Where::Unknown => PidNs::Unknown,
         }
     }
 
-    /// The first in its line of ancestors of whom something is known.
-    fn above(&self, pid: u32, members: &[u32], seen: &mut BTreeMap<u32, Above>) -> Result<Above> {
-        let mut line = Vec::new();
+    /// What a process's line of ancestors tells. Each in it is looked at once: `seen` is for all
+    /// that are judged together.
+    fn line(
+        &self,
+        pid: u32,
+        members: &BTreeSet<u32>,
+        seen: &mut BTreeMap<u32, Line>,
+    ) -> Result<Line> {
+        for _ in 0..TRIES {
+            if let Some(line) = self.climb(pid, members, seen)? {
+                return Ok(line);
+            }
+        }
+        Ok(Line::default())
+    }
+
+    /// Up to the first of whom something is known; `None` if one died meanwhile, and its
+    /// children are another's now.
+    fn climb(
+        &self,
+        pid: u32,
+        members: &BTreeSet<u32>,
+        seen: &mut BTreeMap<u32, Line>,
+    ) -> Result<Option<Line>> {
+        let mut passed = Vec::new();
+        let mut numbers = BTreeSet::from([pid]);
         let mut at = pid;
-        let mut above = Above::Nobody;
-        for _ in 0..GENERATIONS {
+        let mut end = Line::default();
+        loop {
             let Some(stat) = proc::stat(at)? else {
-                break;
+                // If it is the very one, nobody asks any more.
+                return Ok((at == pid).then_some(end));
             };
-            if stat.parent <= 1 {
+            // Numbers that changed hands could make a circle.
+            if stat.parent <= 1 || !numbers.insert(stat.parent) {
                 break;
             }
             at = stat.parent;
             if let Some(known) = seen.get(&at) {
-                above = *known;
+                end = *known;
                 break;
             }
-            line.push(at);
+            passed.push(at);
             if self.reaper == Some(at) || self.named.contains(&at) {
-                above = Above::Ours;
+                end.above = Above::Ours;
                 break;
             }
             if members.contains(&at) {
@@ -184,12 +243,18 @@ impl Family {
             }
             // In a pod's pid namespace an orphan is the child of the pod's init, which made
             // it none of its own.
-            if proc::is_first(at) {
+            let pods = match self.place {
+                Where::Joined(ns) => pid_ns(at) == Some(ns),
+                Where::Unknown => true,
+                Where::Inits(_) | Where::Nowhere | Where::Shared => false,
+            };
+            if pods && proc::is_first(at) {
+                end.made_in = Some(self.pid_ns_of(at));
                 break;
             }
             if proc::looks_after(at).is_some() {
                 let ours = fs::read_link(format!("/proc/{at}/cwd"));
-                above = if ours.is_ok_and(|dir| Some(dir) == self.bundle) {
+                end.above = if ours.is_ok_and(|dir| Some(dir) == self.bundle) {
                     Above::Ours
                 } else {
                     Above::Others
@@ -197,9 +262,41 @@ impl Family {
                 break;
             }
         }
-        seen.extend(line.into_iter().map(|pid| (pid, above)));
-        Ok(above)
+        // From the top down: the nearest one counts.
+        let mut line = end;
+        for at in passed.into_iter().rev() {
+            if members.contains(&at) {
+                let its = self.pid_ns_of(at);
+                line.made_in = (its != PidNs::Another).then_some(its).or(line.made_in);
+            }
+            seen.insert(at, line);
+        }
+        Ok(Some(line))
     }
+}
+
+/// What a line of ancestors tells of those at its lower end.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    /// Who is at its top.
+    above: Above,
+    /// Where the nearest one lives that is in the cgroup, and in no namespace which one of the
+    /// container's may have made.
+    made_in: Option<PidNs>,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            above: Above::Nobody,
+            made_in: None,
+        }
+    }
+}
+
+/// Whether the session of this process bears its number.
+fn leads_its_session(pid: u32) -> bool {
+    matches!(proc::stat(pid), Ok(Some(stat)) if stat.session == pid)
 }
 
 /// Inode of a process's pid namespace; `None` if it cannot be seen.

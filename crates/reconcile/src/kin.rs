@@ -30,15 +30,29 @@ pub enum Above {
 pub enum PidNs {
     /// The one that init made: nobody else's processes are there.
     Inits,
-    /// The host's: the container shares it, or somebody was moved into its cgroup.
+    /// The host's, which the container shares.
     Hosts,
     /// One of another container that the container joined. Whose parent dies there becomes a
     /// child of that one's init, which is nobody who looks after it.
     Joined,
-    /// One that is neither the host's nor the container's.
+    /// One that is neither the host's nor the container's. Where the container has none of its
+    /// own, one of its processes may have made it.
     Another,
+    /// One that no process of the container's is in unless it descends from another of them:
+    /// the host's where the container has its own, and any other than that.
+    Outside,
     /// It cannot be compared.
     Unknown,
+}
+
+/// Whose children the container's processes become when their parents die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Orphans {
+    /// The reaper's, which lives and was there first: every process of the container descends
+    /// from it.
+    Reapers,
+    /// Anybody's, as far as is known: that nobody is above one tells nothing.
+    Anybodys,
 }
 
 /// What is known of one process.
@@ -53,7 +67,10 @@ pub struct Ties {
     pub rooted: bool,
     /// Whose descendant it is.
     pub above: Above,
-    /// Where it lives.
+    /// What it means that nobody is above it.
+    pub orphans: Orphans,
+    /// Where it lives; of one in a namespace that one of the container's may have made, where
+    /// the nearest of its ancestors lives that is in the cgroup and in no such namespace.
     pub pid_ns: PidNs,
     /// By what the cgroup it is in is known.
     pub claimed: Claimed,
@@ -80,21 +97,29 @@ pub fn kin(ties: &Ties) -> Kin {
         named,
         rooted,
         above,
+        orphans,
         pid_ns,
         claimed,
     } = *ties;
-    match (above, pid_ns, claimed) {
+    match (above, orphans, pid_ns, claimed) {
         _ if named => Kin::Ours,
-        (Above::Ours, _, _) | (_, PidNs::Inits, _) => Kin::Ours,
-        (Above::Others, _, _) => Kin::Others,
-        (Above::Nobody, _, Claimed::Guessed) if rooted => Kin::Ours,
-        (Above::Nobody, PidNs::Another, Claimed::Recorded) => Kin::Others,
+        (Above::Ours, ..) | (_, _, PidNs::Inits, _) => Kin::Ours,
+        (Above::Others, ..) => Kin::Others,
+        // It would be below the reaper.
+        (Above::Nobody, Orphans::Reapers, ..) => Kin::Others,
+        // Somebody put it into the cgroup.
+        (Above::Nobody, _, PidNs::Outside, Claimed::Recorded | Claimed::Shared) => Kin::Others,
+        // Where the container lives is a guess as well.
+        (Above::Nobody, _, PidNs::Outside, Claimed::Guessed) => Kin::Unproven,
+        (Above::Nobody, _, _, Claimed::Guessed) if rooted => Kin::Ours,
         // Without its reaper an orphan is anybody's child; that the cgroup was ours alone is
         // what tells.
-        (Above::Nobody, PidNs::Hosts | PidNs::Joined | PidNs::Unknown, Claimed::Recorded) => {
+        (Above::Nobody, _, PidNs::Hosts | PidNs::Joined | PidNs::Unknown, Claimed::Recorded) => {
             Kin::Ours
         }
-        (Above::Nobody, _, Claimed::Guessed | Claimed::Shared) => Kin::Unproven,
+        // Another container has one too, and may have been given this cgroup.
+        (Above::Nobody, _, PidNs::Another, Claimed::Recorded) => Kin::Unproven,
+        (Above::Nobody, _, _, Claimed::Guessed | Claimed::Shared) => Kin::Unproven,
     }
 }
 
@@ -109,16 +134,19 @@ mod tests {
             PidNs::Hosts,
             PidNs::Joined,
             PidNs::Another,
+            PidNs::Outside,
             PidNs::Unknown,
         ];
+        let orphans = [Orphans::Reapers, Orphans::Anybodys];
         for (named, rooted) in [(false, false), (false, true), (true, false), (true, true)] {
             for above in [Above::Ours, Above::Others, Above::Nobody] {
-                for pid_ns in namespaces {
+                for (pid_ns, orphans) in namespaces.map(|ns| orphans.map(|o| (ns, o))).concat() {
                     for claimed in [Claimed::Recorded, Claimed::Guessed, Claimed::Shared] {
                         all.push(Ties {
                             named,
                             rooted,
                             above,
+                            orphans,
                             pid_ns,
                             claimed,
                         });
@@ -165,32 +193,65 @@ mod tests {
         }
     }
 
+    fn orphan() -> Ties {
+        Ties {
+            named: false,
+            rooted: false,
+            above: Above::Nobody,
+            orphans: Orphans::Anybodys,
+            pid_ns: PidNs::Hosts,
+            claimed: Claimed::Recorded,
+        }
+    }
+
     /// `delete` after both deaths ends the children of an init that shared a pid namespace,
     /// the host's or a pod's.
     #[test]
     fn an_orphan_in_a_recorded_cgroup_is_ours() {
-        let orphan = Ties {
-            named: false,
-            rooted: false,
-            above: Above::Nobody,
-            pid_ns: PidNs::Hosts,
-            claimed: Claimed::Recorded,
-        };
-        assert_eq!(kin(&orphan), Kin::Ours);
+        assert_eq!(kin(&orphan()), Kin::Ours);
         let joined = Ties {
             pid_ns: PidNs::Joined,
-            ..orphan
+            ..orphan()
         };
         assert_eq!(kin(&joined), Kin::Ours);
         let guessed = Ties {
             claimed: Claimed::Guessed,
-            ..orphan
+            ..orphan()
         };
         assert_eq!(kin(&guessed), Kin::Unproven);
+    }
+
+    /// A container that runc alone had made, in the same cgroup and of the host's pid namespace,
+    /// was killed though it was not below the reaper that lived.
+    #[test]
+    fn who_is_not_below_the_reaper_that_all_are_below_is_not_ours() {
+        for ties in every_combination() {
+            let apart = ties.above == Above::Nobody && ties.orphans == Orphans::Reapers;
+            if apart && !proven(ties) {
+                assert_eq!(kin(&ties), Kin::Others, "{ties:?}");
+            }
+        }
+    }
+
+    /// A process of the host that somebody had moved into the cgroup of a container with a pid
+    /// namespace of its own was killed with that.
+    #[test]
+    fn where_no_process_of_the_containers_can_be_nobody_is_ours() {
+        for ties in every_combination() {
+            if ties.pid_ns == PidNs::Outside && !proven(ties) {
+                assert_ne!(kin(&ties), Kin::Ours, "{ties:?}");
+            }
+        }
+    }
+
+    /// A process with a pid namespace of its own, whose parent in a container of the host's had
+    /// died, was called somebody else's: it outlived `delete`, and nobody said so.
+    #[test]
+    fn an_orphan_in_a_namespace_that_ours_may_have_made_is_not_called_anothers() {
         let elsewhere = Ties {
             pid_ns: PidNs::Another,
-            ..orphan
+            ..orphan()
         };
-        assert_eq!(kin(&elsewhere), Kin::Others);
+        assert_eq!(kin(&elsewhere), Kin::Unproven);
     }
 }

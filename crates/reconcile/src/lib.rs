@@ -13,7 +13,7 @@ mod table;
 mod verdict;
 
 pub use facts::{Boot, Exit, Facts, Group, Init, Present, RuncDelete, Said};
-pub use kin::{Above, Claimed, Kin, PidNs, Ties, kin};
+pub use kin::{Above, Claimed, Kin, Orphans, PidNs, Ties, kin};
 pub use plan::{Action, Goal, plan};
 pub use table::{Row, decide, row, rows};
 pub use verdict::Verdict;

@@ -36,10 +36,11 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    fn run(kit: &Kit, id: &str, cgroup: &str) -> Result<Self> {
+    fn run(kit: &Kit, id: &str, cgroup: &str, own_pids: bool) -> Result<Self> {
         let base = kit.scratch.path("base");
         let spec = Spec {
             extra: json!({"root": {"path": base, "readonly": true}}),
+            own_pids,
             ..Spec::sleeper()
         };
         let mark = kit.scratch.mark().to_owned();
@@ -99,7 +100,7 @@ fn beside(kit: &mut Kit) -> Result<(Container, Neighbour)> {
     ensure!(ours.id == ID, "{}", ours.id);
     placed(&ours.bundle.dir, &format!("/{}/ours", kit.scratch.mark()))?;
     let cgroup = format!("/{}/{ID}", kit.scratch.mark());
-    let other = Neighbour::run(kit, ID, &cgroup)?;
+    let other = Neighbour::run(kit, ID, &cgroup, true)?;
     Ok((ours, other))
 }
 
@@ -150,7 +151,7 @@ fn a_delete_without_records_ends_nobody_by_the_name_of_a_cgroup() {
 fn a_create_ends_nobody_who_is_in_the_cgroup_of_its_name() {
     trial(60, |kit| {
         let cgroup = format!("/{}/{ID}", kit.scratch.mark());
-        let other = Neighbour::run(kit, ID, &cgroup)?;
+        let other = Neighbour::run(kit, ID, &cgroup, true)?;
         let mut ours = kit.prepared(&Spec::sh("exit 5"), Stdio::Empty)?;
         ensure!(ours.id == ID, "{}", ours.id);
         ours.pid = ours.task().create(&ours.bundle.create_request())?.pid;
@@ -193,7 +194,7 @@ fn the_end_of_one_is_not_the_others(end: End, own_pids: bool, by_runc: bool) {
         }
         let (mut second, mut other) = (None, None);
         if by_runc {
-            other = Some(Neighbour::run(kit, "other", &cgroup)?);
+            other = Some(Neighbour::run(kit, "other", &cgroup, own_pids)?);
         } else {
             let container = kit.prepared(&spec, Stdio::Empty)?;
             placed(&container.bundle.dir, &cgroup)?;
@@ -235,34 +236,34 @@ fn the_end_of_one_is_not_the_others(end: End, own_pids: bool, by_runc: bool) {
             container.task().wait(&container.id, "")?;
             container.task().delete(&container.id, "")?;
             // Of two that share a pid namespace too neither is sure that it is the last.
-            for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
-                let _ = fs::remove_dir(hierarchy?.path().join(&cgroup[1..]));
-            }
-            let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&cgroup[1..]));
+            remove_cgroup(&cgroup)?;
         }
         Ok(())
     });
 }
 
+/// With a pid namespace of its own and with the host's; beside a pair's and beside runc's own.
+const EVERY: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
+
 #[test]
 fn a_delete_ends_nobody_who_came_into_the_cgroup_later() {
-    for by_runc in [false, true] {
-        the_end_of_one_is_not_the_others(End::Ordinary, true, by_runc);
+    for (own_pids, by_runc) in EVERY {
+        the_end_of_one_is_not_the_others(End::Ordinary, own_pids, by_runc);
     }
-    the_end_of_one_is_not_the_others(End::Ordinary, false, false);
 }
 
 #[test]
 fn a_kill_of_all_ends_nobody_who_came_into_the_cgroup_later() {
-    for by_runc in [false, true] {
-        the_end_of_one_is_not_the_others(End::KillAll, true, by_runc);
+    for (own_pids, by_runc) in EVERY {
+        the_end_of_one_is_not_the_others(End::KillAll, own_pids, by_runc);
     }
-    the_end_of_one_is_not_the_others(End::KillAll, false, false);
 }
 
 #[test]
 fn a_delete_of_what_never_ran_ends_nobody_who_came_into_the_cgroup_later() {
-    the_end_of_one_is_not_the_others(End::NeverStarted, true, false);
+    for (own_pids, by_runc) in EVERY {
+        the_end_of_one_is_not_the_others(End::NeverStarted, own_pids, by_runc);
+    }
 }
 
 #[test]
@@ -270,7 +271,80 @@ fn a_delete_after_both_deaths_ends_nobody_who_came_into_the_cgroup_later() {
     for by_runc in [false, true] {
         the_end_of_one_is_not_the_others(End::DeadPair, true, by_runc);
     }
+    // Of two of the host's pid namespace and with nobody above them nobody knows which is whose:
+    // runc's own beside a dead pair is not asked for.
     the_end_of_one_is_not_the_others(End::DeadPair, false, false);
+}
+
+/// Takes away what is left of a cgroup that nobody calls his own any more.
+fn remove_cgroup(cgroup: &str) -> Result<()> {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
+        let _ = fs::remove_dir(hierarchy?.path().join(&cgroup[1..]));
+    }
+    let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&cgroup[1..]));
+    Ok(())
+}
+
+/// Moves a process into every hierarchy's cgroup of this name.
+fn moved_into(cgroup: &str, pid: u32) -> Result<()> {
+    let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
+    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
+        dirs.push(hierarchy?.path());
+    }
+    let files = dirs
+        .iter()
+        .map(|dir| dir.join(&cgroup[1..]).join("cgroup.procs"));
+    let mut moved = 0;
+    for file in files.filter(|file| file.exists()) {
+        fs::write(&file, pid.to_string()).with_context(|| file.display().to_string())?;
+        moved += 1;
+    }
+    ensure!(moved > 0, "there is no cgroup {cgroup}");
+    Ok(())
+}
+
+/// Somebody moves a process of the host into the cgroup of a container that has a pid namespace of
+/// its own, where no process of its can be; the container's end killed it.
+#[test]
+fn a_process_of_the_host_is_not_the_containers_for_being_in_its_cgroup() {
+    for end in [End::Ordinary, End::KillAll, End::DeadPair] {
+        trial(60, move |kit| {
+            let cgroup = format!("/{}/visited", kit.scratch.mark());
+            let mut ours = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+            placed(&ours.bundle.dir, &cgroup)?;
+            ours.pid = ours.task().create(&ours.bundle.create_request())?.pid;
+            ours.start()?;
+            let mut visitor = Command::new("sleep").arg("600").spawn()?;
+            let moved = moved_into(&cgroup, visitor.id());
+            let task = ours.task();
+            let ended = moved.and_then(|()| {
+                match end {
+                    End::Ordinary | End::NeverStarted => {
+                        task.kill(&ours.id, "", 9, false)?;
+                        task.wait(&ours.id, "")?;
+                        task.delete(&ours.id, "")?;
+                    }
+                    End::KillAll => {
+                        task.kill(&ours.id, "", 9, true)?;
+                        task.wait(&ours.id, "")?;
+                    }
+                    End::DeadPair => {
+                        ours.shim.kill_all()?;
+                        ours.shim.delete()?.ok()?;
+                        ours.bundle.remove()?;
+                    }
+                }
+                Ok(())
+            });
+            let lives = visitor.try_wait()?.is_none();
+            visitor.kill()?;
+            visitor.wait()?;
+            ended.with_context(|| format!("{end:?}"))?;
+            ensure!(lives, "{end:?}: the process of the host was killed");
+            ensure!(!alive(i32::try_from(ours.pid)?), "ours lives on");
+            remove_cgroup(&cgroup)
+        });
+    }
 }
 
 /// Journal and runc's state are not to be found, the container is alone in its cgroup, and that
