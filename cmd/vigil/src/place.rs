@@ -126,6 +126,7 @@ impl Node {
                 }
             }
         }
+        processes::may_be_seen()?;
         // One that was moved has another's name, or is not there at all.
         let mut moved = processes::moved(self)?;
         moved.retain(|found| only.is_none_or(|only| *only == found.namespace));
@@ -180,6 +181,8 @@ impl Node {
             }
         }
         if found.is_empty() {
+            // Where that cannot be seen, nobody can say that there is none.
+            processes::may_be_seen()?;
             found = processes::moved(self)?;
             found.retain(|at| at.id == id && only.as_ref().is_none_or(|n| *n == at.namespace));
         }

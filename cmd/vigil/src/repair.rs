@@ -132,7 +132,6 @@ pub fn run(args: &Args) -> Result<Answer> {
             cases.push(entombed(args, &stone));
         }
     }
-    processes::may_be_seen()?;
     for pair in processes::loose(&args.node)? {
         let at = &pair.found;
         let meant = args

@@ -106,8 +106,6 @@ fn afterwards(args: &Args) -> Result<Answer> {
         .filter(|pair| meant(pair.found.id.as_str(), pair.found.namespace.as_str()))
         .collect();
     if stones.is_empty() && lines.is_empty() && crashes.is_empty() && loose.is_empty() {
-        // Where that cannot be seen, nobody can say that there is nothing.
-        processes::may_be_seen()?;
         let mut error = anyhow!(
             "no bundle below {} and nothing in {} is of it{}",
             args.node.state.display(),

@@ -434,9 +434,14 @@ fn who_may_not_read_is_told_so_and_nothing_else() {
             }
             // Nobody can say that there is none, or that nothing is left.
             fs::set_permissions(&tasks, fs::Permissions::from_mode(0o755))?;
-            nobody(&["show", "no-such"])?;
+            for verb in ["show", "kill", "repair", "upgrade"] {
+                nobody(&[verb, "no-such"])?;
+            }
             nobody(&["history"])?;
-            nobody(&["ps", "--namespace", "no-such"])
+            for words in [&["ps"][..], &["repair"], &["upgrade", "--all"]] {
+                nobody(&[words, &["--namespace", "no-such"]].concat())?;
+            }
+            Ok(())
         },
     );
 }
