@@ -3,7 +3,9 @@
 //! another shim. Then what `delete` does is done, by containerd or here.
 
 use std::fmt::Write as _;
+use std::fs::{self, File, Metadata};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -74,6 +76,7 @@ pub fn run(args: &Args) -> Result<Answer> {
 
 /// One whose bundle names the pair.
 fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
+    let meant = Meant::of(&found);
     if !crate::place::is_ours(&found.bundle)? {
         bail!(
             "no file of Vigil's is in {}: another runtime's",
@@ -84,17 +87,58 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
     if let Some(original) = pair::copy_of(&found, recorded.pair.as_ref(), recorded.task.as_ref()) {
         return Err(repair::copied(&found, &original));
     }
+    let killed = end_pair(&found, &meant, until)?;
+    let report = finish(node, &found, &meant, until)?;
+    Ok(Ended {
+        found,
+        killed,
+        report,
+    })
+}
+
+/// Which container of its names is meant. containerd cleans up beside us, and may use them again.
+struct Meant {
+    /// The bundle, whatever becomes of its name.
+    dir: Option<File>,
+    /// Which life, if its files say it.
+    salt: u64,
+}
+
+impl Meant {
+    fn of(found: &Found) -> Self {
+        Self {
+            dir: File::open(&found.bundle).ok(),
+            salt: found.owner().salt,
+        }
+    }
+
+    /// Whether what was found by the names before this was asked is of that container.
+    fn is(&self, found: &Found) -> bool {
+        let file = |meta: Metadata| (meta.dev(), meta.ino());
+        let then = self.dir.as_ref().and_then(|dir| dir.metadata().ok());
+        let now = fs::metadata(&found.bundle).ok();
+        let same_place = then.map(file) == now.map(file);
+        let salt = found.owner().salt;
+        (same_place || !found.bundle.exists()) && (salt == self.salt || salt == 0 || self.salt == 0)
+    }
+}
+
+/// Kills both, until no other comes; whom it killed.
+fn end_pair(found: &Found, meant: &Meant, until: Instant) -> Result<Vec<u32>> {
     let mut killed = Vec::new();
     for look in 0..LOOKS {
         // Gone with its bundle, if containerd was quicker.
-        let recorded = match pair::Halves::read(&found) {
+        let recorded = match pair::Halves::read(found) {
             Ok(recorded) => recorded,
             Err(_) if !found.bundle.exists() => break,
             Err(_) if look > 0 => break,
             Err(error) => {
                 // Who works in the bundle is its pair, whatever lies there.
-                if let Some(pair) = processes::of(&found)? {
+                if let Some(pair) = processes::of(found)? {
                     for (process, pidfd) in pair.reaper.iter().chain(&pair.shim) {
+                        if !meant.is(found) {
+                            return Ok(killed);
+                        }
                         end(pidfd, until)?;
                         killed.push(process.pid);
                     }
@@ -110,7 +154,10 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
         };
         let before = killed.len();
         for half in std::iter::once(&recorded.pair.reaper).chain(&recorded.pair.shim) {
-            if let Some(process) = recorded.open(&found, half)? {
+            if let Some(process) = recorded.open(found, half)? {
+                if !meant.is(found) {
+                    return Ok(killed);
+                }
                 end(&process, until)?;
                 killed.push(half.pid);
             }
@@ -119,18 +166,13 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
             break;
         }
     }
-    let report = finish(node, &found, until)?;
-    Ok(Ended {
-        found,
-        killed,
-        report,
-    })
+    Ok(killed)
 }
 
 /// What `delete` does; `None`: it was done by somebody else.
-fn finish(node: &Node, found: &Found, until: Instant) -> Result<Option<Report>> {
+fn finish(node: &Node, found: &Found, meant: &Meant, until: Instant) -> Result<Option<Report>> {
     loop {
-        if !found.bundle.exists() {
+        if !found.bundle.exists() || !meant.is(found) {
             return Ok(None);
         }
         let held = vigil_journal::lock::is_held(&found.bundle.join(names::LOCK));
@@ -224,4 +266,77 @@ fn people(ended: &Ended) -> String {
         None => text.push_str("  containerd has deleted it\n"),
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use vigil_host::proc;
+    use vigil_journal::pair::{Incarnation, Pair};
+    use vigil_journal::{BootId, Owner};
+    use vigil_model::{Namespace, TaskId};
+
+    use super::*;
+
+    struct Life(Child);
+
+    impl Life {
+        /// A pair, and the bundle that names it.
+        fn begin(found: &Found, salt: u64) -> Result<Self> {
+            fs::create_dir_all(&found.bundle)?;
+            fs::write(found.bundle.join(names::LOCK), "")?;
+            let mut reaper = Command::new("sleep");
+            let reaper = reaper.arg("100").current_dir(&found.bundle).spawn()?;
+            let it = proc::incarnation(reaper.id())?.context("no process")?;
+            let pair = Pair {
+                reaper: Incarnation {
+                    pid: it.pid,
+                    start_ticks: it.start_ticks,
+                    pid_ns: it.pid_ns,
+                    boot: BootId::parse(&it.boot.0)?,
+                    pidfd_inode: it.pidfd_inode,
+                },
+                shim: None,
+            };
+            let owner = Owner::with_salt(found.namespace.as_str(), found.id.as_str(), salt);
+            pair.write(&found.bundle.join(names::PAIR), &owner)?;
+            Ok(Self(reaper))
+        }
+
+        fn lives(&mut self) -> Result<bool> {
+            Ok(self.0.try_wait()?.is_none())
+        }
+    }
+
+    impl Drop for Life {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// The tool waits for one half of the pair, containerd cleans up meanwhile, and the id is used
+    /// again: the next look found the next pair by the same names, and killed it.
+    #[test]
+    fn the_next_container_of_the_id_is_not_killed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let found = Found {
+            namespace: Namespace::new("n")?,
+            id: TaskId::new("c")?,
+            bundle: dir.path().join("n/c"),
+            moved_from: None,
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        let mut first = Life::begin(&found, 7)?;
+        let meant = Meant::of(&found);
+        fs::rename(&found.bundle, dir.path().join("n/.c"))?;
+        let mut next = Life::begin(&found, 8)?;
+        let killed = end_pair(&found, &meant, until)?;
+        assert!(killed.is_empty() && next.lives()? && first.lives()?);
+        let pid = next.0.id();
+        assert_eq!(end_pair(&found, &Meant::of(&found), until)?, [pid]);
+        assert!(first.lives()?);
+        Ok(())
+    }
 }
