@@ -209,8 +209,9 @@ fn unbundled(args: &Args, until: Instant) -> Result<Ended> {
     }
     let Some(pair) = pairs.pop() else {
         return Err(anyhow!(
-            "no bundle below {} and no pair without one",
-            args.node.state.display()
+            "no bundle below {} and no pair without one{}",
+            args.node.state.display(),
+            args.node.instead(&args.name)?
         )
         .context(args.name.container.clone())
         .context(Exit(Code::Nothing)));

@@ -2,6 +2,8 @@
 //! below containerd's state directory, runc's state, Vigil's keepsakes. Finds
 //! bundles; decides nothing about them.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,6 +19,15 @@ use vigil_sys::fd::NO_LINK_NO_WAIT;
 
 use crate::{Code, Exit, processes};
 
+/// Below a state directory, where bundles are.
+pub const TASKS: &str = "io.containerd.runtime.v2.task";
+
+/// containerd's state directory unless its configuration says otherwise.
+const STATE: &str = "/run/containerd";
+
+/// runc's state unless a container's options say otherwise.
+const RUNC_ROOT: &str = "/run/containerd/runc";
+
 /// The places of a node.
 #[derive(Debug, Args)]
 pub struct Node {
@@ -24,7 +35,7 @@ pub struct Node {
     #[arg(
         long,
         value_name = "DIR",
-        default_value = "/run/containerd",
+        default_value = STATE,
         env = "VIGIL_CONTAINERD_STATE"
     )]
     pub state: PathBuf,
@@ -35,7 +46,7 @@ pub struct Node {
     #[arg(
         long,
         value_name = "DIR",
-        default_value = "/run/containerd/runc",
+        default_value = RUNC_ROOT,
         env = "VIGIL_RUNC_ROOT"
     )]
     pub runc_root: PathBuf,
@@ -78,7 +89,78 @@ pub struct Bundles {
 impl Node {
     /// Where bundles are, by namespace and id.
     pub fn tasks(&self) -> PathBuf {
-        self.state.join("io.containerd.runtime.v2.task")
+        self.state.join(TASKS)
+    }
+
+    /// How another call of this tool is told the same places; empty if they are the usual ones.
+    pub fn flags(&self) -> String {
+        let given = [
+            ("state", &self.state, STATE),
+            ("run", &self.kept.run, RUN),
+            ("runc-root", &self.runc_root, RUNC_ROOT),
+        ];
+        let given = given
+            .iter()
+            .filter(|(_, is, usual)| *is != Path::new(usual));
+        given
+            .map(|(name, is, _)| format!(" --{name} {}", is.display()))
+            .collect()
+    }
+
+    /// Living pairs of other state directories, for who may have meant them: if this one is the
+    /// usual one, or if nothing was found in it.
+    pub fn abroad(&self, only: Option<&Namespace>, nothing: bool) -> Result<Vec<String>> {
+        if self.state != Path::new(STATE) && !nothing {
+            return Ok(Vec::new());
+        }
+        let mut states = BTreeMap::new();
+        for one in processes::abroad(self)? {
+            if only.is_none_or(|only| *only == one.namespace) {
+                *states.entry(one.state).or_insert(0) += 1;
+            }
+        }
+        let note = |(state, pairs): (PathBuf, usize)| {
+            let state = state.display();
+            match pairs {
+                1 => format!("1 pair lives whose bundle is below {state}: see --state {state}"),
+                _ => format!(
+                    "{pairs} pairs live whose bundles are below {state}: see --state {state}"
+                ),
+            }
+        };
+        Ok(states.into_iter().map(note).collect())
+    }
+
+    /// Where else the id is that is not where it was looked for.
+    pub fn instead(&self, name: &Name) -> Result<Instead> {
+        let mut said = String::new();
+        let id = name.container.as_str();
+        let only = name.namespace()?;
+        if let Some(only) = &only {
+            let mut others = Vec::new();
+            for (namespace, dir) in children(&self.tasks())? {
+                if namespace != only.as_str() && !id.contains('/') && is_dir(&dir.join(id))? {
+                    others.push(namespace);
+                }
+            }
+            // Writing to a String cannot fail.
+            let _ = write!(said, " in namespace {only}");
+            if !others.is_empty() {
+                let _ = write!(said, ", but one in {}", others.join(", "));
+            }
+        }
+        let mut abroad = processes::abroad(self)?;
+        abroad.retain(|one| one.id.as_str() == id);
+        abroad.retain(|one| only.as_ref().is_none_or(|only| *only == one.namespace));
+        let lives = !abroad.is_empty();
+        for one in abroad {
+            let (namespace, state) = (&one.namespace, one.state.display());
+            let _ = write!(
+                said,
+                "; {namespace}/{id} lives, and its bundle is below {state}: see --state {state}"
+            );
+        }
+        Ok(Instead { said, lives })
     }
 
     /// Looks for bundles, in one namespace or in all.
@@ -195,6 +277,20 @@ impl Node {
         let found = found.pop();
         found.iter().try_for_each(Found::may_be_read)?;
         Ok(found)
+    }
+}
+
+/// Where else a container is.
+#[derive(Debug)]
+pub struct Instead {
+    said: String,
+    /// Whether a pair of it lives below another state directory.
+    pub lives: bool,
+}
+
+impl std::fmt::Display for Instead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.said)
     }
 }
 

@@ -19,7 +19,7 @@ use vigil_host::proc;
 use vigil_model::{Incarnation, Namespace, TaskId};
 use vigil_sys::pidfd;
 
-use crate::place::{Found, Node};
+use crate::place::{Found, Node, TASKS};
 
 /// How the program's name begins, whatever version follows it.
 const PROGRAM: &str = "containerd-shim-vigil-";
@@ -168,6 +168,48 @@ fn astray_now(node: &Node) -> Result<Vec<Loose>> {
         })
     };
     pairs(is_astray, found)
+}
+
+/// A container whose pair lives and whose bundle is below another state directory.
+#[derive(Debug)]
+pub struct Abroad {
+    /// containerd namespace.
+    pub namespace: Namespace,
+    /// Id of the container.
+    pub id: TaskId,
+    /// That state directory.
+    pub state: PathBuf,
+}
+
+/// Every one of those: another containerd's, which its state directory has to be named for.
+pub fn abroad(node: &Node) -> Result<Vec<Abroad>> {
+    let tasks = node.tasks();
+    let tasks = fs::canonicalize(&tasks).unwrap_or(tasks);
+    let is_abroad = |one: &One| one.home(&tasks).is_none();
+    let bundle = |ones: &[One]| {
+        let said = ones.iter().find_map(|one| one.bundle.clone());
+        let one = ones.first()?;
+        Some(Found {
+            namespace: one.namespace.clone(),
+            id: one.id.clone(),
+            bundle: said.unwrap_or_else(|| one.cwd.clone()),
+            moved_from: None,
+        })
+    };
+    let pairs = pairs(is_abroad, bundle)?.into_iter();
+    let mut all: Vec<Abroad> = pairs
+        .filter_map(|pair| {
+            let mut above = pair.found.bundle.ancestors();
+            let tasks = above.find(|above| above.file_name() == Some(OsStr::new(TASKS)))?;
+            Some(Abroad {
+                state: tasks.parent()?.to_owned(),
+                namespace: pair.found.namespace,
+                id: pair.found.id,
+            })
+        })
+        .collect();
+    all.sort_by(|a, b| (&a.state, &a.namespace, &a.id).cmp(&(&b.state, &b.namespace, &b.id)));
+    Ok(all)
 }
 
 /// The pair that works in this bundle, whatever the files there say.

@@ -63,6 +63,8 @@ pub fn run(args: &Args) -> Result<Answer> {
         })
         .collect();
     wrong |= !loose.is_empty();
+    let nothing = looks.is_empty() && loose.is_empty();
+    notes.extend(args.node.abroad(only.as_ref(), nothing)?);
     let text = if args.json {
         json::text(&json!({
             "pairs_without_bundle": loose.iter().map(Loose::value).collect::<Vec<_>>(),

@@ -89,14 +89,14 @@ pub fn run(args: &Args) -> Result<Answer> {
         .as_deref()
         .map(place::namespace)
         .transpose()?;
+    let name = |container: &String| Name {
+        container: container.clone(),
+        namespace: args.namespace.clone(),
+    };
     let mut notes = Vec::new();
     let mut unread = false;
     let found = if let Some(container) = &args.container {
-        let name = Name {
-            container: container.clone(),
-            namespace: args.namespace.clone(),
-        };
-        args.node.find(&name)?.into_iter().collect()
+        args.node.find(&name(container))?.into_iter().collect()
     } else {
         let bundles = args.node.bundles(namespace.as_ref())?;
         unread = !bundles.notes.is_empty();
@@ -144,6 +144,7 @@ pub fn run(args: &Args) -> Result<Answer> {
         }
     }
     if args.container.is_none() {
+        notes.extend(args.node.abroad(namespace.as_ref(), cases.is_empty())?);
         let became = if args.write {
             "it is removed"
         } else {
@@ -158,9 +159,10 @@ pub fn run(args: &Args) -> Result<Answer> {
     }
     if let (Some(container), true) = (&args.container, cases.is_empty()) {
         return Err(anyhow!(
-            "no bundle below {} and no tombstone in {}",
+            "no bundle below {} and no tombstone in {}{}",
             args.node.state.display(),
-            args.node.kept.run.display()
+            args.node.kept.run.display(),
+            args.node.instead(&name(container))?
         )
         .context(container.clone())
         .context(Exit(Code::Nothing)));

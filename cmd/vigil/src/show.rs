@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<Answer> {
         value["crashes"] = json!(crashes);
         json::text(&value)
     } else {
-        let mut text = people(&look, &versions, Colour::of_stdout());
+        let mut text = people(&look, &versions, &args.node.flags(), Colour::of_stdout());
         for note in unread {
             let _ = writeln!(text, "note: {note}");
         }
@@ -110,19 +110,25 @@ fn afterwards(args: &Args) -> Result<Answer> {
             "no bundle below {} and nothing in {} is of it{}",
             args.node.state.display(),
             args.node.kept.run.display(),
-            // It may come from the environment, and be nobody's intent.
-            namespace.map_or(String::new(), |name| format!(", in namespace {name}"))
+            // The namespace may come from the environment, and be nobody's intent.
+            args.node.instead(&args.name)?
         );
         for note in notes {
             error = error.context(note);
         }
         return Err(error.context(id.clone()).context(Exit(Code::Nothing)));
     }
-    let code = if stones.is_empty() && loose.is_empty() {
-        Code::Done
-    } else {
+    let (state, instead) = (args.node.state.display(), args.node.instead(&args.name)?);
+    let code = if !stones.is_empty() || !loose.is_empty() {
         Code::Wrong
+    } else if instead.lives {
+        Code::Nothing
+    } else {
+        Code::Done
     };
+    if instead.lives {
+        notes.push(format!("no bundle below {state}{instead}"));
+    }
     if args.json {
         let value = json!({
             "bundle": null,
@@ -135,10 +141,11 @@ fn afterwards(args: &Args) -> Result<Answer> {
         let text = json::text(&value);
         return Ok(Answer { text, code });
     }
-    let mut text = format!(
-        "{id} is gone: no bundle below {}\n",
-        args.node.state.display()
-    );
+    let mut text = if instead.lives {
+        format!("{id} is not here; what is told is of an earlier one\n")
+    } else {
+        format!("{id} is gone: no bundle below {state}{instead}\n")
+    };
     for pair in &loose {
         let _ = writeln!(text, "in {}: {}", pair.found.namespace, pair.words());
     }
@@ -200,7 +207,7 @@ impl Versions {
     }
 }
 
-fn people(look: &Look, versions: &Versions, colour: Colour) -> String {
+fn people(look: &Look, versions: &Versions, flags: &str, colour: Colour) -> String {
     let mut text = String::new();
     let (namespace, id) = (&look.found.namespace, &look.found.id);
     let paint = if look.wrong().is_some() {
@@ -236,7 +243,7 @@ fn people(look: &Look, versions: &Versions, colour: Colour) -> String {
         let (reaper, shim) = (reaper.pid, shim.unwrap_or_default());
         let _ = writeln!(
             text,
-            "to end it   vigil kill {id} -n {namespace}; by hand, SIGKILL to reaper {reaper} first{shim}"
+            "to end it   vigil kill {id} -n {namespace}{flags}; by hand, SIGKILL to reaper {reaper} first{shim}"
         );
     }
     text.push('\n');

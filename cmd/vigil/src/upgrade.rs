@@ -113,7 +113,13 @@ struct Case<'a> {
 
 /// Asks one after the other.
 pub fn run(args: &Args) -> Result<Answer> {
-    let (found, notes) = containers(args)?;
+    let (found, unseen) = containers(args)?;
+    let mut notes = unseen.clone();
+    if args.all {
+        let only = args.namespace.as_deref().map(place::namespace);
+        let nothing = found.is_empty();
+        notes.extend(args.node.abroad(only.transpose()?.as_ref(), nothing)?);
+    }
     let program = Program::find(args.binary.as_deref())?;
     let mut cases: Vec<Case<'_>> = Vec::new();
     for found in &found {
@@ -150,7 +156,7 @@ pub fn run(args: &Args) -> Result<Answer> {
         Outcome::NoPair => args.all,
         Outcome::Refused | Outcome::Failed | Outcome::NotTried => false,
     };
-    let code = if cases.iter().all(fine) && notes.is_empty() {
+    let code = if cases.iter().all(fine) && unseen.is_empty() {
         Code::Done
     } else {
         Code::Wrong
@@ -173,7 +179,8 @@ fn containers(args: &Args) -> Result<(Vec<Found>, Vec<String>)> {
         namespace: args.namespace.clone(),
     };
     let Some(found) = args.node.find(&name)? else {
-        return Err(anyhow!("no bundle below {}", args.node.state.display())
+        let (state, instead) = (args.node.state.display(), args.node.instead(&name)?);
+        return Err(anyhow!("no bundle below {state}{instead}")
             .context(container.clone())
             .context(Exit(Code::Nothing)));
     };

@@ -299,3 +299,56 @@ fn a_pair_that_its_bundle_does_not_name_is_a_living_pair() {
     })
     .unwrap();
 }
+
+/// k3s and RKE2 have a state directory of their own: `ps` was empty there and all well, `show` said
+/// of a living container that it is gone, `kill` that there is none, and no word which flag is
+/// wanted.
+#[test]
+fn containers_of_another_state_directory_are_told_of() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    let run = |id: &str, script: &str| {
+        let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+        let script = [id, "sh", "-c", script];
+        containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+    };
+    run("c", "sleep 1000");
+    let (state, empty) = (
+        containerd.scratch.path("state"),
+        containerd.scratch.path("empty"),
+    );
+    std::fs::create_dir(&empty).unwrap();
+    let elsewhere = |args: &[&str]| {
+        let flags = ["--state", empty.to_str().unwrap()];
+        vigil(&containerd, &[args, &flags].concat())
+    };
+    let namespace = containerd.namespace();
+    let flag = format!("--state {}", state.display());
+    let lives = format!("{namespace}/c lives");
+    for verb in [&["ps"][..], &["repair"], &["upgrade", "--all"]] {
+        elsewhere(verb).expect(0, &["1 pair lives whose bundle", &flag]);
+    }
+    for verb in ["show", "repair", "kill", "upgrade"] {
+        elsewhere(&[verb, "c"]).expect(4, &[&lives, &flag]);
+        elsewhere(&[verb, "d"]).expect(4, &["no such container"]);
+    }
+    // Of an earlier one of its id there is a line.
+    vigil(&containerd, &["kill", "c"]).expect(0, &[]);
+    until("containerd to forget it", by(20.0), || {
+        containerd.task_status("c").ok()?.is_none().then_some(())
+    })
+    .unwrap();
+    containerd.ctr(&["containers", "rm", "c"]).unwrap();
+    run("c", "sleep 1000");
+    let told = ["--run", "/run/vigil", "-n", namespace];
+    let shown = elsewhere(&[&["show", "c"], &told[..]].concat());
+    shown.expect(4, &[&lives, &flag, "earlier"]);
+    assert!(!shown.out.contains("is gone"), "{}", shown.out);
+    // In another namespace it is found, too.
+    let ran = vigil(&containerd, &["kill", "c", "-n", "no-such"]);
+    ran.expect(4, &["in namespace no-such", &format!("one in {namespace}")]);
+    // What is said to be called next has the flags of this call.
+    vigil(&containerd, &["show", "c"]).expect(0, &[&format!("vigil kill c -n {namespace} {flag}")]);
+}
