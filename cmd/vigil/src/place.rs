@@ -99,12 +99,14 @@ impl Node {
             ("run", &self.kept.run, RUN),
             ("runc-root", &self.runc_root, RUNC_ROOT),
         ];
-        let given = given
-            .iter()
-            .filter(|(_, is, usual)| *is != Path::new(usual));
-        given
-            .map(|(name, is, _)| format!(" --{name} {}", is.display()))
-            .collect()
+        let mut flags = String::new();
+        for (name, is, usual) in given {
+            if is != Path::new(usual) {
+                // Writing to a String cannot fail.
+                let _ = write!(flags, " --{name} {}", is.display());
+            }
+        }
+        flags
     }
 
     /// Living pairs of other state directories, for who may have meant them: if this one is the
