@@ -332,6 +332,7 @@ pub(crate) fn recorded(
 ) -> (Subject, bool) {
     let mut subject = unrecorded(flags, bundle);
     subject.socket = socket;
+    subject.life = waiter::life(bundle, owner);
     let told = Takeovers::read(&bundle.join(names::TAKEOVERS), owner);
     subject.takeovers = told.map_or(0, |told| told.count);
     let mut midway = true;

@@ -238,16 +238,20 @@ fn wait(path: &Path, holders: &[OwnedFd], deadline: Instant) -> Result<Option<Fi
     }
 }
 
-/// A process of the pair, if it lives.
-pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
-    let recorded = Incarnation {
+/// A process of the pair, as the rest of us writes it.
+pub fn incarnation(recorded: &pair::Incarnation) -> Incarnation {
+    Incarnation {
         pid: recorded.pid,
         start_ticks: recorded.start_ticks,
         pid_ns: recorded.pid_ns,
         boot: BootId(recorded.boot.to_string()),
         pidfd_inode: recorded.pidfd_inode,
-    };
-    Ok(match proc::open_checked(&recorded)? {
+    }
+}
+
+/// A process of the pair, if it lives.
+pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
+    Ok(match proc::open_checked(&incarnation(recorded))? {
         // A zombie serves nobody and hears nothing.
         Checked::Same(fd) => (pidfd::is_dead(&fd) != Ok(true)).then_some(fd),
         Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => None,

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vigil_host::cgroup::{Cgroup, Hierarchies};
-use vigil_host::enact::{RUN, Stuck, Tombstone, reconcile_to_gone};
+use vigil_host::enact::{Life, RUN, Stuck, Tombstone, reconcile_to_gone};
 use vigil_host::observe::Subject;
 use vigil_host::proc::{self, Checked};
 use vigil_host::sweep;
@@ -469,6 +469,16 @@ fn reaper(bundle: &Path, owner: &Owner) -> Option<pair::Incarnation> {
     Some(pair.reaper)
 }
 
+/// Which life a bundle's pair is of, if it names one.
+pub(crate) fn life(bundle: &Path, owner: &Owner) -> Option<Life> {
+    let (pair, found) = Pair::read_any(&bundle.join(names::PAIR)).ok()?;
+    let salt = found.as_ref().map(|found| format!("{:016x}", found.salt));
+    found.is_none_or(|found| owner.is(&found)).then(|| Life {
+        reaper: leave::incarnation(&pair.reaper),
+        salt,
+    })
+}
+
 /// Whether a path ends as containerd's own for this container do.
 fn is_containerds(path: &Path, flags: &Flags) -> bool {
     path.ends_with(
@@ -487,13 +497,18 @@ impl sweep::Bundles for Dead {
         // What is not there is not ours to make.
         let lock = std::fs::symlink_metadata(stone.bundle.join(names::LOCK));
         let owner = Owner::of_bundle(&stone.bundle, &stone.namespace, &stone.id);
+        let Some(life) = life(&stone.bundle, &owner).filter(|_| lock.is_ok()) else {
+            return false;
+        };
+        if let Some(then) = &stone.life {
+            let same = then.salt == life.salt || then.salt.is_none() || life.salt.is_none();
+            return same && then.reaper.same(&life.reaper);
+        }
+        // An earlier version's.
         let named = delete::remembered(&stone.bundle, &owner)
             .ok()
             .and_then(|remembered| remembered.task.standing.phase.init().cloned());
-        lock.is_ok()
-            && reaper(&stone.bundle, &owner).is_some()
-            && named.is_some()
-            && named == stone.init
+        named.is_some() && named == stone.init
     }
 
     fn finish(&self, stone: &Tombstone) -> bool {
@@ -513,7 +528,9 @@ impl sweep::Bundles for Dead {
             socket: String::new(),
             debug_socket: String::new(),
         };
-        Case::new(&flags, &stone.bundle).finish_bundle()
+        let case = Case::new(&flags, &stone.bundle);
+        // Another life's may have come to be there since it was looked at.
+        self.is_of(stone) && case.finish_bundle()
     }
 }
 

@@ -112,6 +112,7 @@ fn keepsakes(node: &Node) {
         exit: None,
         claims: Vec::new(),
         private_pid_ns: Some(true),
+        life: None,
         runc_state: None,
         socket: None,
         tries: 0,

@@ -22,7 +22,7 @@ use vigil_reconcile::{Goal, Said, Verdict, plan, row};
 
 pub use ended::Ended;
 pub(crate) use keepsakes::put_off;
-pub use keepsakes::{AtWork, CrashNote, FORMAT, Line, RUN, Stuck, Tombstone};
+pub use keepsakes::{AtWork, CrashNote, FORMAT, Life, Line, RUN, Stuck, Tombstone};
 pub use report::{Left, Report, Source};
 
 use crate::cgroup::Hierarchies;

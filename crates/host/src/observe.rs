@@ -25,7 +25,7 @@ pub use runc_state::{Found, RuncState};
 
 use crate::bundle::Spec;
 use crate::cgroup::{self, Cgroup, Hierarchies};
-use crate::enact::Left;
+use crate::enact::{Left, Life};
 use crate::kin::{self, Family};
 use crate::proc::{self, Checked};
 use crate::rootfs::mountinfo;
@@ -75,6 +75,8 @@ pub struct Subject {
     pub boot: Option<BootId>,
     /// Init.
     pub init: Option<Incarnation>,
+    /// Which life of its id it is, by its pair, for a tombstone.
+    pub life: Option<Life>,
     /// Init's pid where no more of it is on record: it was deleted.
     pub pid: Option<u32>,
     /// A process that the exit records still wait for where nothing names init: it may be that.
@@ -126,6 +128,7 @@ impl Subject {
             said: Said::Unreadable,
             boot: None,
             init: None,
+            life: None,
             pid: None,
             awaited: None,
             exit: None,

@@ -65,6 +65,9 @@ pub struct Tombstone {
     /// Whether its init had a pid namespace of its own.
     #[serde(default)]
     pub private_pid_ns: Option<bool>,
+    /// Which life of its id it was, by its pair: its bundle may be there still, and name no init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<Life>,
     /// Inode of runc's state directory, if it is left: another directory of
     /// that name is another container's.
     #[serde(default)]
@@ -99,6 +102,16 @@ pub struct AtWork {
     /// The session of the dead pair, in which a call of the runtime may be at work still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls: Option<u32>,
+}
+
+/// One of the lives of an id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// Its reaper, the last there was.
+    pub reaper: Incarnation,
+    /// What its files have in common; 16 hexadecimal digits, if they say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
 }
 
 /// A worker that did not come back.
@@ -211,6 +224,7 @@ impl Tombstone {
             exit: subject.exit,
             claims: subject.claims.clone(),
             private_pid_ns: subject.private_pid_ns,
+            life: subject.life.clone(),
             runc_state: inode(&subject.runc_dir()),
             socket: subject
                 .socket
@@ -249,6 +263,7 @@ impl Tombstone {
                 calls = calls.or(at_work.calls);
             }
             self.stuck = before.stuck;
+            self.life = self.life.or(before.life);
             if self.init.is_none() || before.init == self.init {
                 self.init = before.init;
                 self.exit = self.exit.or(before.exit);

@@ -111,6 +111,7 @@ impl Container {
                 said: Said::Live,
                 boot: Some(init.boot.clone()),
                 init: Some(init.clone()),
+                life: None,
                 pid: None,
                 awaited: None,
                 exit: None,

@@ -23,6 +23,7 @@ cases! {
     Kit Ours f08_delete_is_killed_half_created "The same, its pair killed while runc made the container";
     Kit Ours f08_delete_is_killed_in_runc "The same, while `delete` waits for a runc that fails";
     Kit Ours f08_delete_and_its_worker_are_killed "Both killed at each step: the next `start`, or a repair, finishes it";
+    Kit Ours f08_delete_and_its_worker_are_killed_bundle_there "The same, and nobody removes the bundle, nor asks again: the next `start` finishes it, whether init is on record or not";
     Kit Ours f08_exec_stands_still "An exec's runc is stopped, and init waits in exit(2) for a child that it alone can reap: killed, or ended by itself, its end is told all the same";
     Kit Ours f08_delete_is_killed_and_the_id_used "The id used again at once: `start` and Create succeed, and what the killed `delete` left undone hurts nobody";
     Kit Ours f08_delete_is_held_up_and_the_id_used "`delete`'s own process is held up, before it has looked at anything or in the middle: the next container of this id is not touched by it";
@@ -180,6 +181,27 @@ fn f08_delete_and_its_worker_are_killed(kit: &Kit) -> Result<()> {
             swept_by_a_start(kit, &container).with_context(what)?;
         }
         ensure!(!alive(pid(&container)?), "{}: init lives on", what());
+    }
+    Ok(())
+}
+
+/// Half-created, nothing names init, by which the sweeper knew whose the bundle was: it ran on until
+/// somebody asked.
+fn f08_delete_and_its_worker_are_killed_bundle_there(kit: &Kit) -> Result<()> {
+    for half in [false, true] {
+        let container = if half {
+            half_created(kit)?
+        } else {
+            killed_while_running(kit)?
+        };
+        stopped_at(kit, &container, "D1")?.kill_both()?;
+        swept_by_a_start(kit, &container).with_context(|| format!("half-created: {half}"))?;
+        ensure!(!alive(pid(&container)?), "{half}: init lives on");
+        ensure!(
+            container.bundle.dir.exists(),
+            "it is containerd's to remove"
+        );
+        crate::world::deleted(&container)?;
     }
     Ok(())
 }

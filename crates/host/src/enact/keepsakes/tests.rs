@@ -62,6 +62,7 @@ fn a_tombstone_is_a_record_of_its_own() {
         exit: None,
         claims: Vec::new(),
         private_pid_ns: None,
+        life: None,
         runc_state: None,
         socket: None,
         tries: 0,
