@@ -201,5 +201,5 @@ fn the_tool_says_that_a_pair_is_stopped() {
             ensure!(state == RUNNING, "the state is {state}");
         }
         says(0, false)
-    })
+    });
 }

@@ -15,7 +15,7 @@ use super::create::{Begun, Made, NotMade};
 use super::exec::{Spec, Started, pid_file};
 use super::identify::{self, Identified};
 use super::update::Stop;
-use super::{Tools, create, exec, gone, runtime, verbs};
+use super::{Tools, create, exec, gone, runtime, verbs, without};
 use crate::exits::Process;
 use crate::kept::Kept;
 use crate::stdio::Streams;
@@ -51,6 +51,18 @@ pub(crate) async fn calls_over(
     words: &[&str],
     deadline: Duration,
 ) -> Over {
+    starts_over(tools, plan, words, deadline, None).await
+}
+
+/// The same of calls that start something in the container of this init, which are not waited
+/// for in vain (`without`).
+async fn starts_over(
+    tools: &Tools,
+    plan: &Plan,
+    words: &[&str],
+    deadline: Duration,
+    init: Option<&Incarnation>,
+) -> Over {
     let mut over = Over::default();
     if tools.place.takeovers == 0 {
         return over;
@@ -82,16 +94,20 @@ pub(crate) async fn calls_over(
             }
         };
         tokio::pin!(ended);
-        if tokio::time::timeout_at(until, &mut ended).await.is_ok() {
+        let pid = call.process.pid;
+        let in_time = tokio::select! {
+            in_time = tokio::time::timeout_at(until, &mut ended) => in_time.is_ok(),
+            () = without::unwanted(init.cloned(), pid) => false,
+        };
+        if in_time {
             over.well |= status(tools, &call).await == Some(0);
             continue;
         }
-        let pid = call.process.pid;
         if says(&call, "delete") && !gone::exists(&state) {
             log::info!("process {pid} is at the poststop hooks still, and is left to them");
             continue;
         }
-        log::warn!("process {pid} left by an earlier shim is overdue");
+        log::warn!("process {pid} left by an earlier shim is waited for no longer");
         call.kill();
         over.killed = true;
         let _ = tokio::time::timeout(DYING, ended).await;
@@ -204,7 +220,7 @@ pub(crate) async fn start(
     init: Option<Incarnation>,
 ) -> Result<(), Refusal> {
     let words = ["start", tools.place.id.as_str()];
-    calls_over(&tools, &plan, &words, tools.deadlines.start).await;
+    starts_over(&tools, &plan, &words, tools.deadlines.start, init.as_ref()).await;
     if verbs::started(&tools, &plan) {
         return Ok(());
     }
@@ -272,7 +288,8 @@ pub(crate) async fn exec(
 ) -> Result<Started, Refusal> {
     let file = pid_file(&tools, &exec);
     let words = [&*file.to_string_lossy()];
-    let over = calls_over(&tools, &plan, &words, tools.deadlines.exec).await;
+    let deadline = tools.deadlines.exec;
+    let over = starts_over(&tools, &plan, &words, deadline, init.as_ref()).await;
     let Ok(pid) = identify::pid_in(&file) else {
         if over.killed {
             held.close_all(Duration::ZERO).await;
