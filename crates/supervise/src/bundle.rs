@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::sync::{Notify, mpsc};
 use vigil_journal::names;
-use vigil_model::Phase;
 use vigil_sys::inotify::Removals;
 
 use crate::jobs::gone;
@@ -152,21 +151,16 @@ impl Owner {
             return;
         }
         // What is under way has a deadline, and may be the Delete after which it was removed.
-        if self.task.standing.midway() && self.bundle_waits > 0 {
+        let standing = &self.task.standing;
+        let under_way = standing.midway() && (!standing.remains || self.undoing);
+        if under_way && self.bundle_waits > 0 {
             self.bundle_waits -= 1;
             return self.job(async {
                 tokio::time::sleep(BUNDLE_LOOK).await;
                 Message::BundleGone
             });
         }
-        let plan = match self.task.standing.phase {
-            Phase::Empty | Phase::Deleted { .. } => None,
-            Phase::Creating
-            | Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Paused { .. }
-            | Phase::Stopped { .. } => self.task.plan.clone(),
-        };
+        let plan = gone::owed(&self.task).cloned();
         let bundle = self.place.bundle.display();
         let Some(plan) = plan else {
             log::info!("{bundle} was removed or moved: leaving");

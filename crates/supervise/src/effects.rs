@@ -374,7 +374,7 @@ impl Owner {
 
     /// What is known of init's end.
     pub(crate) fn end(&self) -> gone::End {
-        gone::End::of(&self.task.standing.phase)
+        gone::End::of(&self.task.standing)
     }
 
     fn start_exec(&mut self, exec: ExecId) {

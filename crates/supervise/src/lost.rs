@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use vigil_journal::{Mirror, Owner as Whose, names};
-use vigil_model::Phase;
 
 use crate::Error;
 use crate::control::{Control, Reaper};
@@ -64,20 +63,12 @@ pub async fn end_lost(place: Place, inherited: Inherited) -> Result<bool, Error>
         }
         all.push(streams);
     }
-    let plan = match task.standing.phase {
-        Phase::Empty | Phase::Deleted { .. } => None,
-        Phase::Creating
-        | Phase::Created { .. }
-        | Phase::Running { .. }
-        | Phase::Paused { .. }
-        | Phase::Stopped { .. } => task.plan.clone(),
-    };
-    if let Some(plan) = plan {
-        let mut end = End::of(&task.standing.phase);
+    if let Some(plan) = gone::owed(&task) {
+        let mut end = End::of(&task.standing);
         let seen = end.init.as_ref();
         let seen = seen.and_then(|init| tools.exits.find(init.pid, init.start_ticks));
         end.exit = end.exit.or(seen.as_ref().map(exit_of));
-        gone::end_all(&tools, &plan, end).await;
+        gone::end_all(&tools, plan, end).await;
     }
     let closed = async {
         for streams in all {

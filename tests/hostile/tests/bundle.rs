@@ -7,10 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use vigil_hostile::{FaultyRunc, Pair, logger, trial};
+use serde_json::json;
+use vigil_hostile::{FaultyRunc, Pair, logger, runc_options, trial};
 use vigil_lab::bundle::{Stdio, remove_tree};
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -159,6 +161,49 @@ fn the_next_shim_knows_what_there_was() {
         ensure!(runc.calls("delete")? > 0, "another runtime was asked");
         Ok(())
     });
+}
+
+/// The runtime made it, failed all the same, and would not delete it: Create failed and something of
+/// it stays, hooks owed among it. That was known to nobody once the bundle was gone, and to nobody
+/// told: no tombstone said so.
+#[test]
+fn what_a_failed_create_has_left_goes_with_the_bundle() {
+    for next in [false, true] {
+        trial(90, move |kit| {
+            let (well, hooks) = (kit.scratch.path("well"), kit.scratch.path("hooks"));
+            let runc = kit.scratch.path("runc-of-its-own");
+            let text = format!(
+                "#!/bin/sh\nfor a; do case $a in create) runc \"$@\"; exit 1;; \
+                 delete) [ -e {} ] || exit 1;; esac; done\nexec runc \"$@\"\n",
+                well.display()
+            );
+            fs::write(&runc, text)?;
+            fs::set_permissions(&runc, fs::Permissions::from_mode(0o755))?;
+            let mut spec = Spec::sleeper();
+            spec.extra = json!({"hooks": {"poststop": [{
+                "path": "/bin/sh",
+                "args": ["sh", "-c", format!("echo >> {}", hooks.display())],
+            }]}});
+            let container = kit.prepared(&spec, Stdio::Output)?;
+            let mut request = container.bundle.create_request();
+            request.options = Some(runc_options(&runc.to_string_lossy())).into();
+            let pair = Pair::of(&container.shim)?;
+            ensure!(container.task().create(&request).is_err(), "it was made");
+            let state = Path::new("/run/containerd/runc").join(kit.scratch.mark());
+            ensure!(state.join(&container.id).exists(), "nothing was left");
+            if next {
+                pair.signal(pair.shim, nix::libc::SIGSTOP)?;
+            }
+            fs::write(&well, "")?;
+            removed(&container)?;
+            if next {
+                pair.signal(pair.shim, KILL)?;
+            }
+            leaves(kit, &container, &pair)?;
+            ensure!(fs::read_to_string(&hooks)? == "\n", "hooks are owed");
+            Ok(())
+        });
+    }
 }
 
 /// What a container's own life removes in its bundle, and a look at it, are nothing.

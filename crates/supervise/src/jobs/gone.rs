@@ -15,7 +15,7 @@ use vigil_host::rootfs::{self, Manner};
 use vigil_host::runc::{Call, Class, Failure, Invocation};
 use vigil_host::strays;
 use vigil_host::worker::{Outcome, Worker};
-use vigil_model::{Claim, Exit, Incarnation, Kind, Phase, Plan, Refusal};
+use vigil_model::{Claim, Exit, Incarnation, Kind, Phase, Plan, Refusal, Standing, Task};
 use vigil_reconcile::{Goal, Init, RuncDelete, Said};
 
 use vigil_sys::pidfd;
@@ -173,10 +173,27 @@ pub(crate) async fn end_rest(tools: &Tools, plan: &Plan, end: End) {
     recover::recover(tools, plan, subject, Goal::Keep, KILL_WAIT).await;
 }
 
+/// What has to be ended once nobody will ask for it: a container, or what a Create that failed
+/// has left of one.
+pub(crate) fn owed(task: &Task) -> Option<&Plan> {
+    match task.standing.phase {
+        Phase::Empty if !task.standing.remains => None,
+        Phase::Deleted { .. } => None,
+        Phase::Empty
+        | Phase::Creating
+        | Phase::Created { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. }
+        | Phase::Stopped { .. } => task.plan.as_deref(),
+    }
+}
+
 /// Ends the container whatever it is at, and removes all of it, also what is mounted in a bundle
 /// that was moved away: nobody will ask for it.
 pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
-    let said = if end.exit.is_some() {
+    let said = if end.remains {
+        Said::HalfMade
+    } else if end.exit.is_some() {
         Said::Ended
     } else {
         Said::Live
@@ -193,14 +210,17 @@ pub(crate) async fn end_all(tools: &Tools, plan: &Plan, end: End) {
 pub(crate) struct End {
     pub(crate) init: Option<Incarnation>,
     pub(crate) exit: Option<Exit>,
+    /// There was none: a Create failed, and something of it is left.
+    pub(crate) remains: bool,
 }
 
 impl End {
-    /// What this phase says of it.
-    pub(crate) fn of(phase: &Phase) -> Self {
+    /// What this standing says of it.
+    pub(crate) fn of(standing: &Standing) -> Self {
         Self {
-            init: phase.init().cloned(),
-            exit: phase.exit(),
+            init: standing.phase.init().cloned(),
+            exit: standing.phase.exit(),
+            remains: standing.remains && standing.phase == Phase::Empty,
         }
     }
 }
