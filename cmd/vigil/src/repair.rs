@@ -94,12 +94,12 @@ pub fn run(args: &Args) -> Result<Answer> {
         namespace: args.namespace.clone(),
     };
     let mut notes = Vec::new();
-    let mut unread = false;
+    let mut wrong = false;
     let found = if let Some(container) = &args.container {
         args.node.find(&name(container))?.into_iter().collect()
     } else {
         let bundles = args.node.bundles(namespace.as_ref())?;
-        unread = !bundles.notes.is_empty();
+        wrong = !bundles.notes.is_empty();
         notes.extend(bundles.notes);
         notes.extend(bundles.strange);
         bundles.ours
@@ -116,7 +116,7 @@ pub fn run(args: &Args) -> Result<Answer> {
             Ok(stone) => stone,
             Err(e) => {
                 notes.push(chain(&e));
-                unread = true;
+                wrong = true;
                 continue;
             }
         };
@@ -151,6 +151,7 @@ pub fn run(args: &Args) -> Result<Answer> {
             "--write --all removes it"
         };
         for socket in starts::deserted(&args.node.kept.run, args.write) {
+            wrong |= socket.exists();
             notes.push(format!(
                 "socket {} is left of a pair that died before anybody called: {became}",
                 socket.display()
@@ -167,7 +168,7 @@ pub fn run(args: &Args) -> Result<Answer> {
         .context(container.clone())
         .context(Exit(Code::Nothing)));
     }
-    let code = code(&cases, unread);
+    let code = code(&cases, wrong);
     let text = if args.json {
         let cases: Vec<Value> = cases.iter().map(value).collect();
         json::text(&json!({ "wrote": args.write, "cases": cases, "notes": notes }))
@@ -177,7 +178,7 @@ pub fn run(args: &Args) -> Result<Answer> {
     Ok(Answer { text, code })
 }
 
-fn code(cases: &[Case], unread: bool) -> Code {
+fn code(cases: &[Case], wrong: bool) -> Code {
     if cases
         .iter()
         .any(|case| matches!(case.outcome, Some(Err(_))))
@@ -189,7 +190,7 @@ fn code(cases: &[Case], unread: bool) -> Code {
         Some(Err(_)) => true,
         None => !case.actions.is_empty() || case.left_alone.is_some(),
     };
-    if unread || cases.iter().any(unfinished) {
+    if wrong || cases.iter().any(unfinished) {
         Code::Wrong
     } else {
         Code::Done

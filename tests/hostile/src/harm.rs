@@ -20,7 +20,8 @@ const JOURNAL_HEAD: usize = 256;
 
 /// What is harmed together, in one container: files that are looked at alone, then those of
 /// which several can be harmed at once without one hiding the other. `*` is an exec's name,
-/// `/` what lies below `/run/vigil`, `/stone` the tombstone of somebody who is gone.
+/// `/` what lies below `/run/vigil`, `/stone` the tombstone of somebody who is gone, `/start` the
+/// note that nobody has called on it yet.
 pub const ROWS: &[&[&str]] = &[
     &["journal"],
     &["exits"],
@@ -40,6 +41,7 @@ pub const ROWS: &[&[&str]] = &[
         "next",
         "/tombstone",
         "/stone",
+        "/start",
         "/history",
         "/history.old",
         "/crashes",
@@ -120,6 +122,10 @@ pub fn place(name: &str, container: &Container, exec: &str) -> PathBuf {
             };
             Path::new(RUN).join(format!("tombstones/{namespace}+{id}.json"))
         }
+        Some("start") => {
+            let (namespace, id) = (&container.shim.caller.namespace, &container.id);
+            Path::new(RUN).join(format!("starts/{namespace}+{id}.json"))
+        }
         Some(below) => Path::new(RUN).join(below),
         None => container.bundle.dir.join(name.replace('*', exec)),
     }
@@ -143,6 +149,11 @@ pub fn sound(name: &str, container: &Container) -> Option<Vec<u8>> {
             "namespace": namespace, "bundle": container.bundle.dir,
             "runtime": "runc", "runtime_root": format!("/run/containerd/runc/{namespace}"),
             "init": null, "exit": null, "claims": [], "left": ["something"],
+        })
+        .to_string(),
+        "/start" => json!({
+            "format": 2, "id": id, "namespace": namespace, "bundle": "/nothing/is/here",
+            "socket": container.shim.reply.socket,
         })
         .to_string(),
         "/history" | "/history.old" => line(&json!({

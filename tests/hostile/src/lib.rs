@@ -14,7 +14,7 @@ mod trial;
 
 pub use pair::{Pair, fds, private_kib};
 pub use programs::{
-    FaultyRunc, counter, crowd, runc_options, runc_root_options, toml_options, vigil,
+    FaultyRunc, counter, crowd, runc_options, runc_root_options, toml_options, vigil, vigil_apart,
 };
 pub use taken::{
     Armed, Feeder, a_while, counts, finished_though, logger, running_into, succeeded, successor,

@@ -28,6 +28,13 @@ pub fn vigil(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
     Ok((out.status.code().unwrap_or(-1), text.concat()))
 }
 
+/// The same with a `/run/vigil` of the test's own, where nobody else leaves anything.
+pub fn vigil_apart(kit: &Kit, args: &[&str]) -> Result<(i32, String)> {
+    let run = kit.scratch.path("run-of-its-own");
+    let run = run.to_str().context("a path")?;
+    vigil(kit, &[args, &["--run", run]].concat())
+}
+
 /// A runc that fails in one way.
 #[derive(Debug)]
 pub struct FaultyRunc(PathBuf);

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use vigil_hostile::{Pair, a_while, succeeded, trial, vigil};
+use vigil_hostile::{Pair, a_while, succeeded, trial, vigil, vigil_apart};
 use vigil_lab::process::{alive, signal_if};
 use vigil_lab::{CallError, Spec, by, until};
 
@@ -182,7 +182,7 @@ fn the_tool_says_that_a_pair_is_stopped() {
         let pair = Pair::of(&container.shim)?;
         let says = |code: i32, stopped: bool| {
             for args in [["ps"].as_slice(), &["show", &container.id]] {
-                let (ended, said) = vigil(kit, args)?;
+                let (ended, said) = vigil_apart(kit, args)?;
                 ensure!(ended == code, "{args:?}: {ended}: {said}");
                 ensure!(said.contains("pair stopped") == stopped, "{args:?}: {said}");
             }

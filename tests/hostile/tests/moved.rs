@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vigil_hostile::{Pair, trial, vigil};
+use vigil_hostile::{Pair, trial, vigil_apart};
 use vigil_lab::bundle::remove_tree;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
@@ -144,7 +144,7 @@ fn the_tool_knows_a_container_whose_bundle_was_moved() {
             // What starting it has set going is over.
             std::thread::sleep(Duration::from_secs(1));
             moved(&container, &at)?;
-            let (code, said) = vigil(kit, &["ps", "--json"])?;
+            let (code, said) = vigil_apart(kit, &["ps", "--json"])?;
             ensure!(code == 3, "ps: {code}: {said}");
             let rows: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
             let rows = rows["tasks"].as_array().context("no rows")?;
@@ -159,13 +159,13 @@ fn the_tool_knows_a_container_whose_bundle_was_moved() {
                 &["repair", &container.id, "--write"],
                 &["repair", "--all", "--write"],
             ] {
-                let (code, said) = vigil(kit, args)?;
+                let (code, said) = vigil_apart(kit, args)?;
                 ensure!(code == 3, "{args:?}: {code}: {said}");
                 ensure!(said.contains("moved"), "{args:?}: {said}");
                 ensure!(said.contains(&container.id), "{args:?}: {said}");
             }
             ensure!(pair.lives(), "the pair has gone");
-            let (code, said) = vigil(kit, &["kill", &container.id])?;
+            let (code, said) = vigil_apart(kit, &["kill", &container.id])?;
             ensure!(code == 0, "kill: {code}: {said}");
             pair.gone(20.0)?;
             nothing_left(kit, &container, &at)

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vigil_hostile::{Armed, FaultyRunc, trial};
+use vigil_faults::world::{Medium, in_small_run};
+use vigil_hostile::{Armed, FaultyRunc, trial, vigil};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::place::kill_at_once;
@@ -158,5 +159,39 @@ fn a_socket_nobody_called_on_goes_with_the_next_start() {
             })?;
         }
         Ok(())
+    });
+}
+
+/// The operator is told of such a socket, and removes it.
+#[test]
+fn a_socket_nobody_called_on_goes_with_a_repair() {
+    trial(60, |kit| {
+        in_small_run(kit, Medium::Tmpfs("size=64m"), |_| {
+            let bundle = kit.bundle(&Spec::sleeper(), Stdio::Empty)?;
+            let ran = kit.caller.run_start(&bundle.id, &bundle.dir)?;
+            ensure!(ran.status.success(), "{}", ran.status);
+            let address = fs::read_to_string(bundle.dir.join("address"))?;
+            let socket = Path::new(address.trim_start_matches("unix://")).to_owned();
+            let id = format!("-id {} ", bundle.id);
+            let mut pair = Process::marked(kit.scratch.mark());
+            pair.retain(|p| p.cmdline.contains("containerd-shim") && p.cmdline.contains(&id));
+            let (code, said) = vigil(kit, &["repair"])?;
+            ensure!(code == 0 && !said.contains("socket"), "{code}: {said}");
+            kill_at_once(&pair)?;
+            bundle.remove()?;
+            for args in [["repair"].as_slice(), &["repair", "--json"]] {
+                let (code, said) = vigil(kit, args)?;
+                let named = said.contains(&*socket.to_string_lossy());
+                ensure!(code == 3 && named, "{args:?}: {code}: {said}");
+                ensure!(socket.exists(), "{args:?} removed it");
+            }
+            let (code, said) = vigil(kit, &["repair", "--all", "--write"])?;
+            ensure!(code == 0 && !socket.exists(), "{code}: {said}");
+            let (code, said) = vigil(kit, &["repair"])?;
+            ensure!(code == 0 && !said.contains("socket"), "{code}: {said}");
+            let notes = fs::read_dir("/run/vigil/starts")?.count();
+            ensure!(notes == 0, "{notes} notes are left");
+            Ok(())
+        })
     });
 }
