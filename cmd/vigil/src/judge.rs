@@ -66,6 +66,10 @@ pub fn judge(case: Case) -> Judgement {
                 }
             },
         },
+        Life::Ending => Judgement {
+            words: after_a_pair(case),
+            wrong: Some("its pair is gone, and another process is at what it left"),
+        },
         Life::Unknown => Judgement {
             words: case.row,
             wrong: Some("its pair could not be looked at"),

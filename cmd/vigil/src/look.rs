@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vigil_host::cgroup::Freeze;
-use vigil_host::chain;
 use vigil_host::observe::{Observed, Subject, observe};
+use vigil_host::{chain, proc};
 use vigil_journal::names;
 use vigil_journal::takeovers::Takeovers;
 use vigil_model::{KIND_RECORD, Phase, Published, Record, Task, TaskEvent, Who};
@@ -16,6 +16,7 @@ use vigil_relay::cause::Cause;
 use vigil_relay::pace;
 
 use crate::ask::Belief;
+use crate::holders;
 use crate::judge::{Case, Judgement, is_bare, is_history, judge};
 use crate::pair::{self, Life};
 use crate::place::{self, Found};
@@ -74,12 +75,37 @@ impl Look {
     /// Looks, and looks again if what was seen does not add up: between two
     /// readings a living task may have moved on.
     pub fn at(found: &Found, runc_root: &Path, belief: &Belief) -> Self {
-        let look = Self::once(found, runc_root, belief);
-        if look.wrong().is_none() || look.pair.life != Life::Alive {
-            return look;
+        let mut look = Self::once(found, runc_root, belief);
+        if look.wrong().is_some() && matches!(look.pair.life, Life::Alive | Life::Ending) {
+            std::thread::sleep(SETTLE);
+            look = Self::once(found, runc_root, belief);
         }
-        std::thread::sleep(SETTLE);
-        Self::once(found, runc_root, belief)
+        if look.pair.life == Life::Ending {
+            let at_work = look.at_work();
+            look.notes.push(at_work);
+        }
+        look
+    }
+
+    /// Who is at what a dead pair left, and what it waits for.
+    pub fn at_work(&self) -> String {
+        let list = |all: Vec<String>| all.join(" and ");
+        let holders = holders::of(&self.found.bundle.join(names::LOCK));
+        let who = match list(holders.iter().map(ToString::to_string).collect()) {
+            who if who.is_empty() => "a process that cannot be seen".to_owned(),
+            who => who,
+        };
+        let group = self.seen.cgroup.as_ref();
+        let mut alive = group.map_or_else(Vec::new, |group| group.holdouts().unwrap_or_default());
+        if let (Some(init), Init::Alive) = (&self.seen.init, self.seen.facts.init)
+            && alive.iter().all(|holdout| holdout.pid != init.pid)
+        {
+            alive.extend(proc::holdout(init.pid).ok().flatten());
+        }
+        match list(alive.iter().map(ToString::to_string).collect()) {
+            none if none.is_empty() => format!("{who} is at work on it"),
+            alive => format!("{who} is at work on it, and waits for {alive}"),
+        }
     }
 
     /// Looks.

@@ -6,6 +6,7 @@
 mod ask;
 mod crashes;
 mod history;
+mod holders;
 mod json;
 mod judge;
 mod kill;

@@ -27,8 +27,10 @@ const ASKED: Duration = Duration::from_millis(500);
 /// The pair, all in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
-    /// A process of it is there, or somebody holds the lock.
+    /// A process of it is there, or somebody holds the lock whom nobody can tell from one.
     Alive,
+    /// Both are gone, and somebody else is at what they left: he has the lock.
+    Ending,
     /// Both are gone.
     Gone,
     /// It could not be looked at.
@@ -240,6 +242,7 @@ fn life(lock: Lock, halves: [Option<Half>; 2]) -> Life {
     let any = |alive| halves.iter().flatten().any(|half| half.alive == alive);
     match lock {
         _ if any(Some(true)) => Life::Alive,
+        Lock::Held if halves[0].is_some() && !any(None) => Life::Ending,
         Lock::Held => Life::Alive,
         Lock::Missing | Lock::Unknown if any(None) => Life::Unknown,
         Lock::Free | Lock::Missing => Life::Gone,
@@ -308,7 +311,10 @@ mod tests {
             (Lock::Free, [None, None], Life::Gone),
             (Lock::Free, [unseen, None], Life::Gone),
             (Lock::Free, [dead, alive], Life::Alive),
-            (Lock::Held, [dead, dead], Life::Alive),
+            (Lock::Held, [dead, dead], Life::Ending),
+            (Lock::Held, [dead, None], Life::Ending),
+            (Lock::Held, [dead, unseen], Life::Alive),
+            (Lock::Held, [dead, alive], Life::Alive),
             (Lock::Held, [None, None], Life::Alive),
             (Lock::Missing, [None, None], Life::Gone),
             (Lock::Missing, [alive, None], Life::Alive),

@@ -244,6 +244,7 @@ fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
             look.wrong()
                 .map(|wrong| format!("{wrong}; its pair is alive, and it is the pair's")),
         ),
+        Life::Ending => (None, look.wrong().map(str::to_owned)),
         Life::Unknown => (None, Some("its pair could not be looked at".to_owned())),
     }
 }
@@ -257,10 +258,12 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
         Goal::Gone => match lock::hold(&path) {
             Ok(lock) => Some(lock),
             Err(LockError::Held { .. }) => {
-                return Err(anyhow!(
-                    "{} is held: a pair lives, or `delete` is at it",
-                    path.display()
-                ));
+                let look = Look::once(found, &node.runc_root, &Belief::NotAsked);
+                let why = match look.pair.life {
+                    Life::Ending => look.at_work(),
+                    Life::Alive | Life::Gone | Life::Unknown => "its pair lives".to_owned(),
+                };
+                return Err(anyhow!("{}: {why}", path.display()));
             }
             // Something else has its name, or no file can be made: then it is for the recorded
             // processes to say that the pair is gone.

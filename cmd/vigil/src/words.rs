@@ -110,6 +110,7 @@ pub fn runc_delete(came: RuncDelete, state: Present) -> &'static str {
 pub fn life(life: Life) -> &'static str {
     match life {
         Life::Alive => "alive",
+        Life::Ending => "ending",
         Life::Gone => "gone",
         Life::Unknown => UNKNOWN,
     }

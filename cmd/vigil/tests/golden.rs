@@ -11,7 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Node, OTHER_BOOT, Sleeper, dead, exit, golden};
+use common::{Node, OTHER_BOOT, Ran, Sleeper, dead, exit, golden};
 use vigil_host::enact::{CrashNote, Line, Tombstone};
 use vigil_journal::exits::Death;
 use vigil_journal::takeovers::Takeovers;
@@ -511,6 +511,61 @@ fn a_tombstone_of_an_id_in_use_is_left_alone() {
     assert!(stone.path(&node.run_dir()).exists());
 }
 
+/// A `delete` that could not end everything at once has the lock while it tries: `ps` and `show`
+/// called the pair alive, whose both processes they saw dead, and `repair` had nothing to do.
+#[test]
+fn who_waits_for_what_a_dead_pair_left_is_told() {
+    let node = Node::new();
+    let init = Sleeper::start();
+    let life = node.life("default").creating().created(&init.incarnation());
+    let bundle = node.lived("default", "held", &life.started());
+    let args = [
+        "--exclusive",
+        "lock",
+        "sh",
+        "-c",
+        ": >has-it; exec sleep 600",
+    ];
+    let mut delete = Command::new("flock");
+    let delete = Sleeper(delete.args(args).current_dir(&bundle).spawn().unwrap());
+    until("the lock to be taken", by(20.0), || {
+        bundle.join("has-it").exists().then_some(())
+    })
+    .unwrap();
+    let who = format!("process {} (`flock --exclusive`)", delete.0.id());
+    let whom = format!("waits for process {} (sleep), state S", init.0.id());
+    for (args, code) in [
+        (&["ps"][..], 3),
+        (&["ps", "--json"], 3),
+        (&["show", "held"], 3),
+        (&["repair"], 3),
+        (&["repair", "held", "--write"], 3),
+        (&["kill", "held", "--deadline", "1"], 1),
+    ] {
+        let Ran {
+            code: ended,
+            out,
+            err,
+        } = node.run(args);
+        let said = out + &err;
+        assert_eq!(ended, code, "{args:?}: {said}");
+        assert!(
+            said.contains(&who) && said.contains(&whom),
+            "{args:?}: {said}"
+        );
+        assert!(!said.contains("pair is alive"), "{args:?}: {said}");
+    }
+    let shown = node.run(&["show", "held", "--json"]).out;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["pair"]["life"], "ending");
+    // Whom it started has the lock, too.
+    let child = proc_children(delete.0.id());
+    drop(delete);
+    for pid in child {
+        let _ = Command::new("kill").arg(pid.to_string()).status();
+    }
+}
+
 #[test]
 fn history() {
     let node = Node::new();
@@ -552,6 +607,13 @@ fn a_containerd_that_is_down_is_a_question_mark() {
     assert!(ran.out.contains("containerd was not heard"), "{}", ran.out);
     assert_eq!(ran.code, 3);
     assert!(!ran.out.contains("not asked"), "{}", ran.out);
+}
+
+fn proc_children(pid: u32) -> Vec<u32> {
+    let all = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    all.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 /// Every file of a node with its bytes.
