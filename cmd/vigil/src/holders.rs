@@ -46,12 +46,13 @@ fn has(pid: u32, lock: &Metadata) -> bool {
     all.into_iter().flatten().flatten().any(|fd| {
         let same = |file: Metadata| (file.dev(), file.ino()) == (lock.dev(), lock.ino());
         let is_file = fs::metadata(fd.path()).is_ok_and(same);
+        let is_lock = |line: &str| line.split_once(':').is_some_and(|(key, _)| key == "lock");
         let info = || {
             let number = fd.file_name();
             let path = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
             fs::read_to_string(path).unwrap_or_default()
         };
-        is_file && info().lines().any(|line| line.starts_with("lock:"))
+        is_file && info().lines().any(is_lock)
     })
 }
 
