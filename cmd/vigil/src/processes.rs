@@ -146,10 +146,14 @@ fn astray_now(node: &Node) -> Result<Vec<Loose>> {
     // As the kernel shows a working directory.
     let tasks = fs::canonicalize(&tasks).unwrap_or(tasks);
     let is_astray = |one: &One| {
-        let place = one.home(&tasks).map(fs::metadata);
-        place.is_some_and(|place| match place {
-            Ok(there) => one.removed || (there.dev(), there.ino()) != one.inode,
-            Err(error) => one.removed || error.kind() == ErrorKind::NotFound,
+        one.home(&tasks).is_some_and(|home| {
+            // One that something is mounted over has its name still.
+            one.removed
+                || one.cwd != home
+                    && match fs::metadata(&home) {
+                        Ok(there) => (there.dev(), there.ino()) != one.inode,
+                        Err(error) => error.kind() == ErrorKind::NotFound,
+                    }
         })
     };
     let found = |ones: &[One]| {

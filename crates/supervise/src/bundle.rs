@@ -138,10 +138,18 @@ pub(crate) fn moved_to(bundle: &Path) -> Option<PathBuf> {
 
 /// Whether its place is empty, or another's. What cannot be seen is not gone.
 fn is_gone(bundle: &Path, own: Option<(u64, u64)>) -> bool {
-    match std::fs::metadata(bundle) {
+    let elsewhere = match std::fs::metadata(bundle) {
         Ok(now) => own.is_some_and(|own| own != (now.dev(), now.ino())),
         Err(error) => error.kind() == ErrorKind::NotFound,
-    }
+    };
+    elsewhere && !is_hidden(bundle, own)
+}
+
+/// Whether something is mounted over it, or above it: this process works in it by that very name.
+fn is_hidden(bundle: &Path, own: Option<(u64, u64)>) -> bool {
+    let here = std::fs::metadata(".").ok().filter(|meta| meta.nlink() > 0);
+    let here = here.map(|meta| (meta.dev(), meta.ino()));
+    here.is_some() && here == own && std::env::current_dir().is_ok_and(|now| now == bundle)
 }
 
 impl Owner {

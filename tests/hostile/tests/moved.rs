@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
+use vigil_faults::world::{Medium, in_small_run};
 use vigil_hostile::{Pair, trial, vigil_apart};
 use vigil_lab::bundle::remove_tree;
 use vigil_lab::kit::Container;
@@ -125,6 +127,31 @@ fn moved_away_and_back_it_is_left_alone() {
         is_running(&container)?;
         pair.gone(20.0)?;
         nothing_left(kit, &container, &at)
+    });
+}
+
+/// Something is mounted over it, or over the directory it is in: then it is where it was.
+#[test]
+fn one_that_is_hidden_by_a_mount_is_not_gone() {
+    trial(60, |kit| {
+        in_small_run(kit, Medium::Tmpfs("size=64m"), |_| {
+            let container = kit.running(&Spec::sleeper())?;
+            let pair = Pair::of(&container.shim)?;
+            let above = container.bundle.dir.parent().context("no parent")?;
+            for over in [&*container.bundle.dir, above] {
+                let (none, flags) = (None::<&str>, MsFlags::empty());
+                mount(Some("over"), over, Some("tmpfs"), flags, none)?;
+                is_running(&container)?;
+                std::thread::sleep(LONG_AWAY);
+                is_running(&container)?;
+                ensure!(pair.lives(), "the pair has gone");
+                umount2(over, MntFlags::MNT_DETACH)?;
+            }
+            is_running(&container)?;
+            container.task().kill(&container.id, "", 9, false)?;
+            ensure!(container.exit_status()? == 137, "its end");
+            Ok(())
+        })
     });
 }
 
