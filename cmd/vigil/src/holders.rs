@@ -68,7 +68,7 @@ fn call(pid: u32) -> String {
         words.get(1)
     };
     match (program, verb) {
-        (Some(""), _) | (None, _) => proc::stat(pid)
+        (Some("") | None, _) => proc::stat(pid)
             .ok()
             .flatten()
             .map_or_else(|| "?".to_owned(), |stat| stat.comm),
