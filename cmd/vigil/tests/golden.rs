@@ -113,6 +113,7 @@ fn keepsakes(node: &Node) {
         claims: Vec::new(),
         private_pid_ns: Some(true),
         life: None,
+        pid_ns: None,
         runc_state: None,
         socket: None,
         tries: 0,

@@ -60,6 +60,8 @@ pub struct Known<'a> {
     pub init_is: Init,
     /// Whether it has a pid namespace of its own.
     pub private_pid_ns: bool,
+    /// Inode of the one that it lives in, where that is not its own and on record.
+    pub pid_ns: Option<u64>,
     /// Its reaper, checked; `None` if that is dead.
     pub reaper: Option<u32>,
     /// Others that are known one by one, checked.
@@ -82,7 +84,7 @@ impl Family {
                 .filter(|ns| Some(*ns) != host)
                 .map_or(Where::Unknown, Where::Inits),
             (false, _) => {
-                let its = living.and_then(pid_ns).or_else(|| {
+                let its = living.and_then(pid_ns).or(known.pid_ns).or_else(|| {
                     let bundle = known.bundle.as_deref()?;
                     let spec = Spec::load(bundle).ok()?;
                     match spec.namespaces.iter().find(|n| n.kind == "pid") {
@@ -121,6 +123,15 @@ impl Family {
         }
     }
 
+    /// Inode of the pid namespace that it lives in, if that is known and not its own.
+    pub fn not_its_own(&self) -> Option<u64> {
+        match self.place {
+            Where::Shared => self.host,
+            Where::Joined(ns) => Some(ns),
+            Where::Inits(_) | Where::Nowhere | Where::Unknown => None,
+        }
+    }
+
     /// Another process that is the container's.
     pub fn add(&mut self, pid: u32) {
         self.named.insert(pid);
@@ -130,6 +141,23 @@ impl Family {
     pub fn shares(&self, cgroup: &Cgroup) -> Result<bool> {
         let judged = self.judge(&cgroup.our_pids()?, Claimed::Recorded)?;
         Ok(judged.values().any(|kin| *kin != Kin::Ours))
+    }
+
+    /// Whose each of these is, which are in a cgroup on record, and when it started. Where somebody
+    /// else is among them, the record tells nothing of the others.
+    pub fn dated(&self, pids: &[u32]) -> Result<BTreeMap<u32, (u64, Kin)>> {
+        let mut started = BTreeMap::new();
+        for &pid in pids {
+            started.extend(proc::stat(pid)?.map(|stat| (pid, stat.start_ticks)));
+        }
+        let mut judged = self.judge(pids, Claimed::Recorded)?;
+        if judged.values().any(|kin| *kin == Kin::Others) {
+            judged = self.judge(pids, Claimed::Shared)?;
+        }
+        let both = judged.into_iter();
+        Ok(both
+            .filter_map(|(pid, kin)| Some((pid, (*started.get(&pid)?, kin))))
+            .collect())
     }
 
     /// Whose each of these is, which are in a cgroup that is known by `claimed`. Those that
@@ -294,9 +322,9 @@ impl Default for Line {
     }
 }
 
-/// Whether the session of this process bears its number.
+/// Whether a process lives whose session bears its number.
 fn leads_its_session(pid: u32) -> bool {
-    matches!(proc::stat(pid), Ok(Some(stat)) if stat.session == pid)
+    matches!(proc::stat(pid), Ok(Some(stat)) if stat.session == pid && !stat.ended())
 }
 
 /// Inode of a process's pid namespace; `None` if it cannot be seen.

@@ -92,6 +92,8 @@ pub struct Subject {
     pub claimed: Claimed,
     /// Whether init has a pid namespace of its own.
     pub private_pid_ns: Option<bool>,
+    /// Inode of the pid namespace that it lives in, if that is not its own.
+    pub pid_ns: Option<u64>,
     /// How far `runc delete` came.
     pub runc_delete: RuncDelete,
     /// The socket's file.
@@ -136,6 +138,7 @@ impl Subject {
             claims: Vec::new(),
             claimed: Claimed::Recorded,
             private_pid_ns: None,
+            pid_ns: None,
             runc_delete: RuncDelete::NotTried,
             socket: None,
             below: None,
@@ -229,6 +232,8 @@ pub struct Observed {
     /// Others of it that are known one by one and may live: recorded execs,
     /// and what the runtime was making.
     pub others: Vec<Incarnation>,
+    /// Those in a cgroup that is on record as its own of whom nobody can say whose they are.
+    pub unproven: Vec<Incarnation>,
     /// What runc has written down of it.
     pub runc: Found,
     /// Its end, from the record or from the kernel's memory.
@@ -238,6 +243,8 @@ pub struct Observed {
     /// Whether init has a pid namespace of its own, as far as record or spec
     /// say so.
     pub private_pid_ns: bool,
+    /// Inode of the pid namespace that it lives in, if that is not its own.
+    pub pid_ns: Option<u64>,
     /// The cgroups that are there.
     pub cgroup: Option<Cgroup>,
     /// The claims they were opened by.
@@ -312,6 +319,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
             Boot::Other | Boot::Unknown => Init::Unknown,
         },
         private_pid_ns,
+        pid_ns: subject.pid_ns,
         reaper: subject
             .below
             .as_ref()
@@ -320,6 +328,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         bundle: subject.stone.is_none().then(|| subject.files().to_owned()),
     };
     let family = Family::of(known);
+    let pid_ns = family.not_its_own();
     // Of another boot nobody is signalled, whoever is there.
     let looked_into = cgroup.as_mut().filter(|_| boot != Boot::Other);
     let members = members::of(
@@ -338,6 +347,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
             (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
         }
     }
+    let unproven = members.left;
     others.extend(members.marked);
     others.extend(members.kin);
     others.retain(|other| Some(other) != init.as_ref());
@@ -405,9 +415,11 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         init,
         init_fd,
         others,
+        unproven,
         runc,
         exit,
         private_pid_ns,
+        pid_ns,
         pid_file: pid_file(subject.files()).filter(|_| subject.stone.is_none()),
         cgroup,
         claims,

@@ -347,6 +347,102 @@ fn a_process_of_the_host_is_not_the_containers_for_being_in_its_cgroup() {
     }
 }
 
+/// A container of the host's pid namespace in which a process with a pid namespace of its own has
+/// been left by the parent of its parent. That process, by what it runs.
+fn nested(kit: &Kit) -> Result<(Container, i32)> {
+    let script = "(setsid sh -c '/bin/busybox unshare -p -f sleep 7777; true' >/dev/null 2>&1 &); \
+                  exec sleep 999";
+    let may = json!(["CAP_SYS_ADMIN"]);
+    let mut spec = Spec {
+        own_pids: false,
+        ..Spec::sh(script)
+    };
+    let mut process = spec.process();
+    process["capabilities"] = json!({"bounding": may, "effective": may, "permitted": may});
+    spec.extra = json!({"process": process});
+    let ours = kit.running(&spec)?;
+    let mark = kit.scratch.mark();
+    let inner = until("the inner process", by(10.0), || {
+        let all = Process::marked(mark);
+        let found = all.iter().find(|p| p.cmdline.starts_with("sleep 7777"));
+        found.map(|p| p.pid)
+    })?;
+    Ok((ours, inner))
+}
+
+/// A process of the container's with a pid namespace of its own, and nobody above it who lives,
+/// was called somebody else's: it outlived its container, and nobody said so.
+#[test]
+fn a_process_in_a_namespace_that_the_container_made_ends_with_it() {
+    for pair_dies in [true, false] {
+        trial(60, move |kit| {
+            let (ours, inner) = nested(kit)?;
+            if pair_dies {
+                ours.shim.kill_all()?;
+            } else {
+                let pair = Pair::of(&ours.shim)?;
+                signal_if(pair.reaper, KILL, |_| true);
+                let task = ours.task();
+                task.kill(&ours.id, "", 9, true)?;
+                task.wait(&ours.id, "")?;
+                task.delete(&ours.id, "")?;
+                until("the inner process to end", by(10.0), || {
+                    (!alive(inner)).then_some(())
+                })?;
+                ours.shim.kill_all()?;
+            }
+            let deleted = ours.shim.delete()?.ok();
+            let lives = alive(inner);
+            signal_if(inner, KILL, |p| p.cgroup.contains(kit.scratch.mark()));
+            deleted?;
+            ensure!(!lives, "it outlived its container");
+            ours.bundle.remove()
+        });
+    }
+}
+
+/// As above, and its parent, which was in the container, is dead too: it may be the init of another
+/// container in this cgroup. It is not killed, `delete` does not say that all is gone, and
+/// when it ends the rest goes by itself.
+#[test]
+fn a_process_of_which_nobody_can_say_whose_it_is_is_not_left_in_silence() {
+    trial(60, |kit| {
+        let (ours, inner) = nested(kit)?;
+        ours.shim.kill_all()?;
+        let mark = kit.scratch.mark();
+        let all = Process::marked(mark);
+        let is_above = |p: &&Process| p.cmdline.starts_with("/bin/busybox unshare");
+        let above = all.iter().find(is_above).context("it is gone")?.pid;
+        signal_if(above, KILL, |p| p.cgroup.contains(mark));
+        until("its parent to end", by(10.0), || {
+            (!alive(above)).then_some(())
+        })?;
+        let deleted = ours.shim.delete()?;
+        ensure!(alive(inner), "it was killed");
+        ensure!(
+            !deleted.ran.status.success(),
+            "it said that nothing lives: {:?}",
+            deleted.response
+        );
+        let stone = format!("/run/vigil/tombstones/{mark}+{}.json", ours.id);
+        ensure!(Path::new(&stone).exists(), "no tombstone names it");
+        signal_if(inner, KILL, |p| p.cgroup.contains(mark));
+        until("the waiter to finish", by(20.0), || {
+            (!Path::new(&stone).exists()).then_some(())
+        })?;
+        ours.shim.delete()?.ok()?;
+        until("the bundle to be removed", by(10.0), || {
+            let _ = ours.bundle.remove();
+            (!ours.bundle.dir.exists()).then_some(())
+        })?;
+        until("the waiter to leave", by(20.0), || {
+            let left = Process::marked(mark);
+            let waits = |p: &Process| p.cmdline.ends_with(" delete");
+            (!left.iter().any(waits)).then_some(())
+        })
+    });
+}
+
 /// Journal and runc's state are not to be found, the container is alone in its cgroup, and that
 /// does not bear its name: `delete` said 255 of a container that runs on.
 #[test]

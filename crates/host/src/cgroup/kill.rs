@@ -3,15 +3,15 @@
 //! nothing forks away, SIGKILL to each through a pidfd whose membership was
 //! checked again, thaw so that they can die.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use vigil_reconcile::{Claimed, Kin};
+use vigil_reconcile::Kin;
 use vigil_sys::{Errno, pidfd};
 
 use super::{Cgroup, Freeze, Mode, tree};
 use crate::kin::Family;
-use crate::{Error, Result};
+use crate::{Error, Result, proc};
 
 /// `SIGKILL`.
 const KILL: i32 = 9;
@@ -131,7 +131,7 @@ impl Cgroup {
     }
 
     fn send_kill(&self) -> Result<Stage> {
-        let sent = self.signal_each(KILL, &mut BTreeSet::new(), &|_| Ok(true));
+        let sent = self.signal_each(KILL, &mut BTreeSet::new(), None);
         // Thaw whatever happened: a frozen container helps nobody.
         self.thaw_all()?;
         sent?;
@@ -175,28 +175,24 @@ impl Cgroup {
     /// Sends a signal to every process of the container, passing over the list
     /// until it holds nobody new. A frozen one gets it when it is thawed.
     pub fn signal_all(&self, signal: i32) -> Result<Sent> {
-        self.signal_but(signal, BTreeSet::new(), &|_| Ok(true))
+        self.signal_but(signal, BTreeSet::new(), None)
     }
 
     /// The same for those of this family, and not for one who was sent it already: a second
     /// SIGTERM means something else to many programs than the first.
     pub fn signal_others(&self, signal: i32, told: u32, family: &Family) -> Result<Sent> {
-        let ours = |pid| {
-            let judged = family.judge(&[pid], Claimed::Recorded)?;
-            Ok(judged.values().all(|kin| *kin == Kin::Ours))
-        };
-        self.signal_but(signal, BTreeSet::from([told]), &ours)
+        self.signal_but(signal, BTreeSet::from([told]), Some(family))
     }
 
     fn signal_but(
         &self,
         signal: i32,
         mut done: BTreeSet<u32>,
-        may: &dyn Fn(u32) -> Result<bool>,
+        family: Option<&Family>,
     ) -> Result<Sent> {
         let mut all = Sent::default();
         for _ in 0..PASSES {
-            let sent = self.signal_each(signal, &mut done, may)?;
+            let sent = self.signal_each(signal, &mut done, family)?;
             all.delivered += sent.delivered;
             all.left_out += sent.left_out;
             if sent == Sent::default() {
@@ -206,19 +202,37 @@ impl Cgroup {
         Ok(all)
     }
 
-    /// One pass over those not in `done`.
+    /// One pass over those not in `done`. They are judged together before the first is sent
+    /// anything: each line of ancestors is followed once, and whose parent the signal ends is
+    /// known by it still.
     fn signal_each(
         &self,
         signal: i32,
         done: &mut BTreeSet<u32>,
-        may: &dyn Fn(u32) -> Result<bool>,
+        family: Option<&Family>,
     ) -> Result<Sent> {
         let mut sent = Sent::default();
+        let judged = match family {
+            Some(family) => {
+                let pids = self.our_pids()?;
+                if pids.iter().all(|pid| done.contains(pid)) {
+                    return Ok(sent);
+                }
+                Some(family.dated(&pids)?)
+            }
+            None => None,
+        };
         for group in self.ours() {
             for pid in tree::pids(&group.dir)? {
-                if !done.insert(pid) {
+                if done.contains(&pid) {
                     continue;
                 }
+                if judged.as_ref().is_some_and(|all| !all.contains_key(&pid)) {
+                    // It came just now: the next pass judges it.
+                    sent.left_out += 1;
+                    continue;
+                }
+                done.insert(pid);
                 let fd = match pidfd::open(pid) {
                     Ok(fd) => fd,
                     Err(Errno::ESRCH) => continue,
@@ -233,7 +247,7 @@ impl Cgroup {
                 // Asked after the descriptor was opened: if the number has
                 // changed hands before that, the process it means now is
                 // judged by its own cgroup; if after, the descriptor is dead.
-                if !group.holds(pid)? || !may(pid)? {
+                if !group.holds(pid)? || !is_ours(pid, judged.as_ref())? {
                     sent.left_out += 1;
                     continue;
                 }
@@ -253,4 +267,14 @@ impl Cgroup {
         }
         Ok(sent)
     }
+}
+
+/// Whether the process that has this number now is one that was judged to be the container's, if
+/// they were judged.
+fn is_ours(pid: u32, judged: Option<&BTreeMap<u32, (u64, Kin)>>) -> Result<bool> {
+    let Some(judged) = judged else {
+        return Ok(true);
+    };
+    let now = proc::stat(pid)?.map(|stat| (stat.start_ticks, Kin::Ours));
+    Ok(now.is_some() && judged.get(&pid).copied() == now)
 }

@@ -368,12 +368,44 @@ fn who_was_told_already_is_not_told_again() {
             init: Some(&process),
             init_is: Init::Alive,
             private_pid_ns: false,
+            pid_ns: None,
             reaper: None,
             named: Vec::new(),
             bundle: None,
         });
         cgroup.signal_others(15, init, &family).unwrap();
         until("only init is left", || cgroup.pids().unwrap() == [init]);
+    }
+}
+
+/// Of a chain of processes each line of ancestors was followed for each of them: the shim, which has
+/// one thread, answered nobody for as long as that took.
+#[test]
+fn a_signal_to_a_long_chain_looks_at_each_a_few_times() {
+    const LONG: usize = 80;
+    for host in hosts() {
+        let mut place = Place::new(&host);
+        place.make("");
+        let chain = "f() { [ $1 -eq 0 ] || { (f $(($1 - 1))) & }; sleep 100; }; f 80";
+        let init = place.run("", chain);
+        let cgroup = place.take(init);
+        until("all are there", || cgroup.pids().unwrap().len() > 2 * LONG);
+        let process = crate::proc::incarnation(init).unwrap().unwrap();
+        let family = Family::of(Known {
+            init: Some(&process),
+            init_is: Init::Alive,
+            private_pid_ns: false,
+            pid_ns: None,
+            reaper: None,
+            named: Vec::new(),
+            bundle: None,
+        });
+        let before = crate::proc::LOOKS.get();
+        let sent = cgroup.signal_others(18, init, &family).unwrap();
+        let looks = crate::proc::LOOKS.get() - before;
+        assert!(sent.delivered > LONG, "{sent:?}");
+        let many = sent.delivered * LONG / 4;
+        assert!(looks < many, "{looks} looks at {sent:?}");
     }
 }
 

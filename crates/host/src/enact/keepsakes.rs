@@ -68,6 +68,9 @@ pub struct Tombstone {
     /// Which life of its id it was, by its pair: its bundle may be there still, and name no init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub life: Option<Life>,
+    /// Inode of the pid namespace that it lived in, if that was not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_ns: Option<u64>,
     /// Inode of runc's state directory, if it is left: another directory of
     /// that name is another container's.
     #[serde(default)]
@@ -225,6 +228,7 @@ impl Tombstone {
             claims: subject.claims.clone(),
             private_pid_ns: subject.private_pid_ns,
             life: subject.life.clone(),
+            pid_ns: subject.pid_ns,
             runc_state: inode(&subject.runc_dir()),
             socket: subject
                 .socket
@@ -446,6 +450,7 @@ impl Tombstone {
     pub fn named(&self) -> Result<Subject> {
         let mut subject = self.subject()?;
         subject.private_pid_ns = self.private_pid_ns;
+        subject.pid_ns = self.pid_ns;
         let socket = self.socket.as_ref();
         subject.socket = socket
             .filter(|(path, then)| inode(path) == Some(*then))

@@ -32,6 +32,8 @@ pub enum Left {
         /// Whether it is init.
         init: bool,
     },
+    /// It is in a cgroup that is on record as the container's, and nobody can say whose it is.
+    Unproven(Holdout),
     /// A cgroup that stays busy.
     Cgroup(PathBuf),
     /// A mount that could only be detached: it lives until its users let go.
@@ -66,6 +68,12 @@ impl std::fmt::Display for Left {
                 init: true,
             } => write!(f, "init: {holdout}"),
             Left::Process { holdout, .. } => write!(f, "{holdout}"),
+            Left::Unproven(holdout) => {
+                write!(
+                    f,
+                    "{holdout}: nobody can say whose it is, and it is left alone"
+                )
+            }
             Left::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Left::Detached(mount) => write!(
                 f,
@@ -129,7 +137,7 @@ impl Report {
             | Verdict::Leftovers
             | Verdict::NothingLeft
             | Verdict::OtherBoot => self.left.iter().any(|left| match left {
-                Left::Process { .. } => true,
+                Left::Process { .. } | Left::Unproven(_) => true,
                 Left::Action { action, .. } => {
                     matches!(action, Action::KillInit | Action::KillCgroup)
                 }

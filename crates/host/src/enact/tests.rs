@@ -119,6 +119,7 @@ impl Container {
                 claims,
                 claimed: vigil_reconcile::Claimed::Recorded,
                 private_pid_ns: None,
+                pid_ns: None,
                 runc_delete: RuncDelete::NotTried,
                 socket: Some(socket),
                 below: None,

@@ -95,6 +95,7 @@ impl Work<'_> {
                 // Nothing before it need have waited: a container without
                 // cgroup and runc state is a killed process and no more.
                 let waited = self.await_init();
+                self.name_unproven();
                 self.tombstone();
                 waited
             }
@@ -398,6 +399,7 @@ impl Work<'_> {
             init: self.seen.init.clone(),
             claims: self.claims_for_later(),
             private_pid_ns: Some(self.seen.private_pid_ns),
+            pid_ns: self.seen.pid_ns,
             ..Tombstone::of(self.subject, left)
         }
     }
@@ -446,11 +448,25 @@ impl Work<'_> {
         }
     }
 
+    /// Nobody was signalled for being in a cgroup that is the container's, or was; that they may
+    /// be its own is not to be lost.
+    fn name_unproven(&mut self) {
+        for process in &self.seen.unproven {
+            if let Ok(Checked::Same(_)) = proc::open_checked(process)
+                && let Ok(Some(holdout)) = proc::holdout(process.pid)
+            {
+                self.report.left.push(Left::Unproven(holdout));
+            }
+        }
+    }
+
     /// The processes of the container that do not die.
     fn holdouts(&self) -> Vec<Incarnation> {
         let pids = self.report.left.iter().filter_map(|left| match left {
             Left::Process { holdout, .. } => Some(holdout.pid),
-            Left::Cgroup(_)
+            // It is waited for by its cgroup: a name would make it the container's.
+            Left::Unproven(_)
+            | Left::Cgroup(_)
             | Left::Detached(_)
             | Left::Mounts(_)
             | Left::Worker { .. }

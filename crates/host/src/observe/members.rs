@@ -20,6 +20,8 @@ pub(super) struct Members {
     pub(super) kin: Vec<Incarnation>,
     /// Somebody is there of whom nobody can say whose it is.
     pub(super) unproven: bool,
+    /// Those of them who are in what is on record as the container's own.
+    pub(super) left: Vec<Incarnation>,
     /// A process may be among them that could not be asked for its mark.
     pub(super) unsure: bool,
 }
@@ -56,6 +58,10 @@ pub(super) fn of(
     if !found.marked.is_empty() {
         strangers = not_ours(cgroup, &family, claimed, notes);
     }
+    let own: BTreeSet<u32> = note(cgroup.our_pids(), notes)
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     let theirs: BTreeSet<u32> = strangers.keys().copied().collect();
     if let Some(first) = theirs.first() {
         notes.push(format!(
@@ -64,16 +70,31 @@ pub(super) fn of(
         note(cgroup.share_with(&theirs), notes);
     }
     // Where somebody else is too, that it was ours alone tells nothing any more: of who is
-    // there each is known by itself, or is left alone.
-    let apart = note(cgroup.others_pids(), notes)
-        .and_then(|pids| note(family.judge(&pids, Claimed::Shared), notes));
+    // there each is known by itself, or is left alone. One of whom nobody can say whose it is
+    // is not somebody else.
+    let alone = claimed == Claimed::Recorded && !strangers.values().any(|kin| *kin == Kin::Others);
+    let apart = note(cgroup.others_pids(), notes).and_then(|pids| {
+        let mut judged = note(family.judge(&pids, Claimed::Shared), notes)?;
+        if alone {
+            let own: Vec<u32> = own.iter().copied().collect();
+            judged.extend(note(family.judge(&own, claimed), notes)?);
+        }
+        Some(judged)
+    });
     let Some(apart) = apart else {
         found.unproven = true;
         return found;
     };
-    let gone_or = |pid: &u32| note(proc::incarnation(*pid), notes).flatten();
-    let ours = apart.iter().filter(|(_, kin)| **kin == Kin::Ours);
-    found.kin = ours.map(|(pid, _)| pid).filter_map(gone_or).collect();
+    let mut those = |whose: Kin| -> Vec<Incarnation> {
+        let these = apart.iter().filter(|(_, kin)| **kin == whose);
+        let gone_or = |pid: &u32| note(proc::incarnation(*pid), notes).flatten();
+        these.map(|(pid, _)| pid).filter_map(gone_or).collect()
+    };
+    found.kin = those(Kin::Ours);
+    if claimed == Claimed::Recorded {
+        found.left = those(Kin::Unproven);
+        found.left.retain(|process| own.contains(&process.pid));
+    }
     found.unproven = apart
         .values()
         .chain(strangers.values())

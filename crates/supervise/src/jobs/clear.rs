@@ -222,6 +222,7 @@ fn taken(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> Result<
             Init::Alive
         },
         private_pid_ns: false,
+        pid_ns: None,
         reaper: None,
         named,
         bundle: None,

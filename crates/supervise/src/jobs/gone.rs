@@ -119,6 +119,7 @@ pub(crate) fn family(place: &Place, private_pid_ns: bool, init: Option<&Incarnat
         init,
         init_is,
         private_pid_ns,
+        pid_ns: None,
         reaper: (!place.parent.is_us()).then(|| place.parent.pid()),
         named: Vec::new(),
         bundle: Some(place.bundle.clone()),

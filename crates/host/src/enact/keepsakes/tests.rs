@@ -63,6 +63,7 @@ fn a_tombstone_is_a_record_of_its_own() {
         claims: Vec::new(),
         private_pid_ns: None,
         life: None,
+        pid_ns: None,
         runc_state: None,
         socket: None,
         tries: 0,
