@@ -338,6 +338,10 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         claimed,
         &mut notes,
     );
+    if members.unread {
+        // It is neither emptied nor called empty.
+        cgroup = None;
+    }
     if init.is_none() {
         // Of several the last one made: the others only made it.
         let marked = members.marked.iter();

@@ -22,6 +22,8 @@ pub(super) struct Members {
     pub(super) unproven: bool,
     /// Those of them who are in what is on record as the container's own.
     pub(super) left: Vec<Incarnation>,
+    /// Who is there could not be read.
+    pub(super) unread: bool,
     /// A process may be among them that could not be asked for its mark.
     pub(super) unsure: bool,
 }
@@ -38,7 +40,11 @@ pub(super) fn of(
     let Some(cgroup) = cgroup else {
         return found;
     };
-    let mut strangers = not_ours(cgroup, &family, claimed, notes);
+    // Until it is known who is there, all of them may be strangers.
+    found.unread = true;
+    let Some(mut strangers) = not_ours(cgroup, &family, claimed, notes) else {
+        return found;
+    };
     let elsewhere = if cgroup.is_shared() {
         note(cgroup.pids(), notes)
     } else {
@@ -56,25 +62,32 @@ pub(super) fn of(
         family.add(marked.pid);
     }
     if !found.marked.is_empty() {
-        strangers = not_ours(cgroup, &family, claimed, notes);
+        match not_ours(cgroup, &family, claimed, notes) {
+            Some(still) => strangers = still,
+            None => return found,
+        }
     }
-    let own: BTreeSet<u32> = note(cgroup.our_pids(), notes)
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let Some(own) = note(cgroup.our_pids(), notes) else {
+        return found;
+    };
+    let own: BTreeSet<u32> = own.into_iter().collect();
     let theirs: BTreeSet<u32> = strangers.keys().copied().collect();
     if let Some(first) = theirs.first() {
         notes.push(format!(
             "the cgroup is others' too, process {first} among them"
         ));
-        note(cgroup.share_with(&theirs), notes);
+        if note(cgroup.share_with(&theirs), notes).is_none() {
+            return found;
+        }
     }
     // Where somebody else is too, that it was ours alone tells nothing any more: of who is
     // there each is known by itself, or is left alone. One of whom nobody can say whose it is
     // is not somebody else.
     let alone = claimed == Claimed::Recorded && !strangers.values().any(|kin| *kin == Kin::Others);
-    let apart = note(cgroup.others_pids(), notes).and_then(|pids| {
-        let mut judged = note(family.judge(&pids, Claimed::Shared), notes)?;
+    let Some(pids) = note(cgroup.others_pids(), notes) else {
+        return found;
+    };
+    let apart = note(family.judge(&pids, Claimed::Shared), notes).and_then(|mut judged| {
         if alone {
             let own: Vec<u32> = own.iter().copied().collect();
             judged.extend(note(family.judge(&own, claimed), notes)?);
@@ -82,9 +95,9 @@ pub(super) fn of(
         Some(judged)
     });
     let Some(apart) = apart else {
-        found.unproven = true;
         return found;
     };
+    found.unread = false;
     let mut those = |whose: Kin| -> Vec<Incarnation> {
         let these = apart.iter().filter(|(_, kin)| **kin == whose);
         let gone_or = |pid: &u32| note(proc::incarnation(*pid), notes).flatten();
@@ -102,19 +115,75 @@ pub(super) fn of(
     found
 }
 
-/// Those in what is ours who are not. Of whom nobody can say, everybody is not.
+/// Those in what is ours who are not; `None` if it cannot be read who is there, or whose they are.
 fn not_ours(
     cgroup: &Cgroup,
     family: &Family,
     claimed: Claimed,
     notes: &mut Vec<String>,
-) -> BTreeMap<u32, Kin> {
-    let Some(pids) = note(cgroup.our_pids(), notes) else {
-        return BTreeMap::new();
-    };
-    let Some(mut judged) = note(family.judge(&pids, claimed), notes) else {
-        return pids.into_iter().map(|pid| (pid, Kin::Unproven)).collect();
-    };
+) -> Option<BTreeMap<u32, Kin>> {
+    let pids = note(cgroup.our_pids(), notes)?;
+    let mut judged = note(family.judge(&pids, claimed), notes)?;
     judged.retain(|_, kin| *kin != Kin::Ours);
-    judged
+    Some(judged)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use vigil_model::{Before, Claim, Namespace, TaskId};
+    use vigil_reconcile::{Goal, Group, Said};
+
+    use crate::cgroup::{Hierarchies, Hierarchy, Mode};
+    use crate::enact::reconcile_with;
+    use crate::observe::Subject;
+
+    /// A cgroup whose list of processes could not be read was taken for one without strangers,
+    /// and whoever was in it was killed.
+    #[test]
+    fn a_cgroup_in_which_nobody_can_be_seen_is_not_emptied() {
+        let host = tempfile::tempdir().unwrap();
+        let mount = host.path().join("cgroup");
+        let dir = mount.join("x");
+        // No list can be read from a directory.
+        fs::create_dir_all(dir.join("cgroup.procs")).unwrap();
+        fs::write(dir.join("cgroup.events"), "populated 1\n").unwrap();
+        let kill = dir.join("cgroup.kill");
+        fs::write(&kill, "").unwrap();
+        let hierarchies = Hierarchies {
+            mode: Mode::Unified,
+            list: vec![Hierarchy {
+                name: String::new(),
+                mount,
+                root: "/".to_owned(),
+                own: "/elsewhere".to_owned(),
+                first: "/init.scope".to_owned(),
+            }],
+        };
+        let subject = Subject {
+            said: Said::Live,
+            private_pid_ns: Some(true),
+            claims: vec![Claim {
+                hierarchy: String::new(),
+                path: dir.to_string_lossy().into_owned(),
+                before: Before::Absent,
+                inode: None,
+            }],
+            ..Subject::unrecorded(
+                TaskId::new("x").unwrap(),
+                Namespace::new("n").unwrap(),
+                host.path().join("bundle"),
+                Path::new("/nonexistent"),
+            )
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        let report = reconcile_with(&subject, &hierarchies, Goal::Gone, host.path(), until);
+        assert_eq!(fs::read_to_string(kill).unwrap(), "", "{report:?}");
+        assert_eq!(report.facts.group, Group::Unknown);
+        assert!(report.may_live(), "{report:?}");
+    }
 }
