@@ -340,8 +340,8 @@ impl<'a> Case<'a> {
 
     /// What `delete` does, once more.
     fn finish_bundle(&self) -> bool {
-        // Another `delete`, or a repair, may be at it.
-        let Ok(_lock) = lock::hold(&self.bundle.join(names::LOCK)) else {
+        // Another `delete`, or a repair, may be at it; or whoever removes the bundle.
+        let Ok(_lock) = lock::hold_existing(&self.bundle.join(names::LOCK)) else {
             return false;
         };
         if self.place() != Place::Bundle || self.pair_lives() {

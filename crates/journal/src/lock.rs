@@ -41,6 +41,16 @@ pub enum LockError {
 /// Makes the file if there is none and takes the lock, or says at once that it
 /// is held. The lock lasts as long as any copy of the returned descriptor.
 pub fn hold(path: &Path) -> Result<File, LockError> {
+    take(path, true)
+}
+
+/// As [`hold`], where there is such a file: whoever is about to remove the directory would find
+/// it not empty.
+pub fn hold_existing(path: &Path) -> Result<File, LockError> {
+    take(path, false)
+}
+
+fn take(path: &Path, make: bool) -> Result<File, LockError> {
     let failed = |source| LockError::Io {
         path: path.to_owned(),
         source,
@@ -48,7 +58,7 @@ pub fn hold(path: &Path) -> Result<File, LockError> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(make)
         .truncate(false)
         .mode(0o600)
         .custom_flags(NO_LINK | NO_WAIT)
@@ -188,6 +198,21 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         drop(hold_soon(&path));
+    }
+
+    /// A waiter woke when the files of a bundle went, and made its lock anew: the directory could
+    /// not be removed.
+    #[test]
+    fn a_lock_that_is_not_there_is_made_by_who_may_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let missing = hold_existing(&path).unwrap_err();
+        assert!(matches!(missing, LockError::Io { source, .. }
+            if source.kind() == io::ErrorKind::NotFound));
+        assert!(!path.exists());
+        let held = hold(&path).unwrap();
+        assert!(matches!(hold_existing(&path), Err(LockError::Held { .. })));
+        drop(held);
     }
 
     #[test]
