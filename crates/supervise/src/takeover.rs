@@ -33,11 +33,12 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 const WORKERS_LOOK: Duration = Duration::from_millis(1);
 
 /// A reaper that is late, stopped or short of memory, may answer the next one; without
-/// its answer a process would run on for ever that is dead. What it refuses, or cannot
-/// do since it is dead itself, is no better later.
+/// its answer a process would run on for ever that is dead. So may more come of what it holds,
+/// which nobody else would copy. What it refuses, or cannot do since it is dead itself, is no
+/// better later.
 fn tolerable(what: &str, error: Error) -> Result<(), Error> {
     match error {
-        Error::ReaperSilent => Err(error),
+        Error::ReaperSilent | Error::SlotsLost { .. } => Err(error),
         error => {
             log::error!("{what}: {}", vigil_host::chain(&error));
             Ok(())

@@ -604,6 +604,42 @@ fn delete_with_hardly_any_processes() {
     });
 }
 
+/// A shim that takes over may open fewer files than there are streams to take over. It served with
+/// none of them: nobody copied what the container said, and no later shim was asked to. Now another
+/// tries, until it is killed from outside.
+#[test]
+fn a_shim_that_cannot_have_all_streams_does_not_serve_without() {
+    trial(120, |kit| {
+        let c = kit.running(&Spec::sh("while :; do echo tick; sleep 0.1; done"))?;
+        let pair = Pair::of(&c.shim)?;
+        let used = fs::read_dir(format!("/proc/{}/fd", pair.shim))?.count();
+        let mut streams = Vec::new();
+        for n in 0..16 {
+            let exec = format!("x{n}");
+            streams.push(kit.exec(&c, &exec, &Spec::sleeper())?);
+            c.task().start(&c.id, &exec)?;
+        }
+        // Enough to come up, and too few for the streams of sixteen. The soft limit alone each
+        // shim would raise.
+        let limit = format!("--nofile={0}:{0}", used + 12);
+        let set = std::process::Command::new("prlimit")
+            .args([format!("--pid={}", pair.reaper), limit])
+            .status()?;
+        ensure!(set.success(), "prlimit of the reaper");
+        pair.signal(pair.shim, 9)?;
+        let says = "descriptors that the reaper holds";
+        until("two shims to try it", by(20.0), || {
+            (c.bundle.log_text().matches(says).count() > 1).then_some(())
+        })?;
+        let state = c.task().patient(2.0).state(&c.id, "");
+        ensure!(state.is_err(), "it serves: {state:?}");
+        ensure!(alive(i32::try_from(c.pid)?), "the container was ended");
+        c.shim.kill_all()?;
+        ensure!(c.shim.delete()?.ok()?.exit_status == 137);
+        Ok(())
+    });
+}
+
 /// All inotify instances or watches of the user are taken, or the kernel has none of the older
 /// kind: a life goes on as ever, output that waited for a reader is delivered, a dead pair is
 /// cleared away, and a removed bundle is seen.
