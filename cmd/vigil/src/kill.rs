@@ -6,26 +6,39 @@ use std::fmt::Write as _;
 use std::fs::{self, File, Metadata};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args as ClapArgs;
 use serde_json::json;
-use vigil_host::enact::Report;
+use vigil_host::enact::{RUN, Report, Tombstone};
+use vigil_host::proc::{self, Checked};
 use vigil_journal::names;
 use vigil_reconcile::Goal;
 use vigil_sys::{Errno, fd, pidfd, signal};
 
 use crate::place::{Found, Name, Node};
 use crate::recorded::Recorded;
-use crate::table::Colour;
-use crate::{Answer, Code, Exit, json, pair, processes, repair, words};
+use crate::table::{Colour, Paint};
+use crate::{Answer, Code, Exit, json, pair, processes, program, repair, words};
 
 /// How often the pair is read again: a reaper that dies in the middle of a takeover may have
 /// started a shim that was not named yet.
 const LOOKS: usize = 20;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// For a containerd that saw the pair die to run its `delete`, which is told what it ends.
+const FIRST: Duration = Duration::from_secs(2);
+/// For it to remove the bundle after that.
+const REMOVED: Duration = Duration::from_secs(1);
+/// Longest hold of the lock: a `delete` waits a little longer for it, and then fails.
+const SLICE: Duration = Duration::from_secs(2);
+/// Between two of those: who waits for the lock tries more often.
+const PAUSE: Duration = Duration::from_millis(300);
+/// For a `delete` that is run here; it has a deadline of its own.
+const WAITER: Duration = Duration::from_secs(6);
 
 /// Arguments of `vigil kill`.
 #[derive(Debug, ClapArgs)]
@@ -51,6 +64,10 @@ struct Ended {
     killed: Vec<u32>,
     /// What was done here; `None`: somebody else, containerd's `delete`, has done it.
     report: Option<Report>,
+    /// What that has left, and waits for.
+    left: Vec<String>,
+    /// Whether the bundle stays although containerd's `delete` was at it: then it is forgotten.
+    blocks: bool,
 }
 
 /// Kills.
@@ -61,7 +78,8 @@ pub fn run(args: &Args) -> Result<Answer> {
         None => unbundled(args, until)?,
     };
     let unfinished = |report: &Report| !report.left.is_empty() || report.may_live();
-    let code = if ended.report.as_ref().is_some_and(unfinished) {
+    let unfinished = ended.report.as_ref().is_some_and(unfinished);
+    let code = if unfinished || !ended.left.is_empty() || ended.blocks {
         Code::Wrong
     } else {
         Code::Done
@@ -87,13 +105,89 @@ fn bundled(node: &Node, found: Found, until: Instant) -> Result<Ended> {
     if let Some(original) = pair::copy_of(&found, recorded.pair.as_ref(), recorded.task.as_ref()) {
         return Err(repair::copied(&found, &original));
     }
+    let caller = Caller::of(&recorded);
     let killed = end_pair(&found, &meant, until)?;
-    let report = finish(node, &found, &meant, until)?;
+    let (report, came) = finish(node, &found, &meant, until, caller.connected)?;
+    if report
+        .as_ref()
+        .is_some_and(|report| !report.left.is_empty())
+    {
+        caller.leave_waiter(node, &found);
+    }
+    let left = match report {
+        Some(_) => Vec::new(),
+        None => entombed(node, &found),
+    };
+    let stays = found.bundle.exists() && meant.is(&found);
     Ok(Ended {
+        blocks: stays && came && left.is_empty(),
         found,
         killed,
         report,
+        left,
     })
+}
+
+/// What is left of it, as its tombstone has it.
+fn entombed(node: &Node, found: &Found) -> Vec<String> {
+    let all = Tombstone::all(&node.kept.run).unwrap_or_default();
+    let is = |stone: &Tombstone| {
+        stone.id == found.id.as_str() && stone.namespace == found.namespace.as_str()
+    };
+    let stone = all.into_iter().flatten().find(is);
+    stone.map_or_else(Vec::new, |stone| stone.left)
+}
+
+/// Who called the pair, as far as it is to be known before it is killed.
+struct Caller {
+    /// Somebody has a connection to it: containerd, which then sees it die.
+    connected: bool,
+    /// The shim's program, and the `-address` that it was called with.
+    called: Option<(PathBuf, String)>,
+}
+
+impl Caller {
+    fn of(recorded: &Recorded) -> Self {
+        let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let path = recorded.socket.as_deref().and_then(Path::to_str);
+        // Num RefCount Protocol Flags Type St Inode Path; 03: connected.
+        let is_connected = |line: &str| {
+            let mut words = line.split_whitespace().skip(5);
+            words.next() == Some("03") && words.nth(1) == path
+        };
+        let halves = recorded.pair.iter();
+        let mut halves = halves.flat_map(|pair| std::iter::once(&pair.reaper).chain(&pair.shim));
+        let called = halves.find_map(|half| {
+            let at = |what: &str| format!("/proc/{}/{what}", half.pid);
+            let Ok(Checked::Same(_)) = proc::open_checked(&pair::incarnation(half)) else {
+                return None;
+            };
+            let line = fs::read(at("cmdline")).ok()?;
+            let mut words = line.split(|byte| *byte == 0);
+            words.find(|word| *word == b"-address")?;
+            let address = String::from_utf8(words.next()?.to_vec()).ok()?;
+            Some((fs::read_link(at("exe")).ok()?, address))
+        });
+        Self {
+            connected: path.is_some() && table.lines().any(is_connected),
+            called,
+        }
+    }
+
+    /// What is left waits for something. `delete` leaves a process that finishes it then.
+    fn leave_waiter(&self, node: &Node, found: &Found) {
+        // It knows of no other place for what outlives a container.
+        let usual = node.kept.run == Path::new(RUN);
+        if let Some((program, address)) = self.called.as_ref().filter(|_| usual) {
+            let mut delete = Command::new(program);
+            delete.args(["-namespace", found.namespace.as_str()]);
+            delete.args(["-id", found.id.as_str(), "-address", address, "-bundle"]);
+            delete.arg(&found.bundle).arg("delete");
+            delete.current_dir(&found.bundle);
+            // Whether or not it can: what is left is said, and the next sweeper takes it up.
+            let _ = program::ask(&mut delete, WAITER);
+        }
+    }
 }
 
 /// Which container of its names is meant. containerd cleans up beside us, and may use them again.
@@ -169,25 +263,71 @@ fn end_pair(found: &Found, meant: &Meant, until: Instant) -> Result<Vec<u32>> {
     Ok(killed)
 }
 
-/// What `delete` does; `None`: it was done by somebody else.
-fn finish(node: &Node, found: &Found, meant: &Meant, until: Instant) -> Result<Option<Report>> {
+/// What `delete` does; `None`: it was done by somebody else, and whether that was seen. A containerd that saw the pair die
+/// runs `delete` itself and believes what that says: it comes first, and what is done here leaves
+/// it time to come in between.
+fn finish(
+    node: &Node,
+    found: &Found,
+    meant: &Meant,
+    until: Instant,
+    connected: bool,
+) -> Result<(Option<Report>, bool)> {
+    let patience = if connected { FIRST } else { Duration::ZERO };
+    let mut first = Instant::now() + patience;
+    let mut came = false;
+    let mut before: Option<Report> = None;
     loop {
         if !found.bundle.exists() || !meant.is(found) {
-            return Ok(None);
+            return Ok((before, came));
         }
         let held = vigil_journal::lock::is_held(&found.bundle.join(names::LOCK));
-        if matches!(held, Ok(true)) && Instant::now() < until {
+        let now = Instant::now();
+        if matches!(held, Ok(true)) && now < until {
+            (came, first) = (true, now + REMOVED);
             std::thread::sleep(LOOK);
             continue;
         }
-        match repair::act(node, found, Goal::Gone, until) {
-            Ok(report) => return Ok(Some(report)),
+        if now < first.min(until) {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        // It could not finish, has said so, and left a waiter.
+        if came && before.is_none() && !entombed(node, found).is_empty() {
+            return Ok((None, came));
+        }
+        let slice = until.min(now + SLICE);
+        match repair::act(node, found, Goal::Gone, slice, before.is_some()) {
+            Ok(report) => {
+                let report = match before {
+                    Some(before) => both(before, report),
+                    None => report,
+                };
+                let more = Instant::now() >= slice && slice < until;
+                if report.left.is_empty() || !more {
+                    return Ok((Some(report), connected && came));
+                }
+                before = Some(report);
+                std::thread::sleep(PAUSE);
+            }
             // containerd's `delete` came in between, and has the lock or has done it.
-            Err(_) if !found.bundle.exists() => return Ok(None),
+            Err(_) if !found.bundle.exists() => return Ok((before, came)),
             Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Of two tries what was done in both, and what is left after the second. How it ended is what
+/// the first saw: the second has it on record.
+fn both(mut first: Report, second: Report) -> Report {
+    for action in second.done {
+        if !first.done.contains(&action) {
+            first.done.push(action);
+        }
+    }
+    (first.left, first.notes) = (second.left, second.notes);
+    first
 }
 
 /// One that only its processes tell of.
@@ -223,6 +363,8 @@ fn unbundled(args: &Args, until: Instant) -> Result<Ended> {
         found: pair.found,
         killed,
         report: Some(report),
+        left: Vec::new(),
+        blocks: false,
     })
 }
 
@@ -246,7 +388,11 @@ fn value(ended: &Ended) -> serde_json::Value {
         "id": ended.found.id,
         "killed": ended.killed,
         "done": report.map(|report| report.done.iter().map(|a| words::action(*a)).collect::<Vec<_>>()),
-        "left": report.map(|report| report.left.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "left": report.map_or_else(
+            || ended.left.clone(),
+            |report| report.left.iter().map(ToString::to_string).collect(),
+        ),
+        "bundle_stays": ended.blocks,
         "exit": report.map(|report| json::exit(report.exit)),
     })
 }
@@ -264,7 +410,21 @@ fn people(ended: &Ended) -> String {
     let _ = writeln!(text, "{namespace}/{id}: {killed}");
     match &ended.report {
         Some(report) => repair::told(&mut text, report, Colour::of_stdout()),
-        None => text.push_str("  containerd has deleted it\n"),
+        None if ended.left.is_empty() => text.push_str("  containerd has deleted it\n"),
+        None => text.push_str("  containerd's `delete` was at it, and a waiter goes on\n"),
+    }
+    let mut bad = |line: String| {
+        let _ = writeln!(text, "  {}", Colour::of_stdout().paint(&line, Paint::Bad));
+    };
+    for left in &ended.left {
+        bad(format!("left: {left}"));
+    }
+    if ended.blocks {
+        let bundle = ended.found.bundle.display();
+        bad(format!(
+            "left: {bundle}, which containerd's `delete` was at and which is not removed: if containerd \
+             has forgotten the container, none of this id can be made until it is"
+        ));
     }
     text
 }

@@ -217,7 +217,7 @@ fn task(args: &Args, found: &Found) -> Case {
         notes: look.notes.clone(),
     };
     if let (Some(goal), true, false) = (goal, args.write, case.actions.is_empty()) {
-        case.outcome = Some(act(&args.node, found, goal, deadline(args)));
+        case.outcome = Some(act(&args.node, found, goal, deadline(args), false));
     }
     case
 }
@@ -249,8 +249,9 @@ fn aim(look: &Look) -> (Option<Goal>, Option<String>) {
     }
 }
 
-/// Looks again with the lock in hand, and acts on what is seen then.
-pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Report> {
+/// Looks again with the lock in hand, and acts on what is seen then. Another try of the same has
+/// nothing to tell in the history unless it finishes.
+pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant, again: bool) -> Result<Report> {
     let path = found.bundle.join(names::LOCK);
     let mut without = None;
     let lock = match goal {
@@ -292,6 +293,7 @@ pub fn act(node: &Node, found: &Found, goal: Goal, until: Instant) -> Result<Rep
         look = Look::once(found, &node.runc_root, &Belief::NotAsked);
     }
     let mut subject = look.subject;
+    subject.again = again;
     if goal == Goal::Gone {
         // The lock is ours now, and reads as a living pair's.
         subject.socket.clone_from(&look.recorded.socket);

@@ -352,3 +352,110 @@ fn containers_of_another_state_directory_are_told_of() {
     // What is said to be called next has the flags of this call.
     vigil(&containerd, &["show", "c"]).expect(0, &[&format!("vigil kill c -n {namespace} {flag}")]);
 }
+
+/// Beside a containerd both cleaned up: it had two lines of history, of which one knew no end, and
+/// containerd's `delete` found the lock taken.
+#[test]
+fn a_containerd_that_sees_the_pair_die_comes_before_kill() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    let containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+    let namespace = containerd.namespace();
+    for id in ["c1", "c2", "c3", "c4", "c5", "c6"] {
+        let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+        let script = [id, "sh", "-c", "sleep 1000 & sleep 1000"];
+        containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+        let ran = vigil(&containerd, &["kill", id]);
+        ran.expect(0, &["killed ", "containerd has deleted it"]);
+        assert!(!containerd.bundle(id).exists(), "{id}: its bundle stays");
+        let told = [
+            "history",
+            id,
+            "-n",
+            namespace,
+            "--run",
+            "/run/vigil",
+            "--json",
+        ];
+        let history = vigil(&containerd, &told);
+        history.expect(0, &["\"signalled\": 9"]);
+        let lines: serde_json::Value = serde_json::from_str(&history.out).unwrap();
+        assert_eq!(
+            lines["lines"].as_array().unwrap().len(),
+            1,
+            "{}",
+            history.out
+        );
+    }
+}
+
+/// Frozen from above, as by a freezer of a group of containers: no signal ends it before that one
+/// is thawed.
+struct Frozen(std::path::PathBuf);
+
+impl Frozen {
+    fn all_of(namespace: &str) -> Option<Self> {
+        let group = std::path::Path::new("/sys/fs/cgroup/freezer").join(namespace);
+        let state = group.join("freezer.state");
+        std::fs::write(&state, "FROZEN").ok()?;
+        Some(Self(state))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.0, "THAWED");
+    }
+}
+
+/// One that no signal ends held the lock for as long as `kill` tried. containerd's `delete` failed
+/// by that, so that it forgot the container and nobody removed the bundle: the id was dead.
+#[test]
+fn what_kill_cannot_end_is_finished_when_it_can_be() {
+    let Some(shim) = ShimBinary::vigil() else {
+        panic!("no shim: run `make build`");
+    };
+    for stopped in [false, true] {
+        let mut containerd = Containerd::start(Version::Debian, Some(&shim)).unwrap();
+        let run = |containerd: &Containerd| {
+            let args = ["run", "-d", "--runtime", "io.containerd.vigil.v2", IMAGE];
+            let script = ["c", "sh", "-c", "sleep 1000 & sleep 1000"];
+            containerd.ctr(&[&args[..], &script[..]].concat()).unwrap();
+        };
+        run(&containerd);
+        let namespace = containerd.namespace().to_owned();
+        let Some(frozen) = Frozen::all_of(&namespace) else {
+            eprintln!("no freezer of cgroup v1: nothing is tested");
+            return;
+        };
+        if stopped {
+            containerd.stop(15).unwrap();
+        }
+        let told = ["kill", "c", "--run", "/run/vigil"];
+        let ran = vigil(&containerd, &told);
+        ran.expect(3, &["killed ", "left: ", "process "]);
+        vigil(
+            &containerd,
+            &["ps", "--run", "/run/vigil", "-n", &namespace],
+        )
+        .expect(3, &[]);
+        drop(frozen);
+        let stone = format!("/run/vigil/tombstones/{namespace}+c.json");
+        until("the waiter to finish", by(40.0), || {
+            let done = !std::path::Path::new(&stone).exists();
+            (done && (stopped || !containerd.bundle("c").exists())).then_some(())
+        })
+        .unwrap();
+        if stopped {
+            containerd.launch().unwrap();
+        }
+        until("containerd to forget it", by(20.0), || {
+            (containerd.task_status("c").ok()?.is_none() && !containerd.bundle("c").exists())
+                .then_some(())
+        })
+        .unwrap();
+        containerd.ctr(&["containers", "rm", "c"]).unwrap();
+        run(&containerd);
+    }
+}
