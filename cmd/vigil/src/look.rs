@@ -2,6 +2,7 @@
 //! believed, judged. Reads only. Beside a living pair a fact may be old by the
 //! time the next is seen; a look that finds something wrong is taken twice.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,7 @@ use vigil_model::{KIND_RECORD, Phase, Published, Record, Task, TaskEvent, Who};
 use vigil_reconcile::{Init, Row, Said, Verdict, row};
 use vigil_relay::cause::Cause;
 use vigil_relay::pace;
+use vigil_sys::{listen, signal};
 
 use crate::ask::Belief;
 use crate::holders;
@@ -22,8 +24,17 @@ use crate::pair::{self, Life};
 use crate::place::{self, Found};
 use crate::recorded::Recorded;
 
+/// containerd's own socket, in its state directory.
+const SOCKET: &str = "containerd.sock";
+
 /// Between two looks at a task that does not add up.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// For containerd to remove a bundle after its `delete`, or to ask once it has been started.
+const ABOUT_TO_GO: Duration = Duration::from_secs(10);
+
+/// For seeing whether containerd listens.
+const CONNECT: Duration = Duration::from_millis(100);
 
 /// What is known of a task.
 #[derive(Debug)]
@@ -54,6 +65,8 @@ pub struct Look {
     pub judgement: Judgement,
     /// Where the container's bundle is, if this is only a copy of it.
     pub copy_of: Option<PathBuf>,
+    /// Nothing of it is left but the bundle, which a containerd that runs does not remove.
+    pub forgotten: bool,
     /// Everything that was noticed on the way.
     pub notes: Vec<String>,
 }
@@ -198,7 +211,14 @@ impl Look {
                 wrong: Some("it is a copy of another directory, and nothing is done by it"),
             };
         }
-        Self {
+        let killed = seen.init.as_ref().filter(|_| judgement.wrong.is_none());
+        if killed.is_some_and(|init| seen.facts.init == Init::Alive && survives(init.pid)) {
+            judgement.wrong = Some(
+                "SIGKILL was sent to init and has not ended it: it sleeps uninterruptibly, or is frozen",
+            );
+        }
+        let mut look = Self {
+            forgotten: false,
             ours,
             copy_of,
             published: recorded.task.as_ref().map(|task| telling(task, &recorded)),
@@ -213,7 +233,14 @@ impl Look {
             case,
             judgement,
             notes,
+        };
+        if look.ours && look.pair.life == Life::Gone && look.is_over() && is_forgotten(found) {
+            look.forgotten = true;
+            look.judgement.wrong = Some(
+                "containerd runs and does not remove its bundle: it has forgotten it, and no container of this id can be made until that is removed",
+            );
         }
+        look
     }
 
     /// The verdict.
@@ -249,6 +276,33 @@ impl Look {
             Said::HalfMade | Said::Live | Said::Ended => Some(true),
         }
     }
+}
+
+/// Whether a process was sent SIGKILL and lives on.
+fn survives(pid: u32) -> bool {
+    let asleep = |stat: proc::Stat| stat.state == 'D';
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |line: &str| {
+        let mask = match line.split_once(':') {
+            Some(("SigPnd" | "ShdPnd", mask)) => mask.trim(),
+            Some(_) | None => return false,
+        };
+        u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & (1 << (signal::KILL - 1)) != 0)
+    };
+    proc::stat(pid).ok().flatten().is_some_and(asleep) && status.lines().any(pending)
+}
+
+/// Whether the containerd that this bundle is of runs, and has had the time to remove it.
+fn is_forgotten(found: &Found) -> bool {
+    let paths = [found.bundle.clone(), found.bundle.join(names::JOURNAL)];
+    let young = paths.iter().any(|path| {
+        let at = path.symlink_metadata().and_then(|meta| meta.modified());
+        at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < ABOUT_TO_GO))
+    });
+    let mut above = found.bundle.ancestors();
+    let tasks = above.find(|above| above.file_name() == Some(OsStr::new(place::TASKS)));
+    let socket = tasks.and_then(Path::parent).map(|state| state.join(SOCKET));
+    !young && socket.is_some_and(|socket| listen::connect(&socket, CONNECT).is_ok())
 }
 
 /// Whether its shims die by their own fault, one after the other: the reaper said so of the

@@ -212,7 +212,8 @@ fn task(args: &Args, found: &Found) -> Case {
         paired: look.pair.life == Life::Alive,
         // What is over has had its line of history.
         actions: if look.is_over() { Vec::new() } else { actions },
-        left_alone,
+        left_alone: left_alone
+            .or_else(|| look.wrong().filter(|_| look.forgotten).map(str::to_owned)),
         outcome: None,
         notes: look.notes.clone(),
     };

@@ -555,6 +555,42 @@ fn who_waits_for_what_a_dead_pair_left_is_told() {
     assert_eq!(shown["pair"]["life"], "ending");
 }
 
+/// `delete` failed, containerd has forgotten the container, and later nothing was left of it but
+/// the bundle: the id could not be used, and the tool said that all is well.
+#[test]
+fn a_bundle_that_containerd_has_forgotten_is_something_wrong() {
+    let node = Node::new();
+    let init = dead(4711);
+    let life = node.life("default").creating().created(&init).started();
+    let life = life.ended(&init, Status::Exited(0)).acked().deleted();
+    let bundle = node.lived("default", "old", &life);
+    let says = "does not remove its bundle";
+    let told = |code: i32, wrong: bool| {
+        for args in [
+            &["ps"][..],
+            &["show", "old"],
+            &["repair"],
+            &["repair", "old", "--write"],
+        ] {
+            let ran = node.run(args);
+            assert_eq!(ran.code, code, "{args:?}: {}", ran.out);
+            assert_eq!(ran.out.contains(says), wrong, "{args:?}: {}", ran.out);
+        }
+    };
+    let old = std::time::SystemTime::now() - std::time::Duration::from_hours(1);
+    let age = |path: &Path| fs::File::open(path).unwrap().set_modified(old).unwrap();
+    // With a containerd that is down it waits for it to come back.
+    age(&bundle.join(names::JOURNAL));
+    age(&bundle);
+    told(0, false);
+    let socket = node.path().join("state/containerd.sock");
+    let _containerd = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    told(3, true);
+    // It may be about to be removed.
+    fs::write(bundle.join("new"), "").unwrap();
+    told(0, false);
+}
+
 #[test]
 fn history() {
     let node = Node::new();
