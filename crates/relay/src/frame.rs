@@ -41,6 +41,11 @@ impl Header {
         })
     }
 
+    /// Whether a frame is as long as its header says.
+    pub(crate) fn fits(self, frame: &[u8]) -> bool {
+        frame.len().checked_sub(HEADER_LEN) == Some(self.payload())
+    }
+
     fn payload(self) -> usize {
         // No target of ours has a usize below 32 bits.
         usize::try_from(self.len).unwrap_or(usize::MAX)
@@ -135,6 +140,16 @@ impl Cutter {
     /// The header and the memory of a frame of which a part has come.
     pub(crate) fn half(&self) -> Option<(Header, usize)> {
         Header::read(&self.part).map(|header| (header, self.part.capacity()))
+    }
+
+    /// The first byte of its body, if that has come.
+    pub(crate) fn body(&self) -> Option<&u8> {
+        self.part.get(HEADER_LEN)
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn between(&self) -> bool {
+        self.part.is_empty() && self.skip == 0
     }
 
     /// Forgets the part that has come; the rest is skipped, and its end told.

@@ -34,24 +34,26 @@ pub const QUEUE_MAX: usize = 256 << 10;
 pub const ATTEMPTS_MAX: u8 = 3;
 /// How long a request without a time-out of its own waits for a shim.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Every encoder begins a request with the name of the service.
+const REQUEST_BEGINS: u8 = 0x0a;
 /// An answer that is to come before its client gives up leaves so much earlier at most.
 const EARLY: Duration = Duration::from_millis(500);
 
 /// A request frame and its story.
 #[derive(Debug)]
-struct Kept {
-    stream: u32,
+pub(crate) struct Kept {
+    pub(crate) stream: u32,
     /// Shims that died with it in hand.
-    attempts: u8,
+    pub(crate) attempts: u8,
     /// A shim has been seen to live with it: it is not what kills them.
-    proven: bool,
+    pub(crate) proven: bool,
     /// When it came, as far as that was told.
-    came: Option<Instant>,
-    frame: Box<[u8]>,
+    pub(crate) came: Option<Instant>,
+    pub(crate) frame: Box<[u8]>,
 }
 
 /// What a request costs the shim that has it.
-fn cost(frame: &[u8]) -> usize {
+pub(crate) fn cost(frame: &[u8]) -> usize {
     let seen = glance(frame);
     let light = seen.waits() && seen.timeout.is_none();
     frame.len() + if light { 0 } else { COST }
@@ -94,33 +96,38 @@ pub struct Counts {
 /// [`Relay::for_containerd`] show what is to be written.
 #[derive(Debug, Default)]
 pub struct Relay {
-    requests: Cutter,
-    answers: Cutter,
+    pub(crate) requests: Cutter,
+    pub(crate) answers: Cutter,
     /// In the order in which they came.
-    kept: VecDeque<Kept>,
-    kept_bytes: usize,
+    pub(crate) kept: VecDeque<Kept>,
+    pub(crate) kept_bytes: usize,
     /// What they cost in all, bytes included.
-    cost: usize,
+    pub(crate) cost: usize,
     /// `kept[..sent]` have been taken by the shim whole …
-    sent: usize,
+    pub(crate) sent: usize,
     /// … and so many bytes of `kept[sent]`.
-    sent_part: usize,
-    unsent_bytes: usize,
+    pub(crate) sent_part: usize,
+    pub(crate) unsent_bytes: usize,
     /// Whole frames for containerd; of the first, `queue_part` bytes are gone.
-    queue: VecDeque<Box<[u8]>>,
-    queue_part: usize,
+    pub(crate) queue: VecDeque<Box<[u8]>>,
+    pub(crate) queue_part: usize,
     queue_bytes: usize,
     counts: Counts,
     /// When the shim took something last.
     took_at: Option<Instant>,
     /// Since when the last shim is dead, until another takes something.
-    unserved: Option<Instant>,
+    pub(crate) unserved: Option<Instant>,
     /// The process that connected.
     peer: u32,
     /// It has no place: only what is urgent is passed on.
     guest: Option<Guest>,
     /// The shim has the connection: it said so, or has said something on it.
-    taken: bool,
+    pub(crate) taken: bool,
+    /// The request the relay before passed on last: it may stand in the socket still. Until
+    /// the first has come it is not sure that a request begins where we read.
+    pub(crate) passed: Option<u32>,
+    pub(crate) unsure: bool,
+    broken: bool,
     /// When the request began to come that has not come whole.
     half_since: Option<Instant>,
     budget: Budget,
@@ -180,7 +187,7 @@ impl Relay {
     }
 
     /// The budget is told what is held by now.
-    fn account(&mut self) {
+    pub(crate) fn account(&mut self) {
         let half = self.half();
         let all = self.held() + (self.cost - self.kept_bytes);
         let share = Share { all, half };
@@ -212,7 +219,11 @@ impl Relay {
     /// Takes all of `bytes`, read from containerd.
     pub fn from_containerd(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            match self.requests.next(&mut bytes) {
+            let piece = self.requests.next(&mut bytes);
+            if self.unsure && self.was_had(piece.as_ref()) {
+                continue;
+            }
+            match piece {
                 Some(Piece::GivenUp(header)) if header.kind == frame::REQUEST => {
                     self.refuse_for_want_of_room(header.stream);
                 }
@@ -233,6 +244,33 @@ impl Relay {
             }
         }
         self.account();
+    }
+
+    /// Of the first frame that comes: whether the relay before has passed it on already. What is
+    /// no request is the rest of one that it had taken a part of, and breaks the connection.
+    fn was_had(&mut self, piece: Option<&Piece>) -> bool {
+        let (header, begin) = match piece {
+            Some(Piece::Frame(header, frame)) => (*header, frame.get(frame::HEADER_LEN)),
+            Some(Piece::TooLong(header) | Piece::GivenUp(header)) => (*header, None),
+            None => match self.requests.half() {
+                Some((header, _)) => (header, self.requests.body()),
+                None => return false,
+            },
+        };
+        let long = usize::try_from(header.len).is_ok_and(|len| len > PAYLOAD_MAX);
+        let odd = header.kind == frame::REQUEST && header.stream % 2 == 1;
+        let begins = begin.is_none_or(|byte| *byte == REQUEST_BEGINS);
+        self.broken |= long || !odd || !begins;
+        if piece.is_none() {
+            return false;
+        }
+        self.unsure = false;
+        self.passed.take() == Some(header.stream)
+    }
+
+    /// Where we read no request begins: the connection is to be ended.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     fn refuse_for_want_of_room(&mut self, stream: u32) {
@@ -334,7 +372,7 @@ impl Relay {
         self.enqueue(frame::refusal(stream, code, message));
     }
 
-    fn enqueue(&mut self, frame: Box<[u8]>) {
+    pub(crate) fn enqueue(&mut self, frame: Box<[u8]>) {
         self.queue_bytes += frame.len();
         self.queue.push_back(frame);
     }
