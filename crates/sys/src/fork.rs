@@ -63,8 +63,8 @@ pub fn stdio(out: impl AsFd, err: impl AsFd) -> Result<()> {
 /// The descriptor `number` (3 or more) that was handed over the exec; makes it
 /// close-on-exec and ours. `EBADF`: there is none, or it is
 /// close-on-exec already: whoever opened or took it in this process owns it.
-pub fn inherited(number: u16) -> Result<OwnedFd> {
-    take(i32::from(number))
+pub fn inherited(number: impl Into<u32>) -> Result<OwnedFd> {
+    take(i32::try_from(number.into()).map_err(|_| Errno::EBADF)?)
 }
 
 /// Closes every descriptor of 3 or more that was handed over the exec: whoever reads the other
@@ -137,10 +137,14 @@ mod tests {
 
     #[test]
     fn only_what_came_over_the_exec_is_inherited() {
-        assert_eq!(inherited(2).err(), Some(Errno::EBADF), "stdio has owners");
+        assert_eq!(
+            inherited(2_u16).err(),
+            Some(Errno::EBADF),
+            "stdio has owners"
+        );
         assert_eq!(inherited(u16::MAX).err(), Some(Errno::EBADF));
         let ours = fd::null().unwrap();
-        let number = u16::try_from(ours.as_raw_fd()).unwrap();
+        let number = u32::try_from(ours.as_raw_fd()).unwrap();
         assert_eq!(inherited(number).err(), Some(Errno::EBADF), "it is ours");
     }
 }

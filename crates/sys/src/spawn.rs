@@ -270,6 +270,42 @@ impl<'fd> Command<'fd> {
     }
 }
 
+impl Command<'_> {
+    /// Becomes this program: the process with its number, children and locks stays, `keep` is
+    /// open in it under the same numbers (for [`fork::inherited`]), everything else is closed. Returns
+    /// only if that cannot be; then nothing has changed. What [`Command::fd`] and its like ask for
+    /// is for a child. Ignored signals and the mask stay: see [`crate::signal::reset_for_exec`].
+    #[must_use]
+    pub fn replace_us(&self, keep: &[BorrowedFd<'_>]) -> Errno {
+        if self.bad {
+            return Errno::EINVAL;
+        }
+        let argv = pointers(&self.argv);
+        let env = pointers(&self.env);
+        let mut all = keep.iter();
+        let why = match all.try_for_each(|one| fd::set_close_on_exec(one, false)) {
+            Ok(()) => {
+                // SAFETY: the pointers are to a nul-terminated string and to null-terminated arrays
+                // of such, owned by `self` or by this frame. Returns only if it fails.
+                unsafe {
+                    libc::execve(
+                        self.program.as_ptr(),
+                        argv.as_ptr().cast(),
+                        env.as_ptr().cast(),
+                    )
+                };
+                Errno::last()
+            }
+            Err(errno) => errno,
+        };
+        for one in keep {
+            // As everything here is; it could be set to the opposite.
+            let _ = fd::set_close_on_exec(one, true);
+        }
+        why
+    }
+}
+
 /// Turns the number of a child just made into a [`Child`]; race-free, as
 /// nobody but us can reap it and we have not.
 fn adopt(pid: libc::pid_t) -> Result<Child> {

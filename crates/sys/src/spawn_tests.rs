@@ -259,3 +259,43 @@ fn several_threads_are_refused_a_worker() {
     .unwrap();
     assert_eq!(end(&outer).code(), Some(0));
 }
+
+/// The process goes on as another program: its number, its children and what is kept stay.
+#[test]
+fn a_process_becomes_another_program_and_keeps_its_children() {
+    const ALONE: &str = "VIGIL_TEST_BECOMES";
+    if std::env::var_os(ALONE).is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "spawn::tests::a_process_becomes_another_program_and_keeps_its_children";
+        again.args(["--exact", "--nocapture", name]).env(ALONE, "1");
+        let out = again.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(said.ends_with("kept 4 closed\n"), "{said} {out:?}");
+        return;
+    }
+    let missing = Command::new("/nothing/is/here");
+    let kept = fd::memfd_with(c"kept", b"kept").unwrap();
+    let lost = fd::null().unwrap();
+    assert_eq!(missing.replace_us(&[kept.as_fd()]), Errno::ENOENT);
+    assert_eq!(
+        fork::inherited(kept.as_raw_fd().cast_unsigned()).err(),
+        Some(Errno::EBADF)
+    );
+    let child = Command::new("/bin/sh")
+        .args(["-c", "exit 4"])
+        .spawn()
+        .unwrap();
+    // The shell starts nothing itself: it would reap what it did not start, too.
+    let script = format!(
+        "read -r x < /proc/self/fd/{kept}; read -r s < /proc/{child}/stat; set -- $s; \
+         [ $4 = {us} ] && echo $x $(( ${{52}} / 256 )) $(test -e /proc/self/fd/{lost} || echo closed)",
+        kept = kept.as_raw_fd(),
+        lost = lost.as_raw_fd(),
+        child = child.pid,
+        us = process::pid(),
+    );
+    assert!(fd::wait_readable(&child.pidfd, LONG).unwrap());
+    let shell = Command::new("/bin/sh").args(["-c", &script]);
+    let why = shell.replace_us(&[kept.as_fd()]);
+    panic!("still here: {why}");
+}
