@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use vigil_sys::fd::{NO_LINK_NO_WAIT, NO_WAIT};
 
 use vigil_model::{BootId, Incarnation};
-use vigil_sys::{Errno, pidfd, points};
+use vigil_sys::{Errno, pidfd};
 
 use crate::{Error, Result};
 
@@ -115,22 +115,15 @@ pub fn stat(pid: u32) -> Result<Option<Stat>> {
 /// parent will get it; `None` if it is no zombie, or we may not know: the
 /// kernel shows 0 to who may not look, and 0 would be taken for a clean exit.
 pub fn zombie_status(process: &Incarnation) -> Result<Option<i32>> {
-    if points::kernel_forgets() {
-        return Ok(None);
+    match vigil_sys::process::zombie_status(process.pid, process.start_ticks) {
+        Ok(status) => Ok(status),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(source) => Err(Error::Kernel {
+            op: "read the end of",
+            what: format!("process {}", process.pid),
+            source,
+        }),
     }
-    let Some(line) = read(process.pid, "stat")? else {
-        return Ok(None);
-    };
-    let of_it = parse_stat(&line)
-        .is_some_and(|stat| stat.state == 'Z' && stat.start_ticks == process.start_ticks);
-    // The last field, 52, since Linux 3.5; see proc_pid_stat(5).
-    let status = std::str::from_utf8(&line)
-        .ok()
-        .and_then(|text| text.split_ascii_whitespace().next_back()?.parse().ok());
-    Ok(match status {
-        Some(0) if !may_look() => None,
-        status => status.filter(|_| of_it),
-    })
 }
 
 /// Whether a process is past the point of exit(2) from which nothing turns it back: its
@@ -151,17 +144,6 @@ pub fn is_exiting(pid: u32) -> Result<bool> {
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let exiting = field(9).is_some_and(|flags| flags & PF_EXITING != 0);
     Ok(exiting && field(20).is_some_and(|threads| threads <= 1))
-}
-
-/// Whether this process has `CAP_SYS_PTRACE`.
-fn may_look() -> bool {
-    const CAP_SYS_PTRACE: u32 = 19;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    effective.is_some_and(|set| set >> CAP_SYS_PTRACE & 1 == 1)
 }
 
 /// The kernel function a process waits in; empty if it runs or the kernel does

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use vigil_relay::conns::Connection;
 use vigil_relay::tokens::token_of;
-use vigil_relay::{Budget, Relay};
+use vigil_relay::{Budget, Relay, estate};
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Result, listen, scm};
 
@@ -49,6 +49,18 @@ impl Conn {
         }
     }
 
+    /// One that another reaper had, and no shim has yet.
+    pub(crate) fn go_on(epoll: &Epoll, left: estate::Conn, own: OwnedFd, budget: &Budget) -> Conn {
+        let peer = listen::peer(own.as_fd()).map_or(0, |peer| peer.pid);
+        Conn {
+            number: left.number,
+            own: Watched::not_yet(epoll, own, token_of(left.number)),
+            pair: None,
+            relay: Relay::resume(budget, peer, left, Instant::now()),
+            cut_at: None,
+        }
+    }
+
     /// containerd's own connection.
     pub(crate) fn own(&self) -> BorrowedFd<'_> {
         self.own.as_fd()
@@ -87,6 +99,9 @@ impl Conn {
             let Some(mut bytes) = seen else { break };
             self.relay.from_containerd(&bytes);
             self.relay.stamp(Instant::now());
+            if self.relay.is_broken() {
+                return false;
+            }
             self.write();
             match scm::read_now(self.own(), &mut bytes) {
                 Some(0) => return false,

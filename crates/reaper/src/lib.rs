@@ -7,12 +7,15 @@
 
 mod conn;
 mod control;
+mod ends;
+mod heir;
 mod successor;
 mod turn;
 
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 
 use vigil_journal::exits::Recorder;
 use vigil_journal::pair::{Incarnation, Pair};
@@ -30,9 +33,11 @@ use vigil_sys::signal::{self, Signals};
 use vigil_sys::spawn::{Child, Command};
 use vigil_sys::{fd, fork, listen, pidfd, process, scm};
 
+use crate::ends::Ends;
 use crate::successor::SPARE;
 use crate::turn::Reaper;
 
+pub use heir::{Start, succeed};
 pub use vigil_relay::handed::{
     CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
 };
@@ -83,7 +88,10 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// reaper, when it will not; then it is closed.
 pub fn run(config: &Config, ready: OwnedFd) -> ! {
     let code = match begin(config, &ready) {
-        Ok(reaper) => reaper.run(ready),
+        Ok(mut reaper) => {
+            reaper.ready = Some(ready);
+            reaper.run()
+        }
         Err(error) => {
             fail(&ready, &error.to_string());
             1
@@ -103,39 +111,61 @@ pub(crate) fn step<T, E: Into<Fault>>(name: &'static str, result: Result<T, E>) 
     result.map_err(|error| Error(name, error.into()))
 }
 
-fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
+/// What a process needs that is to be a reaper, and is for nobody else.
+fn prepare(config: &Config) -> Result<(BootId, Signals, &'static [AtomicU64])> {
     thrifty_heap();
     // An ignored SIGCHLD, if we were given one, would lose every status.
     step("reset its signals", signal::reset_for_exec())?;
     let signals = step("take signals", Signals::new(signal::OF_A_REAPER))?;
-    step("begin a session", process::new_session())?;
     step("adopt orphans", process::set_subreaper(true))?;
     step("take its name", process::set_name(&config.name))?;
-    step("let go of its stdio", fork::null_stdio())?;
-
     let boot = step("read the boot id", process::boot_id())?;
     let boot = step("read the boot id", BootId::parse(&boot))?;
     let words = SharedMap::for_ever(config.exits.as_fd());
-    let words = step("map the exit records", words)?;
+    Ok((boot, signals, step("map the exit records", words)?))
+}
+
+fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
+    let (boot, signals, words) = prepare(config)?;
+    step("begin a session", process::new_session())?;
+    step("let go of its stdio", fork::null_stdio())?;
     // In the bundle as it is, whatever has its name later.
     let deaths = Recorder::begin(words, boot, &config.owner, names::EXITS.as_ref());
     let deaths = step("format exits", deaths)?;
 
     let bell = step("make a doorbell", Doorbell::new())?;
+    let mut reaper = alone(config, (boot, signals, deaths), bell)?;
+    let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
+    let control = reaper.epoll.watch(control, CONTROL);
+    reaper.control = Some(step("watch the control socket", control)?);
+    let shim = start_shim(
+        config,
+        reaper.line.program(),
+        &theirs,
+        &reaper.bell,
+        ready,
+        0,
+    )?;
+    write_pair(config, boot, &shim).inspect_err(|_| {
+        // Nobody could check who this shim is before killing it.
+        let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
+    })?;
+    reaper.shim = Some(shim);
+    Ok(reaper)
+}
+
+/// A reaper without a shim.
+fn alone<'c>(
+    config: &'c Config,
+    (boot, signals, deaths): (BootId, Signals, Recorder<'static>),
+    bell: Doorbell,
+) -> Result<Reaper<'c>> {
     let epoll = step("make an epoll set", Epoll::new())?;
     step("listen", listen::listen(config.listener.as_fd(), BACKLOG))?;
     let listener = Resting::new(&epoll, &config.listener, LISTENER);
     let listener = step("watch the listener", listener)?;
     let signals = step("watch signals", epoll.watch(signals, SIGNALS))?;
-    let (control, theirs) = step("make a control socket", scm::pair_seqpacket())?;
-    let control = step("watch the control socket", epoll.watch(control, CONTROL))?;
-
     let program = step("keep its program", fd::duplicate(&config.program))?;
-    let shim = start_shim(config, &program, &theirs, &bell, ready, 0)?;
-    write_pair(config, boot, &shim).inspect_err(|_| {
-        // Nobody could check who this shim is before killing it.
-        let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
-    })?;
     Ok(Reaper {
         config,
         boot,
@@ -147,9 +177,9 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         deaths,
         deaths_due: true,
         slots: Slots::default(),
-        control: Some(control),
-        shim,
-        shim_lives: true,
+        ends: Ends::default(),
+        control: None,
+        shim: None,
         silent: true,
         serving: false,
         line: Succession::new(program),

@@ -29,7 +29,7 @@ impl Reaper<'_> {
     }
 
     fn follow(&mut self, mut status: Option<i32>, mut words: String) {
-        while !self.shim_lives {
+        while self.shim.is_none() {
             if let Some(cause) = self.line.died(Instant::now(), status, &words) {
                 self.takeovers.add(&cause.to_string());
                 self.tell_takeovers();
@@ -76,7 +76,7 @@ impl Reaper<'_> {
                 self.line.change(Instant::now(), program);
                 self.tell(&ToShim::Retire, &[]);
                 // Nobody is to make room: at once, whatever the pause.
-                if !self.shim_lives {
+                if self.shim.is_none() {
                     self.follow(Some(0), String::new());
                 }
             }
@@ -87,12 +87,12 @@ impl Reaper<'_> {
 
     /// Whether another program is wanted although none serves.
     fn mends(&self) -> bool {
-        self.ready.is_none() && (!self.shim_lives || self.line.loops(Instant::now()))
+        self.ready.is_none() && (self.shim.is_none() || self.line.loops(Instant::now()))
     }
 
     /// For people and the next shim; without room they are told less. Whoever asked for
     /// another program sees by the link's being gone that this has come to an end.
-    fn tell_takeovers(&self) {
+    pub(crate) fn tell_takeovers(&self) {
         let bundle = &self.config.bundle;
         let path = bundle.join(names::TAKEOVERS);
         let _ = self.takeovers.write(&path, &self.config.owner);
@@ -108,14 +108,14 @@ impl Reaper<'_> {
         let control = self.epoll.watch(control, CONTROL);
         let control = step("watch the control socket", control)?;
         let (program, recent) = (self.line.program(), self.line.recent(Instant::now()));
-        self.shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;
-        self.shim_lives = true;
+        let shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;
+        let shim = self.shim.insert(shim);
         self.serving = false;
         (self.control, self.heard) = (Some(control), Some(heard));
         self.line.started(Instant::now());
         // Without its bundle it ends the container, and then us; nobody reads who it is.
         if self.config.bundle.exists() {
-            write_pair(self.config, self.boot, &self.shim)?;
+            write_pair(self.config, self.boot, shim)?;
         }
         drop((theirs, ready));
         self.spare = fd::spares(SPARE);
@@ -171,7 +171,7 @@ impl Reaper<'_> {
     /// A request is with the shim, or on its way: it is looked at later whether
     /// it was taken.
     pub(crate) fn arm(&mut self) {
-        if self.shim_lives && !self.line.watches() && self.unread() {
+        if self.shim.is_some() && !self.line.watches() && self.unread() {
             self.line.arm(Instant::now());
         }
     }
@@ -183,12 +183,13 @@ impl Reaper<'_> {
 
     /// One look. A stuck shim is ended, and its death does the rest.
     pub(crate) fn look_at_the_shim(&mut self) {
-        let (now, unread) = (Instant::now(), self.shim_lives && self.unread());
+        let (now, unread) = (Instant::now(), self.shim.is_some() && self.unread());
         // One that waits for a disk (to read runc, or its own pages) would be no faster anew.
-        if self.shim_lives && process::sleeps_uninterruptibly(self.shim.pid) {
+        let shim = self.shim.as_ref();
+        if shim.is_some_and(|shim| process::sleeps_uninterruptibly(shim.pid)) {
             self.line.alive(now);
         }
-        if self.line.look(now, unread, wait::is_stopped(self.shim.pid)) {
+        if self.line.look(now, unread, self.is_shim_stopped()) {
             self.kill_shim();
         }
     }

@@ -15,7 +15,7 @@ use vigil_relay::control::ToShim;
 use vigil_relay::departure::Departure;
 use vigil_relay::slots::Slots;
 use vigil_relay::succession::Succession;
-use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS, owner_of};
+use vigil_relay::tokens::{CONTROL, LISTENER, SIGNALS, end_of, owner_of};
 use vigil_sys::epoll::{Epoll, Ready, Resting, Watched};
 use vigil_sys::event::Doorbell;
 use vigil_sys::map::release_heap;
@@ -25,6 +25,7 @@ use vigil_sys::spawn::Child;
 use vigil_sys::{Result, fd, listen, pidfd, process, wait};
 
 use crate::conn::Conn;
+use crate::ends::Ends;
 use crate::{Config, fail};
 
 /// Deaths recorded in one turn.
@@ -56,11 +57,13 @@ pub(crate) struct Reaper<'c> {
     /// A child may have ended that was not looked for yet.
     pub(crate) deaths_due: bool,
     pub(crate) slots: Slots<OwnedFd>,
+    /// Of those that are no children of ours.
+    pub(crate) ends: Ends,
 
     /// `None` when the shim has closed its end.
     pub(crate) control: Option<Watched<OwnedFd>>,
-    pub(crate) shim: Child,
-    pub(crate) shim_lives: bool,
+    /// `None` while none lives.
+    pub(crate) shim: Option<Child>,
     /// It does not say what it has taken, since it is of an older version.
     pub(crate) silent: bool,
     /// It has said that it serves: connections are handed to it.
@@ -83,8 +86,7 @@ fn is_due(at: Option<Instant>) -> bool {
 
 impl Reaper<'_> {
     /// Turns until it is time to go; the exit code.
-    pub(crate) fn run(mut self, ready: OwnedFd) -> i32 {
-        self.ready = Some(ready);
+    pub(crate) fn run(mut self) -> i32 {
         loop {
             match self.turn() {
                 Ok(None) => {}
@@ -117,16 +119,20 @@ impl Reaper<'_> {
                         self.kill_shim();
                     }
                 }
-                _ => self.conn_ready(ready),
+                token => match end_of(token) {
+                    Some(pin) => self.ends.is_over(pin),
+                    None => self.conn_ready(ready),
+                },
             }
         }
+        self.learn_ends();
         let code = self.bury().and_then(|status| self.on_shim_death(status));
         if code.is_some() {
             return Ok(code);
         }
         self.look_at_the_clock();
         let near = self.departure.is_near();
-        let done = near && !self.shim_lives && self.conns.iter().all(|conn| conn.flushed());
+        let done = near && self.shim.is_none() && self.conns.iter().all(|conn| conn.flushed());
         let over = is_due(self.departure.until());
         Ok((done || over).then(|| self.leave()))
     }
@@ -140,6 +146,7 @@ impl Reaper<'_> {
         let cuts = cuts.filter(|_| self.control.is_some() && self.serving);
         let until = self.departure.until();
         let times = cuts.chain(until).chain(self.listener.until()).chain(late);
+        let times = times.chain(self.ends.until());
         let first = times.chain(self.line.next()).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
@@ -163,9 +170,10 @@ impl Reaper<'_> {
             let Some(cut) = self.conns.iter().position(|conn| is_due(conn.cut_at)) else {
                 break;
             };
+            let dying = self.is_shim_dying();
             let conn = &mut self.conns[cut];
             conn.cut_at = None;
-            match process::is_exiting(self.shim.pid) {
+            match dying {
                 Ok(true) => self.serving = false,
                 // It may be seen later.
                 Err(_) => conn.cut_at = Some(Instant::now() + DYING),
@@ -181,7 +189,7 @@ impl Reaper<'_> {
                 signal::CHLD => {
                     self.deaths_due = true;
                     // Told of by the same signal.
-                    let stopped = wait::is_stopped(self.shim.pid);
+                    let stopped = self.is_shim_stopped();
                     self.line.stopped(Instant::now(), stopped);
                 }
                 signal::TERM | signal::INT if self.departure.told() => {
@@ -202,8 +210,8 @@ impl Reaper<'_> {
     /// have sessions of their own. Deaths that can be recorded still are.
     fn leave(&mut self) -> i32 {
         self.kill_shim();
-        if self.shim_lives {
-            let _ = fd::wait_readable(&self.shim.pidfd, DYING);
+        if let Some(shim) = &self.shim {
+            let _ = fd::wait_readable(&shim.pidfd, DYING);
         }
         process::kill_errands();
         for _ in 0..16 {
@@ -216,9 +224,20 @@ impl Reaper<'_> {
     pub(crate) fn kill_shim(&self) {
         // What it dies of is its own affair if it is dying; where nobody can tell, it is not
         // to blame. Of one that is dead the descriptor leads nowhere.
-        let dying = process::is_exiting(self.shim.pid);
-        self.line.ends(dying == Ok(false));
-        let _ = pidfd::send_signal(&self.shim.pidfd, signal::KILL);
+        let Some(shim) = &self.shim else { return };
+        self.line.ends(self.is_shim_dying() == Ok(false));
+        let _ = pidfd::send_signal(&shim.pidfd, signal::KILL);
+    }
+
+    fn is_shim_dying(&self) -> Result<bool> {
+        let shim = self.shim.as_ref();
+        shim.map_or(Ok(true), |shim| process::is_exiting(shim.pid))
+    }
+
+    pub(crate) fn is_shim_stopped(&self) -> bool {
+        self.shim
+            .as_ref()
+            .is_some_and(|shim| wait::is_stopped(shim.pid))
     }
 
     /// Records and reaps children that have ended, some of them if they are
@@ -234,7 +253,7 @@ impl Reaper<'_> {
                 break;
             };
             // The shim's is recorded for `delete`, which alone can tell of a crash.
-            let own = self.shim_lives && ended.pid == self.shim.pid;
+            let own = self.shim.as_ref().is_some_and(|shim| shim.pid == ended.pid);
             shim = shim.or(own.then_some(ended.status));
             if !own {
                 points::reach(Point::DeathNotRecorded);
@@ -256,7 +275,7 @@ impl Reaper<'_> {
     /// then either this was the end, or another takes over, sooner or later. An exit
     /// code means "go".
     fn on_shim_death(&mut self, status: i32) -> Option<i32> {
-        self.shim_lives = false;
+        self.shim = None;
         self.serving = false;
         let _ = (0..64).all(|_| self.serve_control());
         self.control = None;
@@ -319,7 +338,7 @@ impl Reaper<'_> {
     }
 
     /// What is to be told of a connection is asked for; again in a while, if that cannot be.
-    fn settle(&mut self, place: usize) {
+    pub(crate) fn settle(&mut self, place: usize) {
         if self.conns[place].settle().is_err() {
             self.listener.rest(REST);
         }

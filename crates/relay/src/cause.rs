@@ -35,6 +35,8 @@ pub enum Cause {
     /// So many died by their own fault in a row that the next is started after a pause; of the
     /// last of them, how.
     Looping(u32, String),
+    /// Its reaper died, and it became the reaper.
+    Heir,
     /// A word of another version.
     Other(String),
 }
@@ -56,6 +58,7 @@ impl Cause {
             ("stuck", _) => Cause::Stuck,
             ("asked", _) => Cause::Asked,
             ("upgrade", _) => Cause::Upgrade,
+            ("heir", _) => Cause::Heir,
             ("refused", _) => Cause::Refused(rest.to_owned()),
             ("looping", _) => {
                 let told = rest.split_once(' ').unwrap_or((rest, ""));
@@ -77,6 +80,7 @@ impl fmt::Display for Cause {
             Cause::Stuck => f.write_str("stuck"),
             Cause::Asked => f.write_str("asked"),
             Cause::Upgrade => f.write_str("upgrade"),
+            Cause::Heir => f.write_str("heir"),
             Cause::Refused(words) => write!(f, "refused {words}"),
             Cause::Looping(times, words) => write!(f, "looping {times} {words}"),
             Cause::Other(text) => f.write_str(text),

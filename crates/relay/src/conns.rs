@@ -57,6 +57,21 @@ impl<C: Connection> Conns<C> {
         }
     }
 
+    /// Those another reaper had, and the number of the next.
+    pub fn go_on(&mut self, next: u32, all: impl IntoIterator<Item = C>) {
+        self.all.extend(all.into_iter().map(Box::new));
+        let last = self.all.last().map_or(0, |one| one.number() + 1);
+        self.next = next.max(last);
+        for at in 0..self.all.len() {
+            self.seat(at, Instant::now());
+        }
+    }
+
+    /// For one that goes on.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Whether nobody can be let in, not even as a guest.
     pub fn is_full(&self) -> bool {
         self.places.full(self.all.len())

@@ -217,6 +217,11 @@ impl<P> Succession<P> {
         self.pace.faults(now) > FREE
     }
 
+    /// Nobody serves and nobody died: the reaper is new.
+    pub fn inherits(&mut self, now: Instant) {
+        self.pace.blow(now);
+    }
+
     /// Whether the next shim is started later.
     pub fn waits(&self) -> bool {
         self.retry.at.is_some()

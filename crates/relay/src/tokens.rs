@@ -9,6 +9,18 @@ pub const SIGNALS: u64 = 1;
 pub const CONTROL: u64 = 2;
 /// First token that belongs to a connection.
 const FIRST: u64 = 16;
+/// First that belongs to a process that is no child: above those of all connections.
+const ENDS: u64 = 1 << 40;
+
+/// The token of the process that is registered there.
+pub fn token_of_end(pin: u32) -> u64 {
+    ENDS + u64::from(pin)
+}
+
+/// The registered process a token means.
+pub fn end_of(token: u64) -> Option<u32> {
+    u32::try_from(token.checked_sub(ENDS)?).ok()
+}
 
 /// Its own token; its pair's is the next.
 pub fn token_of(number: u32) -> u64 {
@@ -17,7 +29,7 @@ pub fn token_of(number: u32) -> u64 {
 
 /// The connection a token means, and whether its pair is meant.
 pub fn owner_of(token: u64) -> Option<(u32, bool)> {
-    let place = token.checked_sub(FIRST)?;
+    let place = token.checked_sub(FIRST).filter(|_| token < ENDS)?;
     Some((u32::try_from(place / 2).ok()?, place % 2 == 1))
 }
 
@@ -32,6 +44,11 @@ mod tests {
             assert_eq!(owner_of(token_of(number) + 1), Some((number, true)));
         }
         assert_eq!(owner_of(FIRST - 1), None);
-        assert_eq!(owner_of(token_of(u32::MAX) + 2), None);
+        assert_eq!(owner_of(ENDS), None);
+        for pin in [0, 1015, u32::MAX] {
+            assert_eq!(end_of(token_of_end(pin)), Some(pin));
+            assert_eq!(owner_of(token_of_end(pin)), None);
+        }
+        assert_eq!(end_of(token_of(u32::MAX) + 1), None);
     }
 }

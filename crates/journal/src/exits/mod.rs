@@ -94,7 +94,38 @@ pub const WORDS: usize = layout::WORDS;
 
 const _: () = assert!(BYTES == 10 * 4096);
 
-/// One process's end, as `waitid` told it.
+/// How a status was learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The reaper waited for its child.
+    Waited,
+    /// The kernel had kept it (`PIDFD_GET_INFO`, Linux 6.15).
+    Kept,
+    /// `/proc` told it of somebody else's zombie.
+    Zombie,
+    /// It was not: the reaper whose child it was had died before. There is no status.
+    Unseen,
+}
+
+impl Way {
+    const ALL: [Way; 4] = [Way::Waited, Way::Kept, Way::Zombie, Way::Unseen];
+
+    /// As it stands above a status: bits 16 to 23.
+    const fn bits(self) -> u32 {
+        (self as u32) << 16
+    }
+
+    /// One of a later version tells nothing that can be relied on.
+    fn of(bits: u32) -> Way {
+        let place = usize::try_from(bits >> 16).unwrap_or(usize::MAX);
+        Way::ALL.get(place).copied().unwrap_or(Way::Unseen)
+    }
+}
+
+/// What wait(2) never says of one that has ended: for readers that know of no [`Way`].
+const NO_STATUS: i32 = 0x7f;
+
+/// One process's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death {
     /// Its pid, in the reaper's pid namespace.
@@ -107,6 +138,8 @@ pub struct Death {
     pub at_secs: i64,
     /// … and nanoseconds.
     pub at_nanos: u32,
+    /// How its status is known.
+    pub way: Way,
 }
 
 impl Death {
@@ -120,7 +153,17 @@ impl Death {
             status,
             at_secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             at_nanos: since.subsec_nanos(),
+            way: Way::Waited,
         }
+    }
+
+    /// The word it is kept in: the way above the status.
+    pub(crate) fn word(&self) -> u32 {
+        let status = match self.way {
+            Way::Unseen => NO_STATUS,
+            Way::Waited | Way::Kept | Way::Zombie => self.status & 0xffff,
+        };
+        status.cast_unsigned() | self.way.bits()
     }
 
     /// Whether this can be the end of that process. 0 is an unknown start, on

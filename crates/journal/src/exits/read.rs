@@ -10,7 +10,7 @@ use super::layout::{
     NAMESPACE, PID_NANOS, RING_SEQ, RING_START, SALT, SECS, SEQ_BITS, SEQ_MASK, SEQ_SHIFT, SLOTS,
     SLOTS_V1, STATE_SHIFT, TAKEN, TICKS, VERSION, VERSION_VALUE, WAITING,
 };
-use super::{Death, ExitsError, PINNED, PINNED_V1, RING, WORDS, same_start};
+use super::{Death, ExitsError, PINNED, PINNED_V1, RING, WORDS, Way, same_start};
 use crate::boot::{BOOT_ID_BYTES, BootId};
 use crate::owner::Owner;
 
@@ -263,16 +263,18 @@ pub(super) fn ring_base(seq: u64) -> usize {
     RING_START + usize::try_from(index).unwrap_or(0) * ENTRY
 }
 
-pub(super) fn ring_commit(seq: u64, status: i32) -> u64 {
+pub(super) fn ring_commit(seq: u64, word: u32) -> u64 {
     const { assert!(SEQ_BITS + SEQ_SHIFT == 63) };
-    TAKEN | (seq & SEQ_MASK) << SEQ_SHIFT | u64::from(status.cast_unsigned())
+    TAKEN | (seq & SEQ_MASK) << SEQ_SHIFT | u64::from(word)
 }
 
 fn death(entry: &[u64; ENTRY]) -> Death {
+    let word = lower(entry[COMMIT]);
     Death {
+        way: Way::of(word),
         pid: upper(entry[PID_NANOS]),
         start_ticks: entry[TICKS],
-        status: lower(entry[COMMIT]).cast_signed(),
+        status: (word & 0xffff).cast_signed(),
         at_secs: entry[SECS].cast_signed(),
         at_nanos: lower(entry[PID_NANOS]),
     }

@@ -312,7 +312,7 @@ impl<'a> Recorder<'a> {
             self.store(base + TICKS, death.start_ticks, Ordering::Relaxed);
         }
         self.store_rest(base, death);
-        self.commit_slot(base, DEAD, death.status);
+        self.commit_slot(base, DEAD, death.word());
     }
 
     fn push(&mut self, death: &Death) -> u64 {
@@ -330,7 +330,7 @@ impl<'a> Recorder<'a> {
         self.store_rest(base, death);
         self.store(
             base + COMMIT,
-            ring_commit(seq, death.status),
+            ring_commit(seq, death.word()),
             Ordering::Release,
         );
         self.store(RING_SEQ, seq.wrapping_add(1), Ordering::Release);
@@ -347,11 +347,9 @@ impl<'a> Recorder<'a> {
         );
     }
 
-    fn commit_slot(&mut self, base: usize, state: u64, status: i32) {
+    fn commit_slot(&mut self, base: usize, state: u64, word: u32) {
         let turn = (self.exits.load(base + COMMIT, Ordering::Relaxed) >> TURN_SHIFT) + 1;
-        let commit = state << STATE_SHIFT
-            | (turn & TURN_MASK) << TURN_SHIFT
-            | u64::from(status.cast_unsigned());
+        let commit = state << STATE_SHIFT | (turn & TURN_MASK) << TURN_SHIFT | u64::from(word);
         self.store(base + COMMIT, commit, Ordering::Release);
     }
 

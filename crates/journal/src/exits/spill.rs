@@ -6,7 +6,7 @@
 //! turn, only thousands of later ones come to the same place. Nobody else reads this, and it
 //! dies with the writer. Made once, and no page of it is touched before it is needed.
 
-use super::Death;
+use super::{Death, Way};
 
 /// Places.
 pub(super) const PLACES: usize = 1 << 15;
@@ -41,7 +41,7 @@ impl Spill {
             let before = if place[0] == 0 { 0 } else { place[3] + 1 };
             let secs = death.at_secs.cast_unsigned() << NANO_BITS;
             *place = [
-                u64::from(death.pid) << 32 | u64::from(death.status.cast_unsigned()),
+                u64::from(death.pid) << 32 | u64::from(death.word()),
                 death.start_ticks,
                 secs | u64::from(death.at_nanos),
                 seq,
@@ -62,12 +62,12 @@ impl Spill {
         if before > since {
             return Err(Covered);
         }
+        let word = u32::try_from(who & u64::from(u32::MAX)).unwrap_or(0);
         Ok(Some(Death {
             pid,
             start_ticks,
-            status: u32::try_from(who & u64::from(u32::MAX))
-                .unwrap_or(0)
-                .cast_signed(),
+            way: Way::of(word),
+            status: (word & 0xffff).cast_signed(),
             at_secs: (time >> NANO_BITS).cast_signed(),
             at_nanos: u32::try_from(time & ((1 << NANO_BITS) - 1)).unwrap_or(0),
         }))
@@ -93,7 +93,8 @@ mod tests {
         Death {
             pid,
             start_ticks: 7,
-            status: -1 - i32::from(pid == 5),
+            status: 0xffff - i32::from(pid == 5),
+            way: Way::Waited,
             at_secs,
             at_nanos: 999_999_999,
         }

@@ -4,6 +4,7 @@
 
 mod change;
 mod deaths;
+mod heir;
 mod held;
 mod scarce;
 mod shim;
@@ -34,6 +35,7 @@ use deaths::{
     a_shim_that_lets_go_of_its_reaper_died_by_its_own_fault, register_looks_back,
     register_looks_back_behind_a_thousand_others,
 };
+use heir::a_shim_becomes_the_reaper_and_nobody_notices;
 use held::{a_name_that_is_deposited_guards_its_fifo, who_calls_on_a_listener_is_held};
 use scarce::{
     out_of_descriptors_a_connection_is_not_forgotten, out_of_descriptors_a_successor_is_waited_for,
@@ -173,15 +175,17 @@ impl Pair {
 /// opened while its reaper, hence itself, could not be reaped by others.
 impl Drop for Pair {
     fn drop(&mut self) {
-        let shim = PairFile::read(&self.path(names::PAIR), &owner())
-            .ok()
-            .and_then(|pair| {
-                let shim = pair.shim?;
-                let fd = pidfd::open(shim.pid).ok()?;
-                (process::start_ticks(shim.pid) == Ok(shim.start_ticks)).then_some(fd)
-            });
+        let pair = PairFile::read(&self.path(names::PAIR), &owner()).ok();
+        let half = |which: fn(&PairFile) -> Option<vigil_journal::pair::Incarnation>| {
+            let half = which(pair.as_ref()?)?;
+            let fd = pidfd::open(half.pid).ok()?;
+            (process::start_ticks(half.pid) == Ok(half.start_ticks)).then_some(fd)
+        };
+        let shim = [half(|pair| pair.shim), half(|pair| Some(pair.reaper))];
         let _ = pidfd::send_signal(&self.pidfd, signal::KILL);
-        let _ = shim.map(|shim| pidfd::send_signal(shim, signal::KILL));
+        for half in shim.iter().flatten() {
+            let _ = pidfd::send_signal(half, signal::KILL);
+        }
         let _ = fd::wait_readable(&self.pidfd, PATIENCE);
         let _ = wait::reap(self.pid);
     }
@@ -718,6 +722,7 @@ fn no_memory_is_kept_after_a_burst() {
 }
 
 fn main() {
+    heir::run();
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, word, kind] = &arguments[..]
         && word == "shim"
@@ -753,6 +758,7 @@ fn main() {
         garbage_is_answered
         the_end_is_an_end
         a_killed_shim_is_succeeded
+        a_shim_becomes_the_reaper_and_nobody_notices
         a_request_that_kills_is_given_up
         a_hundred_kills_in_a_row_end_nothing
         a_shim_that_crashes_in_a_row_is_followed_ever_later

@@ -15,30 +15,34 @@ use vigil_sys::event::Doorbell;
 use vigil_sys::fd::{Watch, poll};
 use vigil_sys::{Errno, fifo, fork, pidfd, process, scm, signal};
 
+use crate::heir::Heir;
 use crate::wire::{Frames, RESPONSE, frame};
 
 const LONG: Duration = Duration::from_mins(1);
 /// The number of every call that says that a connection has come.
 const TAKEN: u32 = u32::MAX;
 
-struct Shim {
+pub struct Shim {
     control: OwnedFd,
-    bell: Doorbell,
-    conns: BTreeMap<u32, (OwnedFd, OwnedFd, Frames)>,
+    pub bell: Doorbell,
+    pub conns: BTreeMap<u32, (OwnedFd, OwnedFd, Frames)>,
     calls: u32,
     leave: bool,
     unsent: BTreeMap<u32, Vec<u8>>,
     kept: Vec<OwnedFd>,
     /// Requests to be answered by a dying shim.
-    held: Vec<(u32, u32)>,
+    pub held: Vec<(u32, u32)>,
+    /// What is needed to become the reaper, if it is one that does.
+    heir: Option<Heir>,
 }
 
 /// Runs as a shim of that kind; never returns.
 pub fn run(kind: &str) -> ! {
     let control = fork::inherited(CONTROL_FD).unwrap();
     let bell = Doorbell::from(fork::inherited(DOORBELL_FD).unwrap());
-    let _lock = fork::inherited(LOCK_FD).unwrap();
+    let lock = fork::inherited(LOCK_FD).unwrap();
     let ready = fork::inherited(READY_FD).unwrap();
+    let heir = (kind == "heir").then(|| Heir::new(lock));
     if kind == "fails" {
         scm::write(ready.as_fd(), b"Eno journal\n").unwrap();
         process::exit_now(3);
@@ -53,11 +57,22 @@ pub fn run(kind: &str) -> ! {
         unsent: BTreeMap::new(),
         kept: Vec::new(),
         held: Vec::new(),
+        heir,
     };
     assert_eq!(
         shim.call(ToReaper::Hello { version: VERSION }, &[]),
         Ok(u64::from(VERSION))
     );
+    if shim.heir.is_some() {
+        shim.call(ToReaper::Adopt { after: 0 }, &[]).unwrap();
+        let kept = std::mem::take(&mut shim.kept).into_iter();
+        let heir = shim.heir.as_mut().unwrap();
+        heir.slots = std::mem::take(&mut heir.came)
+            .into_iter()
+            .zip(kept)
+            .collect();
+        heir.recall();
+    }
     assert_eq!(shim.call(ToReaper::Ready, &[]), Ok(0));
     while !shim.leave {
         shim.turn();
@@ -99,6 +114,11 @@ impl Shim {
         };
         match scm::read(pair.as_fd(), &mut bytes) {
             Ok(0) => {
+                if self.heir.is_some() {
+                    // It may be the reaper's end, and then its control socket has one.
+                    assert!(vigil_sys::fd::wait_readable(&self.control, LONG).unwrap());
+                    self.read_control();
+                }
                 self.conns.remove(&number);
             }
             Ok(count) => {
@@ -116,6 +136,9 @@ impl Shim {
         let (mut bytes, mut fds) = ([0; MESSAGE_MAX], Vec::new());
         let count = scm::recv(self.control.as_fd(), &mut bytes, &mut fds).unwrap();
         if count == 0 {
+            if let Some(heir) = self.heir.take() {
+                heir.become_it(self);
+            }
             process::exit_now(9); // the reaper is dead
         }
         match ToShim::decode(&bytes[..count]).unwrap() {
@@ -135,7 +158,12 @@ impl Shim {
                 self.conns.insert(conn, (pair, own, Frames::default()));
             }
             ToShim::Leave | ToShim::Retire => self.leave = true,
-            ToShim::Slot(_) => self.kept.append(&mut fds),
+            ToShim::Slot(slot) => {
+                if let Some(heir) = &mut self.heir {
+                    heir.came.push(slot.slot);
+                }
+                self.kept.append(&mut fds);
+            }
         }
         None
     }
@@ -188,7 +216,10 @@ impl Shim {
     }
 
     fn perform(&mut self, conn: u32, stream: u32, payload: &[u8]) {
-        let text = String::from_utf8_lossy(payload).into_owned();
+        if let Some(heir) = &mut self.heir {
+            heir.passed.insert(conn, stream);
+        }
+        let text = String::from_utf8_lossy(payload).trim_start().to_owned();
         let words: Vec<&str> = text.split(' ').collect();
         let told = match words[..] {
             ["echo", word] => word.to_owned(),
@@ -212,6 +243,9 @@ impl Shim {
                     kind: 7,
                 }];
                 let answer = self.call(ToReaper::Deposit { slots }, &[writer.as_fd()]);
+                if let Some(heir) = &mut self.heir {
+                    heir.slots.insert(slot.parse().unwrap(), writer);
+                }
                 format!("{answer:?}")
             }
             ["listen", slot, path] => {
@@ -246,7 +280,19 @@ impl Shim {
                     start_ticks: 0,
                     since,
                 };
-                format!("{:?}", self.call(request, &[]))
+                let pinned = self.call(request, &[]);
+                if let (Some(heir), Ok(pin)) = (&mut self.heir, &pinned) {
+                    let pin = u32::try_from(*pin).unwrap();
+                    heir.ends.insert(pin, pidfd::open(pid).unwrap());
+                    fs::write(format!("pinned-{pin}"), pid.to_string()).unwrap();
+                }
+                format!("{pinned:?}")
+            }
+            ["release"] => {
+                for (conn, stream) in std::mem::take(&mut self.held) {
+                    self.answer(conn, stream, b"released");
+                }
+                "done".to_owned()
             }
             ["garbage"] => self.garbage(),
             ["end"] => {

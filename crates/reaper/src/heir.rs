@@ -1,0 +1,124 @@
+//! Becoming the reaper after one that is gone: everything it had comes from what its shim left in
+//! a memory before it became this program. Takes each descriptor once, starts a shim, and is a
+//! reaper like any other from then on. What cannot be taken is missed by somebody, and is no
+//! reason to leave all the others.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use vigil_journal::exits::Recorder;
+use vigil_journal::takeovers::Takeovers;
+use vigil_journal::{Owner, names};
+use vigil_relay::cause::Cause;
+use vigil_relay::estate::{Estate, Fd};
+use vigil_sys::event::Doorbell;
+use vigil_sys::{Errno, fork, process};
+
+use crate::conn::Conn;
+use crate::turn::Reaper;
+use crate::{Config, Result, alone, prepare, step};
+
+/// Longest estate: what all requests hold, and as much for the rest.
+const ESTATE_MAX: u64 = 128 << 20;
+
+/// What the process that becomes the reaper was started with.
+#[derive(Debug)]
+pub struct Start {
+    /// Where it works.
+    pub bundle: PathBuf,
+    /// Its name in its arguments.
+    pub arg0: OsString,
+    /// Its arguments, which its shims are given.
+    pub args: Vec<OsString>,
+    /// Its environment, likewise.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// Becomes the reaper of what is left in `memory`; never returns. In a process of one thread in
+/// which every descriptor named there was handed over the exec.
+pub fn succeed(start: Start, memory: OwnedFd) -> ! {
+    let code = match config(start, memory) {
+        Ok((config, estate)) => match begin(&config, estate) {
+            Ok(reaper) => reaper.run(),
+            Err(_) => 1,
+        },
+        Err(_) => 1,
+    };
+    process::exit_now(code)
+}
+
+fn taken(fd: Fd) -> Result<OwnedFd, Errno> {
+    fork::inherited(fd.0)
+}
+
+fn config(start: Start, memory: OwnedFd) -> Result<(Config, Estate)> {
+    let mut bytes = Vec::new();
+    let mut file = File::from(memory);
+    let read = (&mut file).take(ESTATE_MAX).read_to_end(&mut bytes);
+    step("read what is left", read)?;
+    let estate = step("understand what is left", Estate::decode(&bytes))?;
+    let held = estate.held;
+    let owner = Owner::parse_line(&estate.whose).ok_or("it is no owner");
+    let owner = step("read whose it is", owner)?;
+    let config = Config {
+        owner,
+        listener: step("take the listener", taken(held.listener))?,
+        lock: step("take the lock", taken(held.lock))?,
+        exits: step("take the exit records", taken(held.exits))?,
+        memory: step("take the second copy", taken(held.memory))?,
+        program: step("take its program", taken(held.program))?,
+        bundle: start.bundle,
+        arg0: start.arg0,
+        args: start.args,
+        env: start.env,
+        name: c"containerd-shim".to_owned(),
+    };
+    Ok((config, estate))
+}
+
+fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
+    let (boot, signals, words) = prepare(config)?;
+    let mut deaths = step("take the exit records", Recorder::new(words))?;
+    // The memory is what counts; the next record tries again.
+    let _ = deaths.keep_in(names::EXITS.as_ref());
+    let bell = step("take the doorbell", taken(estate.held.bell))?;
+    let mut reaper = alone(config, (boot, signals, deaths), Doorbell::from(bell))?;
+    if let Ok((takeovers, _)) = Takeovers::parse(&estate.story) {
+        reaper.takeovers = takeovers;
+    }
+    for (slot, fd) in estate.slots {
+        if let Ok(fd) = taken(fd) {
+            // Of several under one number the first counts.
+            let _ = reaper.slots.deposit(&[slot], vec![fd]);
+        }
+    }
+    let budget = reaper.conns.budget().clone();
+    let conns = estate.conns.into_iter().filter_map(|left| {
+        let own = taken(left.own).ok()?;
+        Some(Conn::go_on(&reaper.epoll, left, own, &budget))
+    });
+    let conns: Vec<Conn> = conns.collect();
+    reaper.conns.go_on(estate.held.next_conn, conns);
+    (0..reaper.conns.len()).for_each(|place| reaper.settle(place));
+    for end in estate.ends {
+        if let Ok(pidfd) = taken(end.pidfd) {
+            reaper.ends.add(&reaper.epoll, end.pin, pidfd);
+        }
+    }
+    reaper.inherit();
+    Ok(reaper)
+}
+
+impl Reaper<'_> {
+    /// The first shim of this reaper; later, if that cannot be now.
+    fn inherit(&mut self) {
+        self.line.inherits(Instant::now());
+        self.takeovers.add(&Cause::Heir.to_string());
+        self.tell_takeovers();
+        self.try_again();
+    }
+}
