@@ -368,7 +368,7 @@ pub(crate) fn recorded(
 /// The session of its pair, if that is on record.
 fn session(subject: &Subject, owner: &Owner) -> Option<u32> {
     let pair = Pair::read(&subject.bundle.join(names::PAIR), owner).ok();
-    pair.map(|pair| pair.reaper.pid)
+    pair.map(|pair| pair.session())
 }
 
 /// Before anything is judged: a runc still at work would undo the clean-up. What does not die

@@ -5,6 +5,7 @@
 mod apart;
 mod delete;
 mod ended;
+mod heir;
 mod info;
 mod last_words;
 mod leave;
@@ -20,6 +21,11 @@ use vigil_protocol::{Action, Invocation, flags};
 pub(crate) const RUNTIME: &str = "io.containerd.vigil.v2";
 
 fn main() -> ExitCode {
+    if let Err(error) = heir::run_if_heir() {
+        // Nobody reads what it says; whoever is the parent is told by the status.
+        eprintln!("{RUNTIME}: {}", vigil_supervise::chain(error.as_ref()));
+        return ExitCode::FAILURE;
+    }
     let mut args = std::env::args_os();
     let name = args
         .next()

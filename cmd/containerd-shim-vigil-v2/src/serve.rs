@@ -3,6 +3,7 @@
 //! `start` through the ready pipe; afterwards to the log.
 
 use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,14 +19,14 @@ use vigil_reaper::{CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMO
 use vigil_supervise::crash;
 use vigil_supervise::stdio::LogFifo;
 use vigil_supervise::{
-    Arrival, Delivery, Desk, Ending, Inherited, Limits, Parent, Place, Publish, Shim, chain,
-    end_lost, is_in_its_place,
+    Arrival, Delivery, Desk, Ending, Inherited, Limits, Place, Publish, Shim, chain, end_lost,
+    is_in_its_place,
 };
 use vigil_sys::points::{self, Point};
 use vigil_sys::{fd, fork, map, pidfd, process, signal};
 
 use crate::waiter::Case;
-use crate::{RUNTIME, delete};
+use crate::{RUNTIME, delete, heir};
 
 /// For the last answers to reach the reaper.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -46,7 +47,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let control = inherited(CONTROL_FD, "the control socket")?;
     let doorbell = inherited(DOORBELL_FD, "the doorbell")?;
     // Held by being open: the lock is free when both of us are gone.
-    let _lock = inherited(LOCK_FD, "the lock")?;
+    let lock = inherited(LOCK_FD, "the lock")?;
     let mut ready = Some(std::fs::File::from(inherited(READY_FD, "the ready pipe")?));
     // The reaper takes the control socket's end for ours: it is open for as long as we live.
     let held = fd::duplicate(&control).context("cannot keep the control socket")?;
@@ -57,7 +58,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         memory: fork::inherited(MEMORY_FD).ok(),
         exits: fork::inherited(EXITS_FD).ok(),
     };
-    let outcome = serve(flags, inherited, &mut ready);
+    let outcome = serve(flags, inherited, lock, &mut ready);
     if let Err(error) = &outcome {
         log::error!("{}", chain(error.as_ref()));
         // `start` may be gone; then the log has it.
@@ -71,7 +72,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     outcome
 }
 
-fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>) -> Result<()> {
+fn serve(
+    flags: &Flags,
+    inherited: Inherited,
+    lock: OwnedFd,
+    ready: &mut Option<std::fs::File>,
+) -> Result<()> {
     map::thrifty_heap();
     // The standard library's own of SIGSEGV and SIGBUS let one that somebody sent pass, and
     // tell of a full stack to nobody.
@@ -130,13 +136,13 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
     let named = (flags.namespace.as_str(), flags.id.as_str());
     runtime.block_on(async {
         let id = place.id.to_string();
-        let parent = place.parent.clone();
+        let reaper = place.reaper;
         let at = place.bundle.clone();
         let mut shim = Shim::start(place, inherited, publisher).await?;
         let server = Server::start(Arc::new(Front {
             desk: shim.desk(),
             id,
-            parent,
+            reaper,
         }))
         .await?;
         points::reach(Point::PairNotReady);
@@ -153,7 +159,18 @@ fn serve(flags: &Flags, inherited: Inherited, ready: &mut Option<std::fs::File>)
                 log::error!("connection not served: {}", error.story());
             }
         }
-        let ending = shim.end().await;
+        let (ending, bequest) = shim.end().await;
+        if let Some(bequest) = bequest {
+            log::warn!("the reaper is dead: this process goes on as the reaper, with another shim");
+            let why = heir::succeed(&lock, server.end(), &bequest);
+            if let Err(error) = why {
+                log::error!(
+                    "the reaper is dead, and nobody follows: {}",
+                    chain(error.as_ref())
+                );
+            }
+            process::exit_now(1)
+        }
         if ending == Ending::Shutdown {
             starts::over(Path::new(RUN), named);
         }
@@ -191,7 +208,7 @@ fn place(flags: &Flags, bundle: PathBuf) -> Result<Place> {
         namespace: flags.namespace.clone(),
         bundle,
         socket: PathBuf::from(&flags.socket),
-        parent: Parent::reaper(process::parent_pid()),
+        reaper: process::parent_pid(),
         options,
         limits,
         takeovers,
@@ -268,7 +285,7 @@ fn wait_for_what_is_left(flags: &Flags, bundle: &Path) {
 struct Front {
     desk: Desk,
     id: String,
-    parent: Parent,
+    reaper: u32,
 }
 
 impl Ask for Front {
@@ -282,7 +299,7 @@ impl Ask for Front {
             return match request {
                 // Never fails, and knows of no task with this id.
                 Request::Connect => Ok(Answer::Connected {
-                    shim_pid: self.parent.pid(),
+                    shim_pid: self.reaper,
                     task_pid: 0,
                 }),
                 // Whoever asks means this shim; there is no other container.

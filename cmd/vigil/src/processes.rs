@@ -97,7 +97,11 @@ struct One {
     pidfd: OwnedFd,
     parent: u32,
     session: u32,
+    /// It leads that.
+    leads: bool,
     serves: bool,
+    /// It was a shim, and is the reaper.
+    reaps: bool,
     namespace: Namespace,
     id: TaskId,
     socket: Option<PathBuf>,
@@ -242,8 +246,8 @@ fn pairs(
         }
     }
     // A worker is a child of the shim; a waiter leads a session and has no child.
-    let is_reaper = |one: &One| !one.serves && one.session == one.process.pid;
-    let is_shim = |one: &One| one.serves && one.session != one.process.pid;
+    let is_reaper = |one: &One| !one.serves && (one.leads || one.reaps);
+    let is_shim = |one: &One| one.serves && !one.leads;
     let is_child_of_shim = |one: &One| ones.get(&one.parent).is_some_and(|above| above.serves);
     let role = |one: &One| is_reaper(one) || is_shim(one) && !is_child_of_shim(one);
     let roles: Vec<u32> = ones
@@ -314,9 +318,10 @@ fn look(pid: u32) -> Option<One> {
         two.find(|two| two[0] == name).map(|two| two[1])
     };
     flag("-address")?;
+    let reaps = words.last() == Some(&"reap");
     let serves = match *words.last()? {
         "serve" => true,
-        "start" => false,
+        "start" | "reap" => false,
         _ => return None,
     };
     let namespace = Namespace::new(flag("-namespace")?).ok()?;
@@ -336,6 +341,8 @@ fn look(pid: u32) -> Option<One> {
         parent: stat.parent,
         session: stat.session,
         serves,
+        reaps,
+        leads: stat.session == pid,
         process,
         pidfd,
     };

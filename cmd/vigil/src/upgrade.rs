@@ -406,8 +406,12 @@ fn ask(
         match cause {
             Cause::Refused(why) => return Ok(Some((Outcome::Refused, Some(why)))),
             Cause::Upgrade => return Ok(Some((Outcome::Upgraded, None))),
-            Cause::Died(_) | Cause::Stuck | Cause::Asked | Cause::Looping(..) | Cause::Other(_) => {
-            }
+            Cause::Died(_)
+            | Cause::Stuck
+            | Cause::Asked
+            | Cause::Heir
+            | Cause::Looping(..)
+            | Cause::Other(_) => {}
         }
     }
     Ok(None)

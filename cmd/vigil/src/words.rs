@@ -170,6 +170,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::Stuck => "stuck".to_owned(),
         Cause::Asked => "asked to".to_owned(),
         Cause::Upgrade => "upgrade".to_owned(),
+        Cause::Heir => "the reaper died".to_owned(),
         Cause::Refused(_) => "upgrade refused".to_owned(),
         Cause::Looping(times, _) => format!("crash-looping, {times} in a row"),
         Cause::Other(word) => word.clone(),

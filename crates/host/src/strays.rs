@@ -194,6 +194,7 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         path,
         source,
     })?;
+    let session = proc::stat(reaper)?.map_or(reaper, |stat| stat.session);
     let mut found = Vec::new();
     for pid in children.split_ascii_whitespace() {
         let Ok(pid) = pid.parse::<u32>() else {
@@ -208,11 +209,11 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         let Some(stat) = proc::stat(pid)? else {
             continue;
         };
-        if stat.parent != reaper || stat.session != reaper || stat.ended() {
+        if stat.parent != reaper || stat.session != session || stat.ended() {
             continue;
         }
         // A name alone is anybody's to choose: a hook's, which is in this session too.
-        let ours = is_ours(pid, reaper);
+        let ours = is_ours(pid, session);
         let named = stat.comm.starts_with(WORKER);
         // Forked by the shim and not executed yet, it is what the shim is.
         let asked = if stat.state == 'D' || ours && !named {
@@ -340,18 +341,18 @@ fn carries(pid: u32, wanted: &[u8], session: Option<u32>) -> bool {
 /// Whether a process of a pair's session is the pair itself or a fork of it: by the program it
 /// runs, or by the arguments `start` gave. Nobody of a container is in that session, and what
 /// a runtime starts there is another program.
-pub fn is_ours(pid: u32, reaper: u32) -> bool {
+pub fn is_ours(pid: u32, session: u32) -> bool {
     let Some(stat) = proc::stat(pid).ok().flatten() else {
         return false;
     };
-    if stat.session != reaper {
+    if stat.session != session {
         return false;
     }
     // Before any of its arguments are asked for: one that sleeps may never answer.
-    if proc::runs_the_same(pid, reaper) || proc::runs_the_same(pid, std::process::id()) {
+    if proc::runs_the_same(pid, session) || proc::runs_the_same(pid, std::process::id()) {
         return true;
     }
-    awake(pid, Some(reaper)).is_some()
+    awake(pid, Some(session)).is_some()
         && arguments(pid).is_some_and(|words| serves(&words) && words.len() > 2)
 }
 
@@ -396,7 +397,9 @@ fn is_of_shim(words: &[Vec<u8>], id: &str) -> bool {
 
 /// What a shim is told to do, at the end of its arguments.
 fn serves(words: &[Vec<u8>]) -> bool {
-    words.last().is_some_and(|last| last == b"serve")
+    words
+        .last()
+        .is_some_and(|last| last == b"serve" || last == b"reap")
 }
 
 fn arguments(pid: u32) -> Option<Vec<Vec<u8>>> {

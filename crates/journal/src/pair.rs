@@ -21,7 +21,9 @@ use crate::storage::Storage;
 pub const PAIR_BYTES: usize = 512;
 
 const TITLE: &str = "vigil-pair";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// Of one whose reaper leads the session: earlier programs read it too.
+const PLAIN: u16 = 2;
 
 /// One process, as the kernel told it apart from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct Pair {
     pub reaper: Incarnation,
     /// `None` between two shims.
     pub shim: Option<Incarnation>,
+    /// The session of both, if its number is not the reaper's: that was a shim before.
+    pub session: Option<u32>,
 }
 
 /// Why there is no pair to be had.
@@ -181,12 +185,25 @@ pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
 }
 
 impl Pair {
+    /// The session of both, and of the calls of the runtime they make.
+    pub fn session(&self) -> u32 {
+        self.session.unwrap_or(self.reaper.pid)
+    }
+
     /// The file's bytes.
     pub fn to_bytes(&self, owner: &Owner) -> [u8; PAIR_BYTES] {
         let mut text = String::with_capacity(PAIR_BYTES);
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{TITLE} {VERSION}");
+        let version = if self.session.is_some() {
+            VERSION
+        } else {
+            PLAIN
+        };
+        let _ = writeln!(text, "{TITLE} {version}");
         let _ = writeln!(text, "{}", owner.line());
+        if let Some(session) = self.session {
+            let _ = writeln!(text, "session {session}");
+        }
         let _ = writeln!(text, "reaper {}", self.reaper);
         if let Some(shim) = &self.shim {
             let _ = writeln!(text, "shim {shim}");
@@ -239,6 +256,15 @@ impl Pair {
             lines.remove(0);
             before = 3;
         }
+        let mut session = None;
+        if version > PLAIN {
+            let line = lines
+                .first()
+                .and_then(|line| number(line.strip_prefix("session ")?));
+            session = Some(line.ok_or(ParseError::Line { line: before })?);
+            lines.remove(0);
+            before += 1;
+        }
         let who = |line: usize, role: &str| {
             lines
                 .get(line)
@@ -250,6 +276,7 @@ impl Pair {
         let pair = Pair {
             reaper: who(0, "reaper")?,
             shim: (lines.len() > 1).then(|| who(1, "shim")).transpose()?,
+            session,
         };
         if lines.len() > 2 {
             return Err(ParseError::Line { line: before + 2 });

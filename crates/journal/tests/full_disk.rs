@@ -102,7 +102,11 @@ fn a_pair_can_be_replaced_on_a_full_tmpfs() {
         boot: boot(),
         pidfd_inode: None,
     };
-    let mut pair = Pair { reaper, shim: None };
+    let mut pair = Pair {
+        reaper,
+        shim: None,
+        session: None,
+    };
     pair.write(&path, &owner()).unwrap();
     disk.fill();
     pair.shim = Some(Incarnation { pid: 10, ..reaper });

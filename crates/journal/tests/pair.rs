@@ -51,7 +51,7 @@ fn sealed(lines: &str) -> Vec<u8> {
 proptest! {
     #[test]
     fn a_pair_comes_back(reaper in incarnation(), shim in prop::option::of(incarnation())) {
-        let pair = Pair { reaper, shim };
+        let pair = Pair { reaper, shim, session: None };
         prop_assert_eq!(Pair::parse(&pair.to_bytes(&owner())), Ok((pair, Some(owner()))));
     }
 
@@ -59,8 +59,8 @@ proptest! {
     fn two_pairs_mixed_are_neither(
         a in incarnation(), b in incarnation(), cut in 0..PAIR_BYTES,
     ) {
-        let a = Pair { reaper: a, shim: Some(b) };
-        let b = Pair { reaper: b, shim: None };
+        let a = Pair { reaper: a, shim: Some(b), session: None };
+        let b = Pair { reaper: b, shim: None, session: Some(7) };
         let mut mixed = a.to_bytes(&owner());
         mixed[..cut].copy_from_slice(&b.to_bytes(&owner())[..cut]);
         if let Ok((pair, _)) = Pair::parse(&mixed) {

@@ -16,6 +16,15 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// As it stands before a body.
+    pub(crate) fn bytes(self) -> [u8; MESSAGE_HEADER_LENGTH] {
+        let mut bytes = [0; MESSAGE_HEADER_LENGTH];
+        bytes[..4].copy_from_slice(&self.length.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.stream.to_be_bytes());
+        bytes[8..].copy_from_slice(&[self.kind, self.flags]);
+        bytes
+    }
+
     /// The header at the start of `bytes`, if all of it is there.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] =

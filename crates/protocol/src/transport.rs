@@ -19,7 +19,6 @@ use std::{
 use futures_core::Stream;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    net::UnixStream,
     sync::{Notify, mpsc},
 };
 use ttrpc::r#async::transport::Listener;
@@ -27,8 +26,9 @@ use ttrpc::r#async::transport::Listener;
 use crate::{
     Error,
     frames::Mended,
-    line::Line,
+    line::{Line, Socket},
     service::{Ask, services},
+    story::{Left, Shared, Stories},
 };
 
 /// Connections that may wait to be taken up.
@@ -108,6 +108,7 @@ pub struct Server {
     _inner: ttrpc::r#async::Server,
     waiting: mpsc::Sender<(u32, Line)>,
     traffic: Arc<Traffic>,
+    stories: Stories,
 }
 
 impl Server {
@@ -129,41 +130,47 @@ impl Server {
             _inner: inner,
             waiting,
             traffic,
+            stories: Stories::default(),
         })
     }
 
     /// Serves one more connection until its peer ends it; `conn` is its number,
     /// by which its requests are known again.
     pub async fn add(&self, conn: u32, stream: StdUnixStream) -> Result<(), Error> {
-        let stream = ours(stream).map_err(|(source, _)| Error::ServerAdd { source })?;
-        let line = Line::direct(stream);
-        self.wait_with(conn, line).await
+        let stream = ours(Arc::new(stream)).map_err(|(source, _)| Error::ServerAdd { source })?;
+        self.wait_with(conn, Line::direct(stream)).await
     }
 
-    /// Serves one more connection behind a relay, over the socketpair to it;
-    /// when the relay has died, over the client's `own`, on which nobody else
-    /// speaks from then on. Without a pair the relay is dead already.
+    /// Serves one more connection behind a relay, over the socketpair to it; `own` is the
+    /// client's, on which nobody here speaks.
     pub async fn add_relayed(
         &self,
         conn: u32,
-        pair: Option<StdUnixStream>,
+        pair: StdUnixStream,
         own: Arc<StdUnixStream>,
     ) -> Result<(), Error> {
-        let pair = match pair.map(ours).transpose() {
-            Ok(pair) => pair,
-            Err((error, Some(pair))) => {
+        let pair = Arc::new(pair);
+        let story = Shared::new(conn, Arc::clone(&pair), own);
+        self.stories.add(&story);
+        match ours(pair) {
+            Ok(pair) => self.wait_with(conn, Line::relayed(pair, story)).await,
+            Err((error, pair)) => {
                 log::warn!("connection {conn} is not served yet: {error}");
-                tokio::spawn(later(self.waiting.clone(), conn, pair, own));
-                return Ok(());
+                tokio::spawn(later(self.waiting.clone(), conn, pair, story));
+                Ok(())
             }
-            Err((source, None)) => return Err(Error::ServerAdd { source }),
-        };
-        self.wait_with(conn, Line::relayed(pair, own)).await
+        }
     }
 
     async fn wait_with(&self, conn: u32, line: Line) -> Result<(), Error> {
         let waiting = self.waiting.send((conn, line)).await;
         waiting.map_err(|_| Error::ServerEnded)
+    }
+
+    /// The relay of all connections is dead, and this process is to be the next: what it must
+    /// know of each. Nothing is served after this.
+    pub fn end(&self) -> Vec<Left> {
+        self.stories.end()
     }
 
     /// Waits, at most for `limit`, until every answer that was given has been
@@ -188,38 +195,31 @@ impl Server {
 }
 
 /// Registers a connection; one for which there is no room comes back.
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe for the sake of types that lie about their descriptor; a socket cannot"
-)]
-fn ours(stream: StdUnixStream) -> Result<UnixStream, (io::Error, Option<StdUnixStream>)> {
+fn ours(stream: Arc<StdUnixStream>) -> Result<Socket, (io::Error, Arc<StdUnixStream>)> {
     if let Err(error) = stream.set_nonblocking(true) {
-        return Err((error, Some(stream)));
+        return Err((error, stream));
     }
-    // What the runtime itself refuses it closes: so it is asked like this first.
-    let tried = AsyncFd::try_with_interest(stream, Interest::READABLE);
-    let stream = tried.map_err(|refused| {
+    let both = Interest::READABLE | Interest::WRITABLE;
+    AsyncFd::try_with_interest(stream, both).map_err(|refused| {
         let (stream, error) = refused.into_parts();
-        (error, Some(stream))
-    })?;
-    UnixStream::from_std(stream.into_inner()).map_err(|error| (error, None))
+        (error, stream)
+    })
 }
 
 /// Serves a connection as soon as there is room for it: to close it would be its end.
 async fn later(
     waiting: mpsc::Sender<(u32, Line)>,
     conn: u32,
-    mut pair: StdUnixStream,
-    own: Arc<StdUnixStream>,
+    mut pair: Arc<StdUnixStream>,
+    story: Shared,
 ) {
     let pair = loop {
         tokio::time::sleep(AGAIN).await;
         match ours(pair) {
             Ok(pair) => break pair,
-            Err((_, Some(back))) => pair = back,
-            Err((error, None)) => return log::error!("connection {conn} not served: {error}"),
+            Err((_, back)) => pair = back,
         }
     };
     // The server is gone only when we leave.
-    let _ = waiting.send((conn, Line::relayed(Some(pair), own))).await;
+    let _ = waiting.send((conn, Line::relayed(pair, story))).await;
 }

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use vigil_journal::{Owner, names};
 use vigil_relay::cause::Cause;
 use vigil_relay::estate::{Estate, Fd};
 use vigil_sys::event::Doorbell;
-use vigil_sys::{Errno, fork, process};
+use vigil_sys::{Errno, fd, fork, listen, process};
 
 use crate::conn::Conn;
 use crate::turn::Reaper;
@@ -99,6 +99,10 @@ fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
     let budget = reaper.conns.budget().clone();
     let conns = estate.conns.into_iter().filter_map(|left| {
         let own = taken(left.own).ok()?;
+        // The rest of a request that was lost will never come.
+        if left.half.is_some() && fd::readable_bytes(&own) == Ok(0) {
+            let _ = listen::shutdown(own.as_fd());
+        }
         Some(Conn::go_on(&reaper.epoll, left, own, &budget))
     });
     let conns: Vec<Conn> = conns.collect();

@@ -225,7 +225,13 @@ pub(crate) fn write_pair(config: &Config, boot: BootId, shim: &Child) -> Result<
     let own = step("open itself", pidfd::open(process::pid()))?;
     let reaper = incarnation(process::pid(), &own)?;
     let shim = Some(incarnation(shim.pid, &shim.pidfd)?);
-    let pair = Pair { reaper, shim };
+    let session = step("see its session", process::session())?;
+    let session = (session != reaper.pid).then_some(session);
+    let pair = Pair {
+        reaper,
+        shim,
+        session,
+    };
     let written = pair.write(&config.bundle.join(names::PAIR), &config.owner);
     step("name the pair", written)
 }

@@ -84,6 +84,9 @@ pub struct Conn {
     /// The stream of the request that was passed on last. It may stand in the socket still: it
     /// is looked at, passed on, and only then taken.
     pub passed: Option<u32>,
+    /// Of the request on this stream a part was passed on and nothing more: it stands in the socket
+    /// still, or is lost. 0: nobody knows on which stream.
+    pub half: Option<u32>,
     /// Not answered yet, in the order in which they came.
     pub requests: Vec<Request>,
     /// Answers that containerd may not have, whole frames.
@@ -306,8 +309,11 @@ impl Held {
 
 impl Conn {
     fn encode(&self) -> Vec<u8> {
-        let mut out = words(&[self.number, self.own.0, self.passed.unwrap_or(0), self.left]);
-        out.push(u8::from(self.passed.is_some()));
+        let mut out = words(&[self.number, self.own.0, self.left]);
+        for stream in [self.passed, self.half] {
+            out.push(u8::from(stream.is_some()));
+            out.extend(stream.unwrap_or(0).to_le_bytes());
+        }
         let pair = self
             .pair
             .map_or([NONE, 0, 0], |pair| [pair.fd.0, pair.sent, pair.part]);
@@ -327,8 +333,9 @@ impl Conn {
 
     fn decode(from: &mut Reader<'_>) -> Result<Conn, EstateError> {
         let (number, own) = (from.word()?, from.fd()?);
-        let (passed, left) = (from.word()?, from.word()?);
-        let passed = from.flag()?.then_some(passed);
+        let left = from.word()?;
+        let mut stream = || Ok(from.flag()?.then_some(from.word()?));
+        let (passed, half) = (stream()?, stream()?);
         let (fd, sent, part, taken) = (from.some_fd()?, from.word()?, from.word()?, from.flag()?);
         let pair = fd.map(|fd| Pair {
             fd,
@@ -352,6 +359,7 @@ impl Conn {
             number,
             own,
             passed,
+            half,
             requests,
             answers,
             left,

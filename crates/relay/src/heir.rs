@@ -29,6 +29,7 @@ impl Relay {
             number,
             own,
             passed: None,
+            half: None,
             requests: requests.collect(),
             answers: self.queue.iter().cloned().collect(),
             left: short(self.queue_part),
@@ -48,6 +49,7 @@ impl Relay {
         // Whoever passes requests on as a reaper has none that it passed on and did not take.
         relay.unsure = left.pair.is_none();
         relay.passed = left.passed;
+        relay.half_was = left.half;
         for request in left.requests {
             let whole = Header::read(&request.frame).filter(|header| header.fits(&request.frame));
             let Some(header) = whole else { continue };

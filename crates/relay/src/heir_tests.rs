@@ -81,6 +81,7 @@ fn a_request_that_stands_in_the_socket_still_is_given_once() {
         number: 1,
         own: OWN,
         passed: Some(3),
+        half: None,
         requests: [request(1), request(3)]
             .map(|frame| Request {
                 age_ms: 5,

@@ -127,6 +127,8 @@ pub struct Relay {
     /// the first has come it is not sure that a request begins where we read.
     pub(crate) passed: Option<u32>,
     pub(crate) unsure: bool,
+    /// Of the request on this stream the relay before had passed on a part.
+    pub(crate) half_was: Option<u32>,
     broken: bool,
     /// When the request began to come that has not come whole.
     half_since: Option<Instant>,
@@ -265,10 +267,15 @@ impl Relay {
             return false;
         }
         self.unsure = false;
+        // It is not the one that must come: that is lost, and whoever sent it waits.
+        self.broken |= self
+            .half_was
+            .take()
+            .is_some_and(|half| half != header.stream);
         self.passed.take() == Some(header.stream)
     }
 
-    /// Where we read no request begins: the connection is to be ended.
+    /// Where we read no request begins, or one is lost: the connection is to be ended.
     pub fn is_broken(&self) -> bool {
         self.broken
     }

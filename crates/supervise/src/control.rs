@@ -3,9 +3,10 @@
 //! by an Ack with its number, or fails when the reaper is gone or silent.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -18,9 +19,7 @@ use vigil_sys::points::pretended;
 use vigil_sys::{Errno, fd, process, scm};
 
 use crate::Error;
-use crate::exits::ExitRecords;
-use crate::parent::Parent;
-use crate::watched::{Watched, watch};
+use crate::watched::{SharedFd, Watched, shared, watch};
 
 /// Longest wait for an Ack. The reaper answers within one turn of its loop;
 /// one that does not is stuck, and nothing may wait for it for ever.
@@ -50,18 +49,8 @@ pub enum FromReaper {
     Leave,
     /// Another shim is to take over.
     Retire,
-    /// The reaper is dead, and nothing will come any more. What it did for us
-    /// is done here from now on.
+    /// The reaper is dead: this process is to be the next.
     Gone,
-}
-
-/// Who is on the other side, and what is left of it when it is dead.
-#[derive(Debug, Clone)]
-pub struct Reaper {
-    /// It, and then we.
-    pub parent: Parent,
-    /// What it records.
-    pub exits: ExitRecords,
 }
 
 type Waiting = BTreeMap<u32, oneshot::Sender<Result<u64, Error>>>;
@@ -72,6 +61,9 @@ struct Calls {
     waiting: Waiting,
     /// Nobody is there to answer, and those who waited know.
     over: bool,
+    /// The reaper is dead: nobody is told of anything any more, since whoever comes next asks
+    /// for it again.
+    orphaned: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +74,10 @@ struct Shared {
     hello: Mutex<Option<JoinHandle<Result<u64, Error>>>>,
     /// Slots that came and were not taken yet.
     given: Mutex<Vec<(Slot, OwnedFd)>>,
-    reaper: Reaper,
+    /// What the reaper holds of ours, for as long as it does.
+    held: Mutex<BTreeMap<u32, (u8, Weak<File>)>>,
+    /// Its pid.
+    reaper: u32,
     /// We serve, so its death is not our end.
     serving: AtomicBool,
 }
@@ -96,7 +91,7 @@ impl Control {
     /// reaper sends unasked to `unasked`.
     pub async fn open(
         socket: OwnedFd,
-        reaper: Reaper,
+        reaper: u32,
         unasked: mpsc::UnboundedSender<FromReaper>,
     ) -> Result<Self, Error> {
         let both = Interest::READABLE | Interest::WRITABLE;
@@ -108,12 +103,14 @@ impl Control {
             next: 1,
             waiting: BTreeMap::new(),
             over: false,
+            orphaned: false,
         });
         let control = Self(Arc::new(Shared {
             socket,
             calls,
             hello: Mutex::default(),
             given: Mutex::default(),
+            held: Mutex::default(),
             reaper,
             serving: AtomicBool::new(false),
         }));
@@ -162,16 +159,45 @@ impl Control {
     }
 
     /// Gives the reaper a copy of each descriptor; they are in its hands when
-    /// this returns. A dead one needs none: nobody comes after us.
-    pub async fn deposit(&self, slots: Vec<Slot>, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let done = self.call(ToReaper::Deposit { slots }, fds).await;
-        self.or_alone(done, |_| Ok(0)).map(drop)
+    /// this returns.
+    pub async fn deposit(&self, slots: Vec<Slot>, fds: &[SharedFd]) -> Result<(), Error> {
+        self.note(slots.iter().zip(fds));
+        let lent: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let numbers: Vec<u32> = slots.iter().map(|slot| slot.slot).collect();
+        let done = self.call(ToReaper::Deposit { slots }, &lent).await;
+        if done.is_err() {
+            self.forget(&numbers);
+        }
+        done.map(drop)
     }
 
     /// Has the reaper close its copies; they are closed when this returns.
     pub async fn ended(&self, slots: Vec<u32>) -> Result<(), Error> {
-        let done = self.call(ToReaper::Ended { slots }, &[]).await;
-        self.or_alone(done, |_| Ok(0)).map(drop)
+        // Whoever is the reaper next holds none of them either.
+        self.forget(&slots);
+        self.call(ToReaper::Ended { slots }, &[]).await.map(drop)
+    }
+
+    fn note<'a>(&self, held: impl Iterator<Item = (&'a Slot, &'a SharedFd)>) {
+        let mut all = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(held.map(|(slot, fd)| (slot.slot, (slot.kind, Arc::downgrade(fd)))));
+    }
+
+    fn forget(&self, slots: &[u32]) {
+        let mut all = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        for slot in slots {
+            all.remove(slot);
+        }
+    }
+
+    /// What the reaper held of ours when it died.
+    pub fn held(&self) -> Vec<(Slot, SharedFd)> {
+        let all = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = all.iter().filter_map(|(slot, (kind, fd))| {
+            let (slot, kind) = (*slot, *kind);
+            Some((Slot { slot, kind }, fd.upgrade()?))
+        });
+        all.collect()
     }
 
     /// Pins the exit record of a process that may have ended since `since`;
@@ -182,41 +208,23 @@ impl Control {
             start_ticks,
             since,
         };
-        let done = self.call(request, &[]).await;
         // One that died in the middle of it may have pinned it: then it is the same slot.
-        let index = self.or_alone(done, |exits| {
-            exits.pin(pid, start_ticks, since).map(|index| index as u64)
-        })?;
+        let index = self.call(request, &[]).await?;
         Ok(usize::try_from(index).unwrap_or(usize::MAX))
     }
 
     /// Lets go of a pinned exit record.
     pub async fn unregister(&self, index: usize) -> Result<(), Error> {
-        let number = u32::try_from(index).unwrap_or(u32::MAX);
-        let done = self.call(ToReaper::Unregister { index: number }, &[]).await;
-        let alone = |exits: &ExitRecords| {
-            exits.unpin(index);
-            Ok(0)
-        };
-        self.or_alone(done, alone).map(drop)
-    }
-
-    /// What a dead reaper did not do is done here.
-    fn or_alone(
-        &self,
-        done: Result<u64, Error>,
-        alone: impl FnOnce(&ExitRecords) -> Result<u64, Error>,
-    ) -> Result<u64, Error> {
-        match done {
-            Err(Error::ReaperGone) if self.0.reaper.parent.is_us() => alone(&self.0.reaper.exits),
-            done => done,
-        }
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.call(ToReaper::Unregister { index }, &[])
+            .await
+            .map(drop)
     }
 
     /// Takes over what earlier shims deposited, by slot, in the order of their
     /// numbers.
-    pub async fn adopt(&self) -> Result<Vec<(Slot, OwnedFd)>, Error> {
-        let mut all: Vec<(Slot, OwnedFd)> = Vec::new();
+    pub async fn adopt(&self) -> Result<Vec<(Slot, SharedFd)>, Error> {
+        let mut all: Vec<(Slot, SharedFd)> = Vec::new();
         loop {
             let after = all.last().map_or(0, |(slot, _)| slot.slot);
             let held = self.call(ToReaper::Adopt { after }, &[]).await?;
@@ -226,7 +234,10 @@ impl Control {
             if came != held {
                 return Err(Error::SlotsLost { held, came });
             }
-            all.append(&mut given);
+            let came_now = given.drain(..).map(|(slot, fd)| (slot, shared(fd)));
+            all.extend(came_now);
+            drop(given);
+            self.note(all.iter().map(|(slot, fd)| (slot, fd)));
             // Fewer than asked for are the last; 0 also ends a reaper that lies.
             if came < ADOPT_MAX as u64 || all.last().is_none_or(|(slot, _)| slot.slot <= after) {
                 return Ok(all);
@@ -236,27 +247,30 @@ impl Control {
 
     /// Has the reaper accept who calls on the listener it holds there, and hold the
     /// connection as `slot`; ours is a copy. `None`: nobody calls.
-    pub async fn accept(&self, listener: u32, slot: Slot) -> Result<Option<OwnedFd>, Error> {
+    pub async fn accept(&self, listener: u32, slot: Slot) -> Result<Option<SharedFd>, Error> {
         self.call(ToReaper::Accept { listener, slot }, &[]).await?;
         let mut given = self.0.given.lock().unwrap_or_else(PoisonError::into_inner);
         let at = given.iter().position(|(came, _)| *came == slot);
-        Ok(at.map(|at| given.swap_remove(at).1))
+        let fd = at.map(|at| shared(given.swap_remove(at).1));
+        drop(given);
+        self.note(fd.iter().map(|fd| (&slot, fd)));
+        Ok(fd)
     }
 
     /// Tells the reaper that this shim leaves for good.
     pub async fn end(&self) -> Result<(), Error> {
-        let done = self.call(ToReaper::End, &[]).await;
-        self.or_alone(done, |_| Ok(0)).map(drop)
+        self.call(ToReaper::End, &[]).await.map(drop)
     }
 
     async fn call(&self, request: ToReaper, fds: &[BorrowedFd<'_>]) -> Result<u64, Error> {
         let (answer, answered) = oneshot::channel();
         let call = {
             let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            if calls.over {
+            if calls.over && !calls.orphaned {
                 return Err(Error::ReaperGone);
             }
             let call = calls.number();
+            // Of one that nobody answers either: nobody is told.
             calls.waiting.insert(call, answer);
             call
         };
@@ -419,14 +433,16 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::UnboundedSender<FromReaper>
             Err(error) => log::error!("control socket: {error}"),
         }
     }
-    let alone = shared.serving.load(Ordering::Relaxed) && shared.reaper.is_dead().await;
-    // After what was done for us is ours to do: who waits is told of the death and does it.
+    let orphaned = shared.serving.load(Ordering::Relaxed) && shared.is_orphaned().await;
     {
         let mut calls = shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.over = true;
-        calls.waiting.clear();
+        calls.orphaned = orphaned;
+        if !orphaned {
+            calls.waiting.clear();
+        }
     }
-    let last = if alone {
+    let last = if orphaned {
         FromReaper::Gone
     } else {
         FromReaper::Leave
@@ -435,29 +451,25 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::UnboundedSender<FromReaper>
     let _ = unasked.send(last);
 }
 
-impl Reaper {
-    /// Whether it is dead, now that it says nothing any more; if so, we are the
-    /// parent of what is made from now on, and the writer of the exit records.
-    async fn is_dead(&self) -> bool {
+impl Shared {
+    /// Whether the reaper is dead, now that it says nothing any more; if so, we are the
+    /// parent of what is made from now on.
+    async fn is_orphaned(&self) -> bool {
         // At once: what the runtime makes in this moment is to be ours.
         if let Err(errno) = process::set_subreaper(true) {
             log::error!("orphans are not adopted: {errno}");
         }
-        let reaper = self.parent.pid();
         let until = tokio::time::Instant::now() + DYING;
         // A process closes its files a moment before its children lose their parent.
-        while process::parent_pid() == reaper {
+        while process::parent_pid() == self.reaper {
             if tokio::time::Instant::now() >= until {
                 log::error!(
-                    "the reaper, process {reaper}, has closed its control socket and lives"
+                    "the reaper, process {}, has closed its control socket and lives",
+                    self.reaper
                 );
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        self.parent.orphaned();
-        if let Err(error) = self.exits.inherit() {
-            log::error!("ends are not recorded: {}", vigil_host::chain(&error));
         }
         true
     }

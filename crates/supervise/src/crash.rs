@@ -114,7 +114,7 @@ pub(crate) fn tell_of_the_one_before(place: &Place, salt: u64, gist: &[String]) 
         Cause::Looping(times, words) => format!("{words}, after {times} in a row"),
         Cause::Stuck => "it took nothing of what it was sent, and was ended".to_owned(),
         Cause::Refused(words) => format!("it was of another program, which was given up: {words}"),
-        Cause::Asked | Cause::Upgrade | Cause::Other(_) => return,
+        Cause::Asked | Cause::Heir | Cause::Upgrade | Cause::Other(_) => return,
     };
     log::warn!("the shim before ended: {how}");
     let at = Moment {

@@ -651,16 +651,11 @@ impl Owner {
     /// Takes the deaths the reaper recorded: execs first, init last, and the
     /// OOM counter before init, whose cgroup may vanish with it.
     pub(crate) fn look_at_exits(&mut self) {
-        let alone = self.place.parent.is_us();
         let mut dead = Vec::new();
-        if alone {
-            dead = self.ends_alone();
-        }
         let mut unrecorded = Vec::new();
         for (who, pin) in &self.hands.pins {
             match self.hands.tools.exits.pinned(*pin) {
                 Some(death) => dead.push((who.clone(), exit_of(&death))),
-                None if alone => {}
                 None => unrecorded.push(who.clone()),
             }
         }

@@ -5,9 +5,7 @@
 //! what `/proc` says of the dead is recorded in its place. What the reaper says later of the
 //! same process is no news any more.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -19,7 +17,7 @@ use vigil_sys::pidfd;
 
 use crate::clock;
 use crate::owner::{Message, Owner};
-use crate::watched::watch_shared;
+use crate::watched::{SharedFd, shared, watch_shared};
 
 /// How long the reaper has to record an end before it is looked for elsewhere.
 const GRACE: Duration = Duration::from_millis(250);
@@ -30,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Held {
     process: Incarnation,
-    fd: Arc<File>,
+    fd: SharedFd,
     watch: Option<AbortHandle>,
     /// It is dead, and the reaper has had its time.
     unheard: bool,
@@ -40,7 +38,7 @@ impl Held {
     pub(crate) fn new(process: Incarnation, fd: OwnedFd) -> Self {
         Self {
             process,
-            fd: Arc::new(File::from(fd)),
+            fd: shared(fd),
             watch: None,
             unheard: false,
         }
@@ -48,6 +46,10 @@ impl Held {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    pub(crate) fn shared(&self) -> SharedFd {
+        self.fd.clone()
     }
 
     pub(crate) fn process(&self) -> &Incarnation {
@@ -64,7 +66,7 @@ impl Drop for Held {
 }
 
 /// Tells the owner of the end of a process, some time after it.
-async fn watch(fd: Arc<File>, who: Who, grace: Duration, owner: mpsc::Sender<Message>) {
+async fn watch(fd: SharedFd, who: Who, owner: mpsc::Sender<Message>) {
     let mut told = false;
     let watched = loop {
         match watch_shared(&fd, Interest::READABLE) {
@@ -80,7 +82,7 @@ async fn watch(fd: Arc<File>, who: Who, grace: Duration, owner: mpsc::Sender<Mes
     // It fails when the runtime ends, and nobody is told of anything then.
     drop(watched.readable().await);
     drop(watched);
-    let mut pause = grace;
+    let mut pause = GRACE;
     loop {
         tokio::time::sleep(pause).await;
         // Over when that is on record: then this is aborted.
@@ -98,15 +100,13 @@ impl Owner {
         self.attend(who);
     }
 
-    /// Looks when it has ended: at once, if there is no reaper.
-    pub(crate) fn attend(&mut self, who: &Who) {
-        let alone = self.place.parent.is_us();
+    /// Looks when it has ended.
+    fn attend(&mut self, who: &Who) {
         let desk = self.desk.clone();
         let Some(held) = self.hands.held_mut(who) else {
             return;
         };
-        let grace = if alone { Duration::ZERO } else { GRACE };
-        let watch = tokio::spawn(watch(held.fd.clone(), who.clone(), grace, desk));
+        let watch = tokio::spawn(watch(held.fd.clone(), who.clone(), desk));
         if let Some(before) = held.watch.replace(watch.abort_handle()) {
             before.abort();
         }

@@ -1,19 +1,17 @@
 //! The exit records as the shim sees them: mapped read-only, written by the
-//! reaper alone as long as it lives, and from its death on by the shim. What
-//! stands here is what the kernel said.
+//! reaper alone. What stands here is what the kernel said.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use vigil_journal::exits::{Death, Exits, ExitsError, PinError, Recorder, Slot};
-use vigil_journal::{Owner, names};
+use vigil_journal::Owner;
+use vigil_journal::exits::{Death, Exits, ExitsError, Slot, Way};
 use vigil_model::{Because, Exit, Moment, Status};
-use vigil_relay::control::Denied;
 use vigil_sys::{map::SharedMap, wait};
 
 use crate::Error;
+use crate::watched::{SharedFd, shared};
 
 /// A process by its number and its start in ticks.
 pub(crate) type Process = (u32, u64);
@@ -25,22 +23,18 @@ pub struct ExitRecords(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     map: SharedMap,
-    /// For the time after the reaper; what it is mapped from must not be looked
-    /// for again then.
-    file: File,
-    heir: Mutex<Option<Heir>>,
+    /// For the next reaper; what it is mapped from must not be looked for again then.
+    file: SharedFd,
 }
-
-/// The writer after the reaper.
-#[derive(Debug)]
-struct Heir(Recorder<'static>);
 
 impl ExitRecords {
     /// Maps the file that was handed down, or the one at `path`; it must be this owner's.
     pub fn open(path: &Path, handed: Option<OwnedFd>, whose: &Owner) -> Result<Self, Error> {
         let file = match handed {
-            Some(handed) => File::from(handed),
-            None => vigil_journal::exits::open(path).map_err(|source| Error::Exits { source })?,
+            Some(handed) => shared(handed),
+            None => Arc::new(
+                vigil_journal::exits::open(path).map_err(|source| Error::Exits { source })?,
+            ),
         };
         let map = SharedMap::read_only(file.as_fd()).map_err(|source| {
             let what = path.display().to_string();
@@ -50,8 +44,7 @@ impl ExitRecords {
                 source,
             })
         })?;
-        let heir = Mutex::default();
-        let records = Self(Arc::new(Shared { map, file, heir }));
+        let records = Self(Arc::new(Shared { map, file }));
         let found = records.exits()?.owner();
         let claimed = whose.claims(path, found.as_ref());
         claimed.map_err(|source| Error::Exits {
@@ -63,6 +56,11 @@ impl ExitRecords {
     /// Whose they say they are; those of version 1 do not.
     pub(crate) fn owner(&self) -> Option<Owner> {
         self.exits().ok()?.owner()
+    }
+
+    /// What they are mapped from.
+    pub(crate) fn file(&self) -> SharedFd {
+        self.0.file.clone()
     }
 
     fn exits(&self) -> Result<Exits<'_>, Error> {
@@ -97,60 +95,6 @@ impl ExitRecords {
             .then_some(one)
     }
 
-    /// The reaper is dead and will store nothing any more: from now on this
-    /// process does.
-    pub(crate) fn inherit(&self) -> Result<(), Error> {
-        let map = SharedMap::read_write(self.0.file.as_fd());
-        let map = map.map_err(|source| {
-            Error::Host(vigil_host::Error::Kernel {
-                op: "map",
-                what: "the exit records for writing".to_owned(),
-                source,
-            })
-        })?;
-        // Leaked: needed until the process ends.
-        let words = Box::leak(Box::new(map)).words();
-        let recorder = Recorder::new(words).map_err(|source| Error::Exits { source });
-        let mut recorder = recorder?;
-        // In the bundle as it is, whatever has its name by now.
-        if let Err(error) = recorder.keep_in(Path::new(names::EXITS)) {
-            log::warn!("{}", vigil_host::chain(&error));
-        }
-        *self.heir() = Some(Heir(recorder));
-        Ok(())
-    }
-
-    fn heir(&self) -> MutexGuard<'_, Option<Heir>> {
-        self.0.heir.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Pins as the reaper would have; only after its death.
-    pub(crate) fn pin(&self, pid: u32, start_ticks: u64, since: u64) -> Result<usize, Error> {
-        let mut heir = self.heir();
-        let Heir(recorder) = heir.as_mut().ok_or(Error::ReaperGone)?;
-        let pinned = recorder.pin(pid, start_ticks, since);
-        pinned.map_err(|error| Error::Denied {
-            source: match error {
-                PinError::Full => Denied::PinsFull,
-                PinError::Ambiguous { .. } => Denied::Ambiguous,
-            },
-        })
-    }
-
-    /// Lets go of a pin; only after the reaper's death.
-    pub(crate) fn unpin(&self, index: usize) {
-        if let Some(Heir(recorder)) = self.heir().as_mut() {
-            recorder.unpin(index);
-        }
-    }
-
-    /// Records a death; only after the reaper's.
-    pub(crate) fn record(&self, death: Death) {
-        if let Some(Heir(recorder)) = self.heir().as_mut() {
-            recorder.record(death);
-        }
-    }
-
     /// Slots in use, by index.
     pub(crate) fn in_use(&self) -> Vec<usize> {
         let Ok(exits) = self.exits() else {
@@ -173,6 +117,10 @@ pub fn exit_of(death: &Death) -> Exit {
         (Some(code), _) => Status::Exited(code),
         (None, Some(signal)) => Status::Signalled(u8::try_from(signal).unwrap_or(u8::MAX)),
         (None, None) => Status::Unknown(Because::NoRecord),
+    };
+    let status = match death.way {
+        Way::Unseen => Status::Unknown(Because::ReaperGone),
+        Way::Waited | Way::Kept | Way::Zombie => status,
     };
     Exit {
         status,

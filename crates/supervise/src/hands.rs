@@ -47,8 +47,6 @@ pub(crate) struct Hands {
     /// Those that are told of, held so that their deaths show even if nobody
     /// records them.
     held: BTreeMap<Who, Held>,
-    /// When a death was seen of which nobody can say how it was, yet.
-    pub(crate) seen_dead: BTreeMap<Who, Instant>,
     /// When init was sent SIGKILL first: nothing may keep it from dying.
     killed: Option<Instant>,
     /// Descriptors held for nothing but to be let go of when there are no
@@ -68,7 +66,6 @@ impl Hands {
             update: None,
             last_stats: None,
             held: BTreeMap::new(),
-            seen_dead: BTreeMap::new(),
             killed: None,
             spare: Vec::new(),
         }
@@ -216,7 +213,6 @@ impl Hands {
     /// Lets go of a process whose end is on record.
     pub(crate) fn let_go(&mut self, who: &Who) {
         self.held.remove(who);
-        self.seen_dead.remove(who);
     }
 
     /// Why init does not die of a SIGKILL it was sent, if it does not.

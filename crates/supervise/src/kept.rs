@@ -2,7 +2,7 @@
 //! it is: the number of the set of streams, which the journal knows, and the
 //! kind. So a later shim knows what belongs where, without a record of its own.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use vigil_host::stdio::SlotKind;
 use vigil_relay::control::{DEPOSIT_MAX, Slot};
@@ -11,6 +11,7 @@ use crate::Error;
 use crate::control::Control;
 use crate::loggers::Loggers;
 use crate::stdio::{Keeper, SlotId};
+use crate::watched::SharedFd;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -49,14 +50,14 @@ impl Kept {
 impl Keeper for Kept {
     type Error = Error;
 
-    async fn deposit(&self, ends: &[(SlotKind, BorrowedFd<'_>)]) -> Result<Vec<SlotId>, Error> {
+    async fn deposit(&self, ends: &[(SlotKind, SharedFd)]) -> Result<Vec<SlotId>, Error> {
         let mut given = Vec::with_capacity(ends.len());
         for ends in ends.chunks(DEPOSIT_MAX) {
             let slots: Vec<Slot> = ends.iter().map(|(kind, _)| self.slot(*kind)).collect();
-            let fds: Vec<BorrowedFd<'_>> = ends.iter().map(|(_, fd)| *fd).collect();
+            let fds: Vec<SharedFd> = ends.iter().map(|(_, fd)| fd.clone()).collect();
             for ((kind, fd), slot) in ends.iter().zip(&slots) {
                 if *kind == SlotKind::Logger {
-                    self.loggers.note(SlotId(slot.slot), *fd);
+                    self.loggers.note(SlotId(slot.slot), fd.as_fd());
                 }
             }
             given.extend(slots.iter().map(|slot| SlotId(slot.slot)));
@@ -65,7 +66,7 @@ impl Keeper for Kept {
         Ok(given)
     }
 
-    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, SharedFd)> {
         let slot = self.slot(kind);
         match self.control.accept(listener.0, slot).await {
             Ok(accepted) => accepted.map(|fd| (SlotId(slot.slot), fd)),

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use vigil_journal::{Mirror, Owner as Whose, names};
 
 use crate::Error;
-use crate::control::{Control, Reaper};
+use crate::control::Control;
 use crate::exits::{ExitRecords, exit_of};
 use crate::jobs::gone::{self, End};
 use crate::jobs::{HostCgroups, Tools};
@@ -39,13 +39,9 @@ pub async fn end_lost(place: Place, inherited: Inherited) -> Result<bool, Error>
         return Ok(false);
     };
     let task = replay(&kept)?;
-    let reaper = Reaper {
-        parent: place.parent.clone(),
-        exits: exits.clone(),
-    };
     // What it sends unasked is for who serves.
     let (unasked, _from_reaper) = mpsc::unbounded_channel();
-    let control = Control::open(inherited.control, reaper, unasked).await?;
+    let control = Control::open(inherited.control, place.reaper, unasked).await?;
     control.greeted().await?;
     let tools = Tools {
         deadlines: place.limits.runc,

@@ -3,7 +3,6 @@
 //! Nothing else changes the task, and no lock guards it.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -23,9 +22,9 @@ use crate::effects::{CreateOver, ExecOver, VerbOver};
 use crate::hands::Hands;
 use crate::ledger::JournalLedger;
 use crate::limits::Limits;
-use crate::parent::Parent;
 use crate::replies::{Outcome, Replies, answer};
 use crate::stdio::{SlotId, Streams};
+use crate::watched::SharedFd;
 use crate::{asked, clock, outbox};
 use vigil_sys::map;
 use vigil_sys::points::{self, Point};
@@ -45,7 +44,7 @@ pub struct Place {
     /// The socket the pair is reached at; unlinked at the end.
     pub socket: PathBuf,
     /// The parent of the container's processes, which `Connect` names.
-    pub parent: Parent,
+    pub reaper: u32,
     /// Options given at `start`; those of Create come on top.
     pub options: Options,
     /// How long it waits.
@@ -131,6 +130,26 @@ pub enum Ending {
     ReaperLeaves,
     /// Another shim takes over: everything stays as it is.
     Retires,
+    /// The reaper is dead, and this process is to be the next: likewise.
+    Succeeds,
+}
+
+impl Ending {
+    /// Another shim answers who waits, and goes on with what is under way.
+    fn stays(self) -> bool {
+        matches!(self, Ending::Retires | Ending::Succeeds)
+    }
+}
+
+/// What is left of an owner that has stopped.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Why it has.
+    pub(crate) ending: Ending,
+    /// Who still waits for an answer to Shutdown.
+    pub(crate) replies: Vec<Reply>,
+    /// For the next reaper.
+    pub(crate) ends: Vec<(u32, SharedFd)>,
 }
 
 /// See the module.
@@ -167,13 +186,12 @@ pub(crate) struct Owner {
     /// call is known to have ended well.
     pub(crate) resumed: Option<(Verb, bool)>,
     /// At a takeover: what was held for those that are being made.
-    pub(crate) resuming: BTreeMap<Who, Vec<(SlotId, SlotKind, OwnedFd)>>,
+    pub(crate) resuming: BTreeMap<Who, Vec<(SlotId, SlotKind, SharedFd)>>,
 }
 
 impl Owner {
-    /// Works until the pair is to leave; gives back who still waits for an
-    /// answer to Shutdown.
-    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> (Ending, Vec<Reply>) {
+    /// Works until the pair is to leave.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> Ended {
         while let Some(message) = inbox.recv().await {
             let flushed = matches!(message, Message::Flushed);
             if let Message::Quiet = message {
@@ -192,19 +210,28 @@ impl Owner {
                 tokio::task::yield_now().await;
             }
             let over =
-                self.leaving == Some(Ending::Retires) || flushed || self.task.outbox.is_empty();
+                self.leaving.is_some_and(Ending::stays) || flushed || self.task.outbox.is_empty();
             if self.leaving.is_some() && over {
                 break;
             }
         }
         let ending = self.leaving.unwrap_or(Ending::ReaperLeaves);
-        if ending == Ending::Retires {
+        if ending.stays() {
+            let (ends, replies) = (self.ends(), Vec::new());
             // Dropped, whoever waits would be told that the shim leaves: the next
             // one answers them.
             std::mem::forget((self, inbox));
-            return (ending, Vec::new());
+            return Ended {
+                ending,
+                replies,
+                ends,
+            };
         }
-        (ending, self.shutdown_replies)
+        Ended {
+            ending,
+            replies: self.shutdown_replies,
+            ends: Vec::new(),
+        }
     }
 
     fn receive(&mut self, message: Message) {
@@ -269,7 +296,8 @@ impl Owner {
                 self.connections.push(Arc::downgrade(&own));
             }
             Message::FromReaper(FromReaper::Leave) => self.leave(Ending::ReaperLeaves),
-            Message::FromReaper(FromReaper::Gone) => self.orphaned(),
+            // Also one that leaves for good: who waits for that is answered by the next.
+            Message::FromReaper(FromReaper::Gone) => self.leaving = Some(Ending::Succeeds),
             Message::FromReaper(FromReaper::Retire) => {
                 // One that leaves for good needs no successor.
                 self.leaving.get_or_insert(Ending::Retires);
@@ -481,7 +509,7 @@ impl Owner {
                     | Phase::Paused { .. }
                     | Phase::Stopped { .. }) => phase.init().map_or(0, |init| init.pid),
                 };
-                let shim_pid = self.place.parent.pid();
+                let shim_pid = self.place.reaper;
                 answer(Some(reply), Ok(Answer::Connected { shim_pid, task_pid }));
             }
             Request::Shutdown => self.ask_shutdown(reply),

@@ -3,7 +3,6 @@
 //! the owner is done, say *this is the end* before anything is answered.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,20 +17,20 @@ use vigil_journal::{BootId, Owner as Whose, Tail, names};
 use vigil_sys::points::{self, Point};
 
 use crate::bundle::{self, BUNDLE_LOOKS};
-use crate::control::{Control, FromReaper, Reaper};
+use crate::control::{Control, FromReaper};
 use crate::crash;
-use crate::desk::{Desk, INBOX_MAX, Reply};
+use crate::desk::{Desk, INBOX_MAX};
 use crate::error::Error;
 use crate::exits::ExitRecords;
 use crate::hands::Hands;
+use crate::heir::Bequest;
 use crate::jobs::{HostCgroups, Tools};
 use crate::ledger::JournalLedger;
 use crate::loggers::Loggers;
-use crate::orphan;
 use crate::outbox::{self, Publish};
-use crate::owner::{Ending, Message, Owner, Place};
+use crate::owner::{Ended, Ending, Message, Owner, Place};
 use crate::replies::{Replies, answer};
-use crate::watched::{Watched, watch};
+use crate::watched::{SharedFd, Watched, shared, watch_shared};
 
 /// Connections waiting to be served.
 const CONNECTIONS_MAX: usize = 64;
@@ -57,9 +56,9 @@ pub struct Inherited {
 pub struct Arrival {
     /// Its number.
     pub conn: u32,
-    /// The socketpair that carries its frames, if it comes through the reaper.
-    pub pair: Option<UnixStream>,
-    /// containerd's own connection; only for when the pair has ended.
+    /// The socketpair that carries its frames.
+    pub pair: UnixStream,
+    /// containerd's own connection, for the next reaper.
     pub own: Arc<UnixStream>,
 }
 
@@ -69,9 +68,20 @@ pub struct Shim {
     desk: Desk,
     control: Control,
     connections: mpsc::Receiver<Arrival>,
-    owner: tokio::task::JoinHandle<(Ending, Vec<Reply>)>,
-    ended: Option<(Ending, Vec<Reply>)>,
+    owner: tokio::task::JoinHandle<Ended>,
+    ended: Option<Ended>,
     place: Arc<Place>,
+    held: Option<Held>,
+}
+
+/// For the next reaper; one of an earlier version hands some of it down to nobody.
+#[derive(Debug)]
+struct Held {
+    owner: Whose,
+    listener: SharedFd,
+    memory: SharedFd,
+    exits: SharedFd,
+    bell: SharedFd,
 }
 
 impl Shim {
@@ -92,19 +102,28 @@ impl Shim {
             ..whose.clone()
         };
         let whose = exits.owner().unwrap_or_else(salted);
-        let reaper = Reaper {
-            parent: place.parent.clone(),
-            exits: exits.clone(),
-        };
-        let control = Control::open(inherited.control, reaper, unasked).await?;
+        let control = Control::open(inherited.control, place.reaper, unasked).await?;
         let boot = proc::boot_id()?;
         let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
+        let memory = inherited.memory.map(shared);
+        let copy = memory.as_ref().and_then(|memory| memory.try_clone().ok());
+        let bell = shared(inherited.doorbell);
+        let held = inherited
+            .listener
+            .zip(memory)
+            .map(|(listener, memory)| Held {
+                owner: whose.clone(),
+                listener: shared(listener),
+                memory,
+                exits: exits.file(),
+                bell: bell.clone(),
+            });
         let (ledger, remembered) = JournalLedger::open(
             &place.bundle.join(names::JOURNAL),
             boot,
             &whose,
             place.takeovers == 0,
-            inherited.memory.map(File::from),
+            copy,
         )?;
         match &remembered.tail {
             Tail::Clean => {}
@@ -150,15 +169,14 @@ impl Shim {
             owner.arm_idle();
         }
         let doorbell =
-            watch(inherited.doorbell, Interest::READABLE).map_err(|source| Error::Runtime {
+            watch_shared(&bell, Interest::READABLE).map_err(|source| Error::Runtime {
                 op: "watch the doorbell",
                 source,
             })?;
         tokio::spawn(answer_doorbell(doorbell, sender.clone()));
         tokio::spawn(outbox::send(news, sender.clone(), publisher));
         let (arrivals, connections) = mpsc::channel(CONNECTIONS_MAX);
-        let listener = inherited.listener;
-        tokio::spawn(sort(from_reaper, sender.clone(), arrivals, listener));
+        tokio::spawn(sort(from_reaper, sender.clone(), arrivals));
         if owner.place.takeovers > 0 {
             control.greeted().await?;
             owner.take_over().await?;
@@ -176,6 +194,7 @@ impl Shim {
             owner,
             ended: None,
             place,
+            held,
         })
     }
 
@@ -192,20 +211,49 @@ impl Shim {
 
     /// The next connection to serve; `None` when it is time to leave.
     pub async fn next(&mut self) -> Option<Arrival> {
+        if self.ended.is_some() {
+            return self.connections.try_recv().ok();
+        }
         let ended = tokio::select! {
             Some(connection) = self.connections.recv() => return Some(connection),
             ended = &mut self.owner => ended,
         };
-        self.ended = Some(ended.unwrap_or((Ending::ReaperLeaves, Vec::new())));
-        None
+        // Those that came before the reaper died, of which nobody else knows.
+        let came = self.connections.try_recv().ok();
+        self.ended = Some(ended.unwrap_or(Ended {
+            ending: Ending::ReaperLeaves,
+            replies: Vec::new(),
+            ends: Vec::new(),
+        }));
+        came
     }
 
     /// Why it is over. At the end of everything the reaper is told before
     /// anyone else, then Shutdown is answered.
-    pub async fn end(self) -> Ending {
-        let (ending, replies) = self.ended.unwrap_or((Ending::ReaperLeaves, Vec::new()));
+    pub async fn end(self) -> (Ending, Option<Bequest>) {
+        let Some(Ended {
+            ending,
+            replies,
+            ends,
+        }) = self.ended
+        else {
+            return (Ending::ReaperLeaves, None);
+        };
+        if ending == Ending::Succeeds {
+            let slots = self.control.held();
+            let bequest = self.held.map(|held| Bequest {
+                owner: held.owner,
+                listener: held.listener,
+                memory: held.memory,
+                exits: held.exits,
+                bell: held.bell,
+                slots,
+                ends,
+            });
+            return (ending, bequest);
+        }
         if ending != Ending::Shutdown {
-            return ending;
+            return (ending, None);
         }
         // First the socket, so that nobody finds a pair that is leaving.
         remove_socket(&self.place.socket);
@@ -219,7 +267,7 @@ impl Shim {
         for reply in replies {
             answer(Some(reply), Ok(vigil_model::Answer::Done));
         }
-        ending
+        (ending, None)
     }
 }
 
@@ -242,7 +290,7 @@ async fn answer_doorbell(bell: Watched, owner: mpsc::Sender<Message>) {
         ready.clear_ready();
         let mut rings = [0; 8];
         // Edge-triggered: not draining it would do, but for the counter's end.
-        let _ = bell.get_ref().read(&mut rings);
+        let _ = (&**bell.get_ref()).read(&mut rings);
         if owner.send(Message::Doorbell).await.is_err() {
             return;
         }
@@ -254,28 +302,22 @@ async fn sort(
     mut from_reaper: mpsc::UnboundedReceiver<FromReaper>,
     owner: mpsc::Sender<Message>,
     arrivals: mpsc::Sender<Arrival>,
-    listener: Option<OwnedFd>,
 ) {
     while let Some(message) = from_reaper.recv().await {
         let sent = match message {
             FromReaper::Connection { conn, pair, own } => {
                 let arrival = Arrival {
                     conn,
-                    pair: Some(UnixStream::from(pair)),
+                    pair: UnixStream::from(pair),
                     own: Arc::new(UnixStream::from(own)),
                 };
-                orphan::arrive(arrival, &owner, &arrivals).await
+                // containerd's own end is the owner's too, to see who is there.
+                let own = arrival.own.clone();
+                owner.send(Message::Connected(own)).await.is_ok()
+                    && arrivals.send(arrival).await.is_ok()
             }
-            message @ (FromReaper::Leave | FromReaper::Retire) => {
+            message @ (FromReaper::Leave | FromReaper::Retire | FromReaper::Gone) => {
                 owner.send(Message::FromReaper(message)).await.is_ok()
-            }
-            message @ FromReaper::Gone => {
-                if owner.send(Message::FromReaper(message)).await.is_ok()
-                    && let Some(listener) = listener
-                {
-                    orphan::accept(listener, owner, arrivals).await;
-                }
-                return;
             }
         };
         if !sent {

@@ -117,7 +117,7 @@ impl Owner {
     async fn end_workers(&self) {
         let begun = tokio::time::Instant::now();
         loop {
-            let workers = match strays::errands(self.place.parent.pid()) {
+            let workers = match strays::errands(self.place.reaper) {
                 Ok(errands) => errands.into_iter().filter(|errand| errand.worker),
                 Err(error) => {
                     log::warn!("left behind: {}", vigil_host::chain(&error));

@@ -2,30 +2,34 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// A descriptor that others may hold too; the last of them closes it.
+pub type SharedFd = Arc<File>;
+
 /// A descriptor the runtime watches; deregistered before it is closed.
-pub(crate) type Watched = AsyncFd<File>;
+pub(crate) type Watched = AsyncFd<SharedFd>;
+
+/// One that nobody else holds yet.
+pub(crate) fn shared(fd: OwnedFd) -> SharedFd {
+    Arc::new(File::from(fd))
+}
 
 /// Registers a descriptor that is already non-blocking, or that is only
 /// waited for.
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<Watched> {
-    register(File::from(fd), interest)
+    watch_shared(&shared(fd), interest)
 }
 
 /// Registers one that somebody else holds too.
-pub(crate) fn watch_shared(fd: &Arc<File>, interest: Interest) -> io::Result<AsyncFd<Arc<File>>> {
-    register(fd.clone(), interest)
-}
-
 #[expect(
     deprecated,
     reason = "its successor is unsafe for the sake of types that lie about their descriptor; a File cannot"
 )]
-fn register<F: AsRawFd>(fd: F, interest: Interest) -> io::Result<AsyncFd<F>> {
-    AsyncFd::with_interest(fd, interest)
+pub(crate) fn watch_shared(fd: &SharedFd, interest: Interest) -> io::Result<Watched> {
+    AsyncFd::with_interest(fd.clone(), interest)
 }

@@ -214,6 +214,12 @@ fn stat_field(pid: u32, place: usize) -> Result<String> {
     field.map(str::to_owned).ok_or(Errno::EIO)
 }
 
+/// The session we are in.
+pub fn session() -> Result<u32> {
+    let session = nix::unistd::getsid(None)?;
+    u32::try_from(session.as_raw()).map_err(|_| Errno::ESRCH)
+}
+
 /// Sets the file mode mask, returns the old one.
 pub fn set_umask(mask: u32) -> u32 {
     nix::sys::stat::umask(Mode::from_bits_truncate(mask)).bits()

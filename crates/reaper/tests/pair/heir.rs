@@ -78,6 +78,7 @@ impl Heir {
             number: *conn,
             own: number(own),
             passed: self.passed.get(conn).copied(),
+            half: None,
             requests: shim
                 .held
                 .iter()

@@ -136,7 +136,7 @@ fn kill_below_reaper(tools: &Tools, pid: u32) {
         return;
     };
     let parent = proc::stat(pid).ok().flatten().map(|stat| stat.parent);
-    if parent == Some(tools.place.parent.pid())
+    if parent == Some(tools.place.reaper)
         && let Err(errno) = pidfd::send_signal(&pidfd, 9)
     {
         log::warn!("process {pid} not killed: {errno}");

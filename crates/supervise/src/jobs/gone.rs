@@ -120,7 +120,7 @@ pub(crate) fn family(place: &Place, private_pid_ns: bool, init: Option<&Incarnat
         init_is,
         private_pid_ns,
         pid_ns: None,
-        reaper: (!place.parent.is_us()).then(|| place.parent.pid()),
+        reaper: Some(place.reaper),
         named: Vec::new(),
         bundle: Some(place.bundle.clone()),
     })

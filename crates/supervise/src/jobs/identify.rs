@@ -69,11 +69,11 @@ pub(crate) async fn identify(
 
 fn describe(tools: &Tools, claims: &[Claim], pid: u32, pin: usize) -> Result<Identified, Refusal> {
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
-    // What lives and is not below our reaper was never started by our runc:
-    // a stranger, and the first Kill would hit it.
-    let below = proc::descends(pid, tools.place.parent.pid());
-    let below = below.map_err(|error| super::refusal(&error))?
-        || tools.place.parent.is_us() && is_in(tools, claims, pid);
+    // What lives, is not below our reaper and not in a cgroup that is ours alone was never started
+    // by our runc: a stranger, and the first Kill would hit it. What was made before this reaper
+    // is in the cgroup only.
+    let below = proc::descends(pid, tools.place.reaper);
+    let below = below.map_err(|error| super::refusal(&error))? || is_in(tools, claims, pid);
     if let Some(death) = tools.exits.pinned(pin) {
         if below
             && let Some(now) = &seen

@@ -15,7 +15,8 @@ pub(crate) mod verbs;
 pub(crate) mod without;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
+
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -31,9 +32,10 @@ use crate::kept::Kept;
 use crate::loggers::Loggers;
 use crate::owner::Place;
 use crate::stdio::{Patience, SlotId, Streams};
+use crate::watched::SharedFd;
 
 /// Descriptors the reaper held of one set of streams.
-pub(crate) type Held = Vec<(SlotId, SlotKind, OwnedFd)>;
+pub(crate) type Held = Vec<(SlotId, SlotKind, SharedFd)>;
 
 /// What every job may use.
 #[derive(Debug, Clone)]

@@ -61,7 +61,7 @@ pub(crate) async fn recover(
     let words = ["delete", tools.place.id.as_str()];
     resume::calls_over(tools, plan, &words, wait / 2).await;
     let wait = wait.saturating_sub(begun.elapsed());
-    let pair = (tools.place.parent.pid(), std::process::id());
+    let pair = (tools.place.reaper, std::process::id());
     let loggers = tools.loggers.running();
     let stone = Tombstone::of(&subject, Vec::new());
     // It kills what descends from the reaper and not from its own shim: the next shim

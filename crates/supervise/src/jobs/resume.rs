@@ -67,7 +67,7 @@ async fn starts_over(
     if tools.place.takeovers == 0 {
         return over;
     }
-    let calls = match settled(tools.place.parent.pid(), deadline).await {
+    let calls = match settled(tools.place.reaper, deadline).await {
         Ok(errands) => errands,
         Err(error) => {
             log::warn!("calls left behind: {}", vigil_host::chain(&error));
@@ -344,7 +344,7 @@ async fn among_many(tools: &Tools, pid: u32, others: &[Process]) -> Result<Ident
 /// it, and it may have ended since. `others` are on record for something else:
 /// what had its number before is not it.
 async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
-    let below = proc::descends(pid, tools.place.parent.pid());
+    let below = proc::descends(pid, tools.place.reaper);
     let below = below.map_err(|error| super::refusal(&error))?;
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
     // Dead, it was recorded before it could not be seen any more.

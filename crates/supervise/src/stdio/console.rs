@@ -6,7 +6,6 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -15,7 +14,7 @@ use vigil_sys::{fd, listen, scm, tty};
 
 use super::Error;
 use super::keeper::{Keeper, SlotId, Slots};
-use super::ready::{self, Watched};
+use super::ready::{self, SharedFd, Watched};
 
 /// runc sends the terminal's name along; its longest.
 const NAME_MAX: usize = 4096;
@@ -23,12 +22,12 @@ const NAME_MAX: usize = 4096;
 /// Who called on the listener: accepted by the keeper, who holds the connection
 /// from then on; by ourselves where it does not.
 pub(super) async fn caller<K: Keeper>(
-    listener: net::UnixListener,
+    listener: &SharedFd,
     slot: SlotId,
     slots: &Slots<K>,
     wait: Duration,
-) -> Result<(OwnedFd, Option<SlotId>), Error> {
-    let listener = ready::watch(listener.into(), Interest::READABLE).map_err(failed("watch"))?;
+) -> Result<(SharedFd, Option<SlotId>), Error> {
+    let listener = ready::watch_shared(listener, Interest::READABLE).map_err(failed("watch"))?;
     let called = async {
         loop {
             let mut ready = listener.readable().await?;
@@ -36,7 +35,7 @@ pub(super) async fn caller<K: Keeper>(
                 return Ok((fd, Some(kept)));
             }
             match listen::accept(listener.as_fd()) {
-                Ok(Some(fd)) => return Ok((fd, None)),
+                Ok(Some(fd)) => return Ok((ready::shared(fd), None)),
                 Ok(None) => ready.clear_ready(),
                 Err(errno) => return Err(errno.into()),
             }
@@ -47,9 +46,8 @@ pub(super) async fn caller<K: Keeper>(
 
 /// The master, non-blocking, from the caller; what was sent stays there to be
 /// read again.
-pub(super) async fn master(caller: &OwnedFd, wait: Duration) -> Result<OwnedFd, Error> {
-    let copy = caller.try_clone().map_err(failed("watch"))?;
-    let caller = ready::watch(copy, Interest::READABLE).map_err(failed("watch"))?;
+pub(super) async fn master(caller: &SharedFd, wait: Duration) -> Result<OwnedFd, Error> {
+    let caller = ready::watch_shared(caller, Interest::READABLE).map_err(failed("watch"))?;
     let received = async {
         loop {
             let mut ready = caller.readable().await?;

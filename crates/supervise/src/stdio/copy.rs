@@ -12,7 +12,7 @@ use vigil_sys::fd::{self, Watch};
 use vigil_sys::splice::{Moved, splice};
 use vigil_sys::{Errno, fifo};
 
-use super::ready::Watched;
+use super::ready::{SharedFd, Watched};
 
 /// Most to move in one call: a whole pipe.
 const AT_ONCE: usize = 1 << 16;
@@ -26,7 +26,7 @@ pub(super) enum Sink {
     /// A pipe, fifo or terminal.
     Watched(Arc<Watched>),
     /// A file or device, always ready.
-    Plain(std::fs::File),
+    Plain(SharedFd),
     /// Nowhere; they are counted.
     Nowhere,
 }
@@ -157,7 +157,7 @@ impl Mover {
             }
         }
         let mut buffer = [0; BUFFER];
-        let count = match self.source.get_ref().read(&mut buffer) {
+        let count = match (&**self.source.get_ref()).read(&mut buffer) {
             Ok(0) => return Attempt::Ended,
             Ok(count) => count,
             Err(e) => match e.kind() {
@@ -207,7 +207,7 @@ impl Mover {
             return Ok(());
         };
         while !self.left.is_empty() {
-            match sink.get_ref().write(&self.left) {
+            match (&**sink.get_ref()).write(&self.left) {
                 Ok(0) => return Err(Attempt::SinkFull),
                 Ok(count) => drop(self.left.drain(..count)),
                 Err(e) => match e.kind() {

@@ -2,7 +2,6 @@
 //! shim holds a writer of the fifo, so that a client that detaches is no end
 //! of file; after CloseIO closed that writer, the client's own close is one.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -10,19 +9,19 @@ use tokio::sync::watch;
 use super::copy::{Attempt, Mover};
 use super::keeper::{Keeper, SlotId, Slots};
 use super::output::{Life, reached};
-use super::ready::{First, first};
+use super::ready::{First, SharedFd, first};
 
 /// Our writer of the client's stdin fifo; shared, as CloseIO and the end of
 /// the copy both close it, whichever comes first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Writer(Arc<Mutex<Option<(OwnedFd, SlotId)>>>);
+pub(super) struct Writer(Arc<Mutex<Option<(SharedFd, SlotId)>>>);
 
 impl Writer {
-    pub(super) fn new(fd: OwnedFd, slot: SlotId) -> Writer {
+    pub(super) fn new(fd: SharedFd, slot: SlotId) -> Writer {
         Writer(Arc::new(Mutex::new(Some((fd, slot)))))
     }
 
-    pub(super) fn take(&self) -> Option<(OwnedFd, SlotId)> {
+    pub(super) fn take(&self) -> Option<(SharedFd, SlotId)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -6,11 +6,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use vigil_host::stdio::SlotKind;
+
+use super::ready::SharedFd;
 
 /// Longest wait for the keeper to let go; after it we close our copy all the
 /// same. The keeper has a deadline of its own; this one is for one that lacks it.
@@ -29,7 +30,7 @@ pub trait Keeper: Send + Sync + 'static {
     /// for each, in the same order.
     fn deposit(
         &self,
-        ends: &[(SlotKind, BorrowedFd<'_>)],
+        ends: &[(SlotKind, SharedFd)],
     ) -> impl Future<Output = Result<Vec<SlotId>, Self::Error>> + Send;
 
     /// The copies through these have ended. When this returns, its own are
@@ -42,7 +43,7 @@ pub trait Keeper: Send + Sync + 'static {
         &self,
         listener: SlotId,
         kind: SlotKind,
-    ) -> impl Future<Output = Option<(SlotId, OwnedFd)>> + Send;
+    ) -> impl Future<Output = Option<(SlotId, SharedFd)>> + Send;
 }
 
 /// Keeps nothing: for tests, and for a shim whose reaper is dead.
@@ -52,10 +53,7 @@ pub struct NoKeeper;
 impl Keeper for NoKeeper {
     type Error = std::convert::Infallible;
 
-    async fn deposit(
-        &self,
-        ends: &[(SlotKind, BorrowedFd<'_>)],
-    ) -> Result<Vec<SlotId>, Self::Error> {
+    async fn deposit(&self, ends: &[(SlotKind, SharedFd)]) -> Result<Vec<SlotId>, Self::Error> {
         Ok((0u32..).map(SlotId).take(ends.len()).collect())
     }
 
@@ -63,7 +61,7 @@ impl Keeper for NoKeeper {
         Ok(())
     }
 
-    async fn accept(&self, _listener: SlotId, _kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+    async fn accept(&self, _listener: SlotId, _kind: SlotKind) -> Option<(SlotId, SharedFd)> {
         None
     }
 }
@@ -92,7 +90,7 @@ impl<K: Keeper> Slots<K> {
 
     pub(super) async fn deposit(
         &self,
-        ends: &[(SlotKind, BorrowedFd<'_>)],
+        ends: &[(SlotKind, SharedFd)],
     ) -> Result<Vec<SlotId>, K::Error> {
         if ends.is_empty() {
             return Ok(Vec::new());
@@ -123,7 +121,7 @@ impl<K: Keeper> Slots<K> {
         &self,
         listener: SlotId,
         kind: SlotKind,
-    ) -> Option<(SlotId, OwnedFd)> {
+    ) -> Option<(SlotId, SharedFd)> {
         let accepted = self.keeper.accept(listener, kind).await?;
         self.adopt([accepted.0]);
         Some(accepted)

@@ -4,7 +4,6 @@
 //! into nothing, and counted.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use super::Error;
 use super::copy::{Attempt, Mover, Sink};
 use super::keeper::{Keeper, SlotId, Slots};
 use super::output::{Life, Patience, Stage, reached};
-use super::ready::{First, Watched, first, watch};
+use super::ready::{First, SharedFd, Watched, first, watch_shared};
 
 /// Longest wait for its ready byte; the Go shim waits for ever.
 const READY_WAIT: Duration = Duration::from_secs(30);
@@ -31,19 +30,16 @@ const SIGKILL: i32 = 9;
 
 /// Waits for the ready byte, or for an end of file, which only `binary-v2`
 /// holds against it.
-pub(super) async fn ready(heard: &OwnedFd, must_say: bool, program: &Path) -> Result<(), Error> {
+pub(super) async fn ready(heard: &SharedFd, must_say: bool, program: &Path) -> Result<(), Error> {
     let failed = |source| Error::Watch {
         what: "the logger's ready pipe",
         source,
     };
-    let heard = heard
-        .try_clone()
-        .and_then(|fd| watch(fd, Interest::READABLE))
-        .map_err(failed)?;
+    let heard = watch_shared(heard, Interest::READABLE).map_err(failed)?;
     let byte = async {
         loop {
             let mut readable = heard.readable().await?;
-            match heard.get_ref().read(&mut [0]) {
+            match (&**heard.get_ref()).read(&mut [0]) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => readable.clear_ready(),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 answer => return answer,
@@ -93,7 +89,7 @@ pub(super) struct Listening<K> {
     /// `None` if it is known to have died.
     pub(super) logger: Option<Arc<Watched>>,
     /// Reading ends of what the container writes, and their slots.
-    pub(super) pipes: Vec<(OwnedFd, SlotId)>,
+    pub(super) pipes: Vec<(SharedFd, SlotId)>,
     pub(super) slots: Arc<Slots<K>>,
     pub(super) life: watch::Receiver<Life>,
     pub(super) stage: watch::Sender<Stage>,
@@ -140,8 +136,7 @@ impl<K: Keeper> Listening<K> {
             // Nobody reads from this description any more but us.
             let copy = fd::set_nonblocking(pipe, true)
                 .map_err(io::Error::from)
-                .and_then(|()| pipe.try_clone())
-                .and_then(|fd| watch(fd, Interest::READABLE));
+                .and_then(|()| watch_shared(pipe, Interest::READABLE));
             match copy {
                 Ok(source) => movers.push(Mover::new(Arc::new(source), Sink::Nowhere)),
                 Err(e) => log::warn!("output of a dead logger is not emptied: {e}"),

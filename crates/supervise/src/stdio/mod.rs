@@ -46,7 +46,7 @@ use copy::{Mover, Sink};
 use input::{Input, Writer};
 use keeper::Slots;
 use output::{Copy, Life, Stage};
-use ready::Watched;
+use ready::{SharedFd, Watched, shared};
 
 /// What this module's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -76,7 +76,7 @@ pub struct Asked<'a> {
 
 #[derive(Debug)]
 struct End {
-    fd: OwnedFd,
+    fd: SharedFd,
     slot: SlotId,
 }
 
@@ -175,8 +175,11 @@ impl<K: Keeper> Streams<K> {
             return Ok(());
         }
         let named = vigil_host::stdio::guards(plan)?;
-        let lent: Vec<_> = named.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect();
-        match self.slots.deposit(&lent).await {
+        let named: Vec<_> = named
+            .into_iter()
+            .map(|(kind, fd)| (kind, shared(fd)))
+            .collect();
+        match self.slots.deposit(&named).await {
             Ok(slots) => self.guards = slots,
             // Only a death in the next moment would show.
             Err(error) => log::warn!("stdio: fifos are opened unguarded: {error}"),
@@ -192,7 +195,7 @@ impl<K: Keeper> Streams<K> {
     /// Continues what an earlier shim began, with the descriptors it had
     /// deposited. [`Streams::started`] comes next (as soon as runc has exited),
     /// then [`Streams::process_gone`] if it is.
-    pub fn resume(held: Vec<(SlotId, SlotKind, OwnedFd)>, keeper: K, patience: Patience) -> Self {
+    pub fn resume(held: Vec<(SlotId, SlotKind, SharedFd)>, keeper: K, patience: Patience) -> Self {
         let mut streams = Self::empty(keeper, patience);
         streams.slots.adopt(held.iter().map(|(slot, ..)| *slot));
         for (slot, kind, fd) in held {
@@ -202,10 +205,13 @@ impl<K: Keeper> Streams<K> {
     }
 
     async fn deposit(&mut self, ends: Vec<(SlotKind, OwnedFd)>) -> Result<()> {
-        let lent: Vec<_> = ends.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect();
+        let ends: Vec<_> = ends
+            .into_iter()
+            .map(|(kind, fd)| (kind, shared(fd)))
+            .collect();
         let slots = self
             .slots
-            .deposit(&lent)
+            .deposit(&ends)
             .await
             .map_err(|e| Error::Deposit(e.into()))?;
         for ((kind, fd), slot) in ends.into_iter().zip(slots) {
@@ -224,7 +230,7 @@ impl<K: Keeper> Streams<K> {
             if kind == SlotKind::Logger {
                 self.logger_slot = Some(end.slot);
                 if self.logger.is_none()
-                    && let Err(error) = self.watch_logger(end.fd.try_clone())
+                    && let Err(error) = self.watch_logger(&end.fd)
                 {
                     log::warn!("stdio: {error}");
                 }
@@ -242,8 +248,12 @@ impl<K: Keeper> Streams<K> {
             return Ok(());
         };
         let child = start.start(asked.task, asked.namespace, stdout, stderr)?;
-        self.watch_logger(child.pidfd.try_clone())?;
         // A logger that is not ours to deposit is still ours to end.
+        let copy = child.pidfd.try_clone().map_err(|source| Error::Watch {
+            what: "the logger",
+            source,
+        })?;
+        self.watch_logger(&shared(copy))?;
         self.deposit(vec![(SlotKind::Logger, child.pidfd)]).await?;
         if let Some(heard) = self.ends.remove(&SlotKind::LoggerReady) {
             logger::ready(&heard.fd, must_say, &program).await?;
@@ -252,13 +262,12 @@ impl<K: Keeper> Streams<K> {
         Ok(())
     }
 
-    fn watch_logger(&mut self, pidfd: std::io::Result<OwnedFd>) -> Result<()> {
-        let watched = pidfd
-            .and_then(|fd| ready::watch(fd, Interest::READABLE))
-            .map_err(|source| Error::Watch {
-                what: "the logger",
-                source,
-            })?;
+    fn watch_logger(&mut self, pidfd: &SharedFd) -> Result<()> {
+        let watched = ready::watch_shared(pidfd, Interest::READABLE);
+        let watched = watched.map_err(|source| Error::Watch {
+            what: "the logger",
+            source,
+        })?;
         self.logger = Some(Arc::new(watched));
         Ok(())
     }
@@ -320,9 +329,10 @@ impl<K: Keeper> Streams<K> {
     /// The master: received now, or by an earlier shim.
     async fn console(&mut self) -> Result<Option<(Arc<Watched>, SlotId)>> {
         if let Some(listener) = self.ends.remove(&SlotKind::ConsoleListener) {
-            let socket = UnixListener::from(listener.fd);
             if self.console_path.is_none() {
-                self.console_path = ConsolePath::of(&socket);
+                let copy = listener.fd.try_clone().ok();
+                let copy = copy.map(|copy| UnixListener::from(OwnedFd::from(copy)));
+                self.console_path = copy.and_then(|copy| ConsolePath::of(&copy));
             }
             let mut done = vec![listener.slot];
             let caller = self.ends.remove(&SlotKind::ConsoleCaller);
@@ -331,7 +341,8 @@ impl<K: Keeper> Streams<K> {
                 let caller = if let Some(caller) = caller {
                     caller.fd
                 } else {
-                    let called = console::caller(socket, listener.slot, &self.slots, CONSOLE_WAIT);
+                    let called =
+                        console::caller(&listener.fd, listener.slot, &self.slots, CONSOLE_WAIT);
                     let (caller, slot) = called.await?;
                     done.extend(slot);
                     caller
@@ -349,7 +360,7 @@ impl<K: Keeper> Streams<K> {
         let Some(end) = self.ends.remove(&kind) else {
             return Ok(None);
         };
-        let watched = ready::watch(end.fd, how).map_err(|source| Error::Watch {
+        let watched = ready::watch_shared(&end.fd, how).map_err(|source| Error::Watch {
             what: "an end of a stream",
             source,
         })?;
@@ -373,7 +384,7 @@ impl<K: Keeper> Streams<K> {
         let mut sink = Sink::Nowhere;
         if plain {
             if let Some(end) = self.ends.remove(&sink_kind) {
-                sink = Sink::Plain(end.fd.into());
+                sink = Sink::Plain(end.fd);
                 sink_slot = Some(end.slot);
             }
         } else {

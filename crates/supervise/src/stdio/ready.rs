@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use tokio::time::Instant;
 
-pub(super) use crate::watched::{Watched, watch};
+pub(super) use crate::watched::{SharedFd, Watched, shared, watch, watch_shared};
 
 /// Which of two came first.
 pub(super) enum First<A, B> {

@@ -1,0 +1,262 @@
+//! What nobody else knows of one connection when its relay has died: the requests that were
+//! passed on and not answered, and the answers that the client may not have. Sees the frames as
+//! they pass; knows the meaning of none. It holds each request until its answer is given, those
+//! that ask the same once, and answers for a second.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE};
+
+use crate::follow::{Follow, Header};
+
+/// An answer may be with the relay still for so long; it is said again, which
+/// a client that has it takes for an answer to nobody.
+const SAID_AGAIN: Duration = Duration::from_secs(1);
+/// Longest answer that the kernel takes whole or not at all.
+const WHOLE_MAX: usize = 32 << 10;
+/// A longer one may have left by half if it was given to the relay so recently.
+const HALF_LEFT: Duration = Duration::from_secs(10);
+/// Answers kept to be said again, and their bytes.
+const KEPT_MAX: usize = 16;
+const KEPT_BYTES: usize = 16 << 10;
+
+/// A connection as the next relay is to have it.
+#[derive(Debug)]
+pub struct Left {
+    /// Its number.
+    pub conn: u32,
+    /// The client's own connection.
+    pub own: Arc<UnixStream>,
+    /// The stream of the request that was passed on last; it may stand in `own` still.
+    pub passed: Option<u32>,
+    /// Of this request a part was passed on: it stands in `own`, or is lost and the connection
+    /// with it. 0: nobody knows which.
+    pub half: Option<u32>,
+    /// Whole frames that were not answered, in the order in which they came.
+    pub requests: Vec<Vec<u8>>,
+    /// Whole frames that the client may not have.
+    pub answers: Vec<Vec<u8>>,
+    /// Half of an answer may have left: the connection is of no use.
+    pub broken: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Story {
+    conn: u32,
+    pair: Arc<UnixStream>,
+    own: Arc<UnixStream>,
+    inward: Follow,
+    /// What has come of the request that is coming.
+    coming: Vec<u8>,
+    passed: Option<u32>,
+    unanswered: Unanswered,
+    outward: Follow,
+    /// The answer under way, of which `sent` bytes have left.
+    leaving: Vec<u8>,
+    sent: usize,
+    /// Answers the relay was given, and when.
+    kept: VecDeque<(Instant, Vec<u8>)>,
+    /// When it was given one that does not leave in one piece.
+    long_at: Option<Instant>,
+}
+
+/// Requests by their streams, in the order of which they come. Of Waits there are thousands
+/// that differ in nothing else.
+#[derive(Debug, Default)]
+struct Unanswered {
+    by_stream: BTreeMap<u32, (Header, Arc<[u8]>)>,
+    bodies: BTreeSet<Arc<[u8]>>,
+}
+
+impl Unanswered {
+    fn add(&mut self, header: Header, body: &[u8]) {
+        let body = if let Some(known) = self.bodies.get(body) {
+            Arc::clone(known)
+        } else {
+            let body: Arc<[u8]> = body.into();
+            self.bodies.insert(Arc::clone(&body));
+            body
+        };
+        self.by_stream.insert(header.stream, (header, body));
+    }
+
+    fn answered(&mut self, stream: u32) {
+        let Some((_, body)) = self.by_stream.remove(&stream) else {
+            return;
+        };
+        // The set's and this one.
+        if Arc::strong_count(&body) == 2 {
+            self.bodies.remove(&body);
+        }
+    }
+
+    fn frames(&self) -> impl Iterator<Item = Vec<u8>> {
+        let all = self.by_stream.values();
+        all.map(|(header, body)| [&header.bytes()[..], body].concat())
+    }
+}
+
+/// A story that is told and read from several places; bookkeeping, never lifecycle state.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared(Arc<Mutex<Story>>);
+
+impl Shared {
+    /// Of a connection behind a relay.
+    pub(crate) fn new(conn: u32, pair: Arc<UnixStream>, own: Arc<UnixStream>) -> Self {
+        Self(Arc::new(Mutex::new(Story {
+            conn,
+            pair,
+            own,
+            inward: Follow::default(),
+            coming: Vec::new(),
+            passed: None,
+            unanswered: Unanswered::default(),
+            outward: Follow::default(),
+            leaving: Vec::new(),
+            sent: 0,
+            kept: VecDeque::new(),
+            long_at: None,
+        })))
+    }
+
+    pub(crate) fn get(&self) -> MutexGuard<'_, Story> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Mutex<Story>> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+/// Those of all connections that are served, or wait to be.
+#[derive(Debug, Default)]
+pub(crate) struct Stories(Mutex<Vec<Weak<Mutex<Story>>>>);
+
+impl Stories {
+    /// One more.
+    pub(crate) fn add(&self, story: &Shared) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Thousands may come at once: only before more room is made.
+        if all.len() == all.capacity() {
+            all.retain(|story| story.strong_count() > 0);
+        }
+        all.push(story.downgrade());
+    }
+
+    /// The relay is dead: all that is left of them, by number.
+    pub(crate) fn end(&self) -> Vec<Left> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = all.iter().filter_map(Weak::upgrade);
+        let mut left: Vec<Left> = all.map(|story| Shared(story).get().end()).collect();
+        left.sort_by_key(|left| left.conn);
+        left
+    }
+}
+
+impl Story {
+    pub(crate) fn own(&self) -> &Arc<UnixStream> {
+        &self.own
+    }
+
+    /// Bytes have come.
+    pub(crate) fn came(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (count, ended) = self.inward.take(bytes);
+            let whole = ended.filter(|_| self.coming.is_empty());
+            if let Some(header) = whole {
+                self.request(header, &bytes[MESSAGE_HEADER_LENGTH.min(count)..count]);
+            } else {
+                self.coming.extend_from_slice(&bytes[..count]);
+                if let Some(header) = ended {
+                    let frame = std::mem::take(&mut self.coming);
+                    self.request(header, &frame[MESSAGE_HEADER_LENGTH..]);
+                }
+            }
+            bytes = &bytes[count..];
+        }
+    }
+
+    fn request(&mut self, header: Header, body: &[u8]) {
+        if header.kind == MESSAGE_TYPE_REQUEST {
+            self.passed = Some(header.stream);
+            self.unanswered.add(header, body);
+        }
+    }
+
+    /// Takes bytes of an answer, up to its end; how many.
+    pub(crate) fn says(&mut self, bytes: &[u8]) -> usize {
+        let (count, ended) = self.outward.take(bytes);
+        self.leaving.extend_from_slice(&bytes[..count]);
+        if let Some(header) = ended.filter(|header| header.kind == MESSAGE_TYPE_RESPONSE) {
+            self.unanswered.answered(header.stream);
+        }
+        count
+    }
+
+    /// What of an answer is to leave now: it leaves when it is whole.
+    pub(crate) fn to_leave(&self) -> &[u8] {
+        if self.outward.between() {
+            &self.leaving[self.sent..]
+        } else {
+            &[]
+        }
+    }
+
+    /// So many bytes of it have left.
+    pub(crate) fn left(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent < self.leaving.len() {
+            return;
+        }
+        let frame = std::mem::take(&mut self.leaving);
+        self.sent = 0;
+        let now = Instant::now();
+        if frame.len() > WHOLE_MAX {
+            self.long_at = Some(now);
+        } else {
+            self.kept.push_back((now, frame));
+        }
+        let mut bytes: usize = self.kept.iter().map(|(_, frame)| frame.len()).sum();
+        while let Some((at, frame)) = self.kept.front()
+            && (now.duration_since(*at) > SAID_AGAIN
+                || bytes > KEPT_BYTES
+                || self.kept.len() > KEPT_MAX)
+        {
+            bytes -= frame.len();
+            self.kept.pop_front();
+        }
+    }
+
+    /// The relay is dead: what it had passed on is read to its end, and everything told.
+    pub(crate) fn end(&mut self) -> Left {
+        let mut bytes = [0; 4096];
+        // A reset is an end too: bytes of ours were unread.
+        while let Ok(count) = (&*Arc::clone(&self.pair)).read(&mut bytes)
+            && count > 0
+        {
+            self.came(&bytes[..count]);
+        }
+        let half = Header::read(&self.coming).map_or(0, |header| header.stream);
+        let kept = self.kept.iter();
+        let recent = kept.filter(|(at, _)| at.elapsed() < SAID_AGAIN);
+        let mut answers: Vec<Vec<u8>> = recent.map(|(_, frame)| frame.clone()).collect();
+        // Of one that was with the relay by half nothing was passed on.
+        if !self.leaving.is_empty() && self.outward.between() {
+            answers.push(self.leaving.clone());
+        }
+        Left {
+            conn: self.conn,
+            own: Arc::clone(&self.own),
+            passed: self.passed,
+            half: (!self.inward.between()).then_some(half),
+            requests: self.unanswered.frames().collect(),
+            answers,
+            broken: self.long_at.is_some_and(|at| at.elapsed() < HALF_LEFT),
+        }
+    }
+}
