@@ -259,30 +259,34 @@ pub fn open(recorded: &pair::Incarnation) -> Result<Option<OwnedFd>> {
 }
 
 /// Whether the pair that holds this bundle has processes of a container, as far as is known:
-/// below its reaper, or, below a shim that lives without one, its init, which hangs there no
-/// more.
+/// below one of them, or init on record, which hangs below neither if it is older than its reaper.
 pub fn anyone_of(bundle: &Path, owner: &Owner) -> Result<bool> {
     let Ok(pair) = Pair::read(&bundle.join(names::PAIR), owner) else {
         return Ok(false);
     };
-    if open(&pair.reaper)?.is_some() {
-        return anyone_below(pair.reaper.pid);
+    let mut lives = false;
+    for half in std::iter::once(&pair.reaper).chain(&pair.shim) {
+        if open(half)?.is_some() {
+            lives = true;
+            if anyone_below(half.pid)? {
+                return Ok(true);
+            }
+        }
     }
-    let Some(shim) = pair.shim.filter(|shim| matches!(open(shim), Ok(Some(_)))) else {
+    if !lives {
         return Ok(false);
-    };
+    }
     let init = match crate::delete::remembered(bundle, owner) {
         Ok(remembered) => remembered.task.standing.phase.live_init().cloned(),
         Err(_) => None,
     };
-    let lives = match init {
+    Ok(match init {
         Some(init) => match proc::open_checked(&init)? {
             Checked::Same(init) => !pidfd::is_dead(&init).unwrap_or(false),
             Checked::Gone | Checked::Reused(_) | Checked::Elsewhere => false,
         },
         None => false,
-    };
-    Ok(lives || anyone_below(shim.pid)?)
+    })
 }
 
 /// Ends a `delete` that is held up at this container, by its tombstone, and what it had called:
