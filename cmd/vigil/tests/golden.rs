@@ -36,6 +36,7 @@ fn graveyard() -> Node {
     node.lived("default", "half", &life());
     let seen = node.lived("default", "seen", &life().created(&init).started());
     let death = Death {
+        way: vigil_journal::exits::Way::Waited,
         pid: init.pid,
         start_ticks: init.start_ticks,
         status: 3 << 8,

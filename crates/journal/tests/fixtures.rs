@@ -46,6 +46,7 @@ fn compacted() -> Vec<u8> {
 
 fn death(pid: u32) -> Death {
     Death {
+        way: vigil_journal::exits::Way::Waited,
         pid,
         start_ticks: 4_500,
         status: 7 << 8,
@@ -82,6 +83,7 @@ fn some_pair() -> Pair {
             pidfd_inode: None,
             ..reaper
         }),
+        session: None,
     }
 }
 

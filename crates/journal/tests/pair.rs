@@ -38,6 +38,7 @@ fn biggest() -> Pair {
     Pair {
         reaper: all,
         shim: Some(all),
+        session: Some(u32::MAX),
     }
 }
 

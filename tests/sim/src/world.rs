@@ -408,6 +408,7 @@ impl World {
                 break;
             };
             let death = vigil_journal::exits::Death {
+                way: vigil_journal::exits::Way::Waited,
                 pid,
                 start_ticks,
                 status,

@@ -280,6 +280,7 @@ impl Node {
         let pair = Pair {
             reaper: of(reaper),
             shim: Some(of(shim)),
+            session: None,
         };
         pair.write(&bundle.join(names::PAIR), &owner(bundle))
             .unwrap();

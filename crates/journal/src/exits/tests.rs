@@ -29,6 +29,7 @@ fn copy(words: &[AtomicU64]) -> Vec<AtomicU64> {
 /// A death whose every field depends on `n`, so that a mixture shows.
 fn death(n: u32) -> Death {
     Death {
+        way: Way::Waited,
         pid: 1000 + n,
         start_ticks: u64::from(n) * 7 + 1,
         status: ((n % 256) << 8).cast_signed(),
@@ -398,6 +399,7 @@ fn strangers_in_any_number_do_not_cover_a_death_that_is_looked_for_in_time() {
     let strangers = |recorder: &mut Recorder<'_>, first: u32, count: u32| {
         for n in 0..count {
             let stranger = Death {
+                way: Way::Waited,
                 pid: first + n,
                 ..death(2)
             };

@@ -371,7 +371,10 @@ mod tests {
                 .write(true)
                 .open("/dev/full")
                 .unwrap();
-            let mut mover = Mover::new(watched(source, Interest::READABLE), Sink::Plain(full));
+            let mut mover = Mover::new(
+                watched(source, Interest::READABLE),
+                Sink::Plain(full.into()),
+            );
             std::fs::File::from(feed)
                 .write_all(&[b'x'; 10_000])
                 .unwrap();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use vigil_host::stdio::{ChildFds, Owner, SlotKind};
 use vigil_model::{Namespace, Stdio, TaskId};
+use vigil_supervise::SharedFd;
 use vigil_supervise::stdio::{Asked, Keeper, Patience, SlotId, Streams};
 use vigil_sys::{fifo, pidfd};
 
@@ -51,10 +52,10 @@ impl Copies {
     }
 
     /// What a new shim is given.
-    pub fn hand_over(&self) -> Vec<(SlotId, SlotKind, OwnedFd)> {
+    pub fn hand_over(&self) -> Vec<(SlotId, SlotKind, SharedFd)> {
         let held = self.0.lock().unwrap();
         let copy = |(slot, (kind, fd)): (&SlotId, &(SlotKind, OwnedFd))| {
-            (*slot, *kind, fd.try_clone().unwrap())
+            (*slot, *kind, SharedFd::new(fd.try_clone().unwrap().into()))
         };
         held.slots.iter().map(copy).collect()
     }
@@ -63,17 +64,14 @@ impl Copies {
 impl Keeper for Copies {
     type Error = std::io::Error;
 
-    async fn deposit(
-        &self,
-        ends: &[(SlotKind, BorrowedFd<'_>)],
-    ) -> Result<Vec<SlotId>, Self::Error> {
+    async fn deposit(&self, ends: &[(SlotKind, SharedFd)]) -> Result<Vec<SlotId>, Self::Error> {
         let mut held = self.0.lock().unwrap();
         held.calls += 1;
         let mut slots = Vec::new();
         for (kind, fd) in ends {
             held.next += 1;
             let slot = SlotId(held.next);
-            held.slots.insert(slot, (*kind, fd.try_clone_to_owned()?));
+            held.slots.insert(slot, (*kind, fd.try_clone()?.into()));
             slots.push(slot);
         }
         Ok(slots)
@@ -90,7 +88,7 @@ impl Keeper for Copies {
         Ok(())
     }
 
-    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, OwnedFd)> {
+    async fn accept(&self, listener: SlotId, kind: SlotKind) -> Option<(SlotId, SharedFd)> {
         let mut held = self.0.lock().unwrap();
         let (_, listener) = held.slots.get(&listener)?;
         let called = vigil_sys::listen::accept(listener.as_fd()).ok()??;
@@ -98,7 +96,7 @@ impl Keeper for Copies {
         held.next += 1;
         let slot = SlotId(held.next);
         held.slots.insert(slot, (kind, called));
-        Some((slot, copy))
+        Some((slot, SharedFd::new(copy.into())))
     }
 }
 

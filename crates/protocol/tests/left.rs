@@ -1,5 +1,5 @@
-//! A connection whose relay dies: what had come through it counts, nothing is
-//! asked or answered twice that matters, and no frame is torn.
+//! A connection whose relay dies: what is left of it for the next one. Nothing that came
+//! through is missing, nothing that was answered is asked again, and no frame is torn.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use std::{
 
 use common::{Owner, V2, run, served, until, wire};
 use vigil_model::{Answer, Request, request::PidOf};
-use vigil_protocol::Server;
+use vigil_protocol::{Left, Server};
 
 /// The relay's end of the pair, the client, and the client's connection as the
 /// relay had it.
@@ -29,10 +29,7 @@ async fn behind(server: &Server) -> Behind {
     let (client, own) = UnixStream::pair().unwrap();
     own.set_nonblocking(true).unwrap();
     let own = Arc::new(own);
-    server
-        .add_relayed(7, Some(pair), own.clone())
-        .await
-        .unwrap();
+    server.add_relayed(7, pair, own.clone()).await.unwrap();
     for stream in [&relay, &client] {
         let wait = Some(Duration::from_secs(20));
         stream.set_read_timeout(wait).unwrap();
@@ -80,80 +77,67 @@ async fn asked(owner: &Owner, count: usize) {
     until(|| owner.asked.lock().unwrap().len() == count).await;
 }
 
+/// What is left of the only connection.
+fn left(server: &Server) -> Left {
+    let mut all = server.end();
+    assert_eq!(all.len(), 1);
+    all.remove(0)
+}
+
+fn streams(frames: &[Vec<u8>]) -> Vec<u32> {
+    let stream = |frame: &Vec<u8>| u32::from_be_bytes(frame[4..8].try_into().unwrap());
+    frames.iter().map(stream).collect()
+}
+
 #[test]
-fn what_came_through_the_relay_is_served_first_and_then_the_client_itself() {
+fn what_came_through_and_was_not_answered_is_left_and_an_answer_is_said_again() {
     run(async {
         let (owner, server) = served().await;
         let mut it = behind(&server).await;
         it.relay.write_all(&pause(1)).unwrap();
         assert_eq!(stream_of(&it.relay).await, Some(1));
-        it.client.write_all(&pause(1)).unwrap();
-        // Its answer is with nobody, and the next request is with both.
         let wait = request(3, "Wait", b"\x0a\x02c1");
         it.relay.write_all(&wait).unwrap();
+        // One that asks the same is a request of its own to whoever comes next.
+        let again = request(5, "Wait", b"\x0a\x02c1");
+        it.relay.write_all(&again).unwrap();
         asked(&owner, 2).await;
-        it.client.write_all(&pause(5)).unwrap();
-        // What was taken is not there any more; of Pause 1 that is nothing.
-        let mut first = vec![0; pause(1).len()];
-        (&*it.own).read_exact(&mut first).unwrap();
+        // Nobody has read these.
+        it.relay.write_all(&pause(7)).unwrap();
+        it.relay.write_all(&pause(9)[..15]).unwrap();
         drop(it.relay);
-        assert_eq!(stream_of(&it.client).await, Some(1), "said again");
-        assert_eq!(stream_of(&it.client).await, Some(5));
+        let left = left(&server);
+        assert_eq!((left.conn, left.passed, left.half), (7, Some(7), Some(9)));
+        assert_eq!(left.requests, [wait, again, pause(7)]);
+        assert_eq!(streams(&left.answers), [1]);
+        assert!(!left.broken && Arc::ptr_eq(&left.own, &it.own));
+    });
+}
+
+/// The relay is dead, and its end of the pair the first that shows it: nobody is told of an end,
+/// or the connection would be closed before the next relay has it.
+#[test]
+fn the_end_of_the_relay_is_not_that_of_the_connection() {
+    run(async {
+        let (owner, server) = served().await;
+        let mut it = behind(&server).await;
+        let wait = request(1, "Wait", b"\x0a\x02c1");
+        it.relay.write_all(&wait).unwrap();
+        asked(&owner, 1).await;
+        drop(it.relay);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Answered too late for the relay.
         owner.ends.notify_waiters();
-        assert_eq!(stream_of(&it.client).await, Some(3));
-        assert_eq!(owner.asked.lock().unwrap().len(), 3);
-        // The end is the client's.
-        drop(it.client);
+        until(|| left(&server).requests.is_empty()).await;
+        assert_eq!(streams(&left(&server).answers), [1]);
+        it.client.set_nonblocking(true).unwrap();
+        let silent = it.client.read(&mut [0]).unwrap_err();
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock);
     });
 }
 
 #[test]
-fn a_request_that_was_passed_on_and_not_taken_is_served_once() {
-    run(async {
-        let (owner, server) = served().await;
-        let mut it = behind(&server).await;
-        let both = pause(9);
-        it.client.write_all(&both).unwrap();
-        it.relay.write_all(&both).unwrap();
-        drop(it.relay);
-        assert_eq!(stream_of(&it.client).await, Some(9));
-        it.client.write_all(&pause(11)).unwrap();
-        assert_eq!(stream_of(&it.client).await, Some(11));
-        assert_eq!(owner.asked.lock().unwrap().len(), 2);
-    });
-}
-
-#[test]
-fn half_a_request_that_was_taken_ends_the_connection() {
-    run(async {
-        for taken in [4, 12, 25] {
-            let (owner, server) = served().await;
-            let mut it = behind(&server).await;
-            let whole = pause(1);
-            it.client.write_all(&whole).unwrap();
-            let mut part = vec![0; taken];
-            (&*it.own).read_exact(&mut part).unwrap();
-            drop(it.relay);
-            assert_eq!(stream_of(&it.client).await, None, "{taken} bytes");
-            assert!(owner.asked_nothing(), "{taken} bytes");
-        }
-    });
-}
-
-#[test]
-fn half_a_request_that_was_passed_on_ends_the_connection() {
-    run(async {
-        let (owner, server) = served().await;
-        let mut it = behind(&server).await;
-        it.relay.write_all(&pause(1)[..15]).unwrap();
-        drop(it.relay);
-        assert_eq!(stream_of(&it.client).await, None);
-        assert!(owner.asked_nothing());
-    });
-}
-
-#[test]
-fn a_long_answer_that_may_have_left_by_half_ends_the_connection() {
+fn a_long_answer_that_may_have_left_by_half_breaks_the_connection() {
     run(async {
         let (owner, server) = served().await;
         let many = |pid| PidOf { pid, exec: None };
@@ -165,14 +149,14 @@ fn a_long_answer_that_may_have_left_by_half_ends_the_connection() {
         let (stream, body) = answer(&it.relay).await.unwrap();
         assert!(stream == 1 && body.len() > 32 << 10);
         drop(it.relay);
-        assert_eq!(stream_of(&it.client).await, None);
+        assert!(left(&server).broken);
         assert_eq!(owner.last().1, Request::Pids);
     });
 }
 
 /// A part of an answer is with the relay, which passes on whole ones only.
 #[test]
-fn an_answer_the_relay_has_no_room_for_leaves_whole_after_its_death() {
+fn an_answer_the_relay_has_no_room_for_is_left_whole() {
     run(async {
         let (owner, server) = served().await;
         let many = |pid| PidOf { pid, exec: None };
@@ -185,8 +169,9 @@ fn an_answer_the_relay_has_no_room_for_leaves_whole_after_its_death() {
         // Some of it is there, and the rest never will.
         it.relay.read_exact(&mut [0; 1000]).unwrap();
         drop(it.relay);
-        let (stream, body) = answer(&it.client).await.unwrap();
-        assert!(stream == 1 && body.len() > 400_000, "{}", body.len());
+        let left = left(&server);
+        assert!(!left.broken && left.requests.is_empty());
+        assert!(left.answers[0].len() > 400_000, "{}", left.answers[0].len());
     });
 }
 
@@ -199,23 +184,6 @@ fn a_connection_the_relay_has_ended_is_over() {
         drop(it.relay);
         assert_eq!(stream_of(&it.client).await, None);
         until(|| Arc::strong_count(&it.own) == 1).await;
-    });
-}
-
-#[test]
-fn a_connection_without_a_relay_ends_for_everybody() {
-    run(async {
-        let (_owner, server) = served().await;
-        let (mut client, own) = UnixStream::pair().unwrap();
-        let own = Arc::new(own);
-        server
-            .add_relayed(1 << 31, None, own.clone())
-            .await
-            .unwrap();
-        client.write_all(&pause(1)).unwrap();
-        assert_eq!(stream_of(&client).await, Some(1));
-        drop(server);
-        assert_eq!(stream_of(&client).await, None);
-        drop(own);
+        assert!(server.end().is_empty());
     });
 }
