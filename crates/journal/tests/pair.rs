@@ -102,8 +102,8 @@ fn each_fault_has_its_name() {
         (b"{}".to_vec(), ParseError::Foreign),
         (b"vigil-pair 0\n".to_vec(), ParseError::Foreign),
         (
-            b"vigil-pair 3\nnew\n".to_vec(),
-            ParseError::Newer { version: 3 },
+            b"vigil-pair 4\nnew\n".to_vec(),
+            ParseError::Newer { version: 4 },
         ),
         (
             sealed(&format!("vigil-pair 2\nreaper {one}\n")),
