@@ -13,17 +13,12 @@ use vigil_journal::takeovers::Takeovers;
 use vigil_protocol::Left;
 use vigil_reaper::{Start, TAKEOVERS};
 use vigil_relay::estate::{Conn, End, Estate, Fd, Held, Request};
+use vigil_relay::handed::{ESTATE, REAP, SERVE};
 use vigil_supervise::Bequest;
 use vigil_sys::spawn::Command;
 use vigil_sys::{fd, fork, listen};
 
 use crate::start::BUNDLE;
-
-/// Environment of a process that is to be the reaper: the number of the memory.
-const ESTATE: &str = "VIGIL_ESTATE";
-/// Last of the arguments of a shim, and of one that has become the reaper.
-const SERVE: &str = "serve";
-const REAP: &str = "reap";
 
 /// Whether this process was started to be the reaper. Then it is, and this does not return.
 pub fn run_if_heir() -> Result<()> {

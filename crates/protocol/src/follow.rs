@@ -73,17 +73,6 @@ impl Follow {
         }
         (head + body, ended.then_some(header))
     }
-
-    /// Takes all of `bytes`; `ended` is told of each frame that ends in them.
-    pub(crate) fn take_all(&mut self, mut bytes: &[u8], mut ended: impl FnMut(Header)) {
-        while !bytes.is_empty() {
-            let (count, end) = self.take(bytes);
-            bytes = &bytes[count..];
-            if let Some(header) = end {
-                ended(header);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -105,7 +94,12 @@ mod tests {
             let mut ends = Vec::new();
             let mut at = 0;
             for piece in bytes.chunks(size) {
-                follow.take_all(piece, |header| ends.push((header.stream, header.kind)));
+                let mut rest = piece;
+                while !rest.is_empty() {
+                    let (count, end) = follow.take(rest);
+                    ends.extend(end.map(|header| (header.stream, header.kind)));
+                    rest = &rest[count..];
+                }
                 at += piece.len();
                 assert_eq!(follow.between(), [13, 23, 34].contains(&at), "{size} {at}");
             }

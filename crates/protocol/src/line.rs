@@ -21,6 +21,21 @@ use crate::story::Shared;
 /// A registered socket.
 pub(crate) type Socket = AsyncFd<Arc<UnixStream>>;
 
+/// Registers a socket; one for which there is no room comes back.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for the sake of types that lie about their descriptor; a socket cannot"
+)]
+pub(crate) fn register(
+    socket: Arc<UnixStream>,
+    interest: Interest,
+) -> Result<Socket, (io::Error, Arc<UnixStream>)> {
+    AsyncFd::try_with_interest(socket, interest).map_err(|refused| {
+        let (socket, error) = refused.into_parts();
+        (error, socket)
+    })
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Line {
@@ -54,7 +69,8 @@ impl Line {
         };
         if self.own.is_none() {
             let own = Arc::clone(story.get().own());
-            self.own = Some(AsyncFd::with_interest(own, Interest::READABLE)?);
+            let own = register(own, Interest::READABLE).map_err(|(error, _)| error)?;
+            self.own = Some(own);
         }
         let Some(own) = &self.own else {
             return Poll::Pending;

@@ -18,7 +18,7 @@ use std::{
 
 use futures_core::Stream;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::Interest,
     sync::{Notify, mpsc},
 };
 use ttrpc::r#async::transport::Listener;
@@ -26,7 +26,7 @@ use ttrpc::r#async::transport::Listener;
 use crate::{
     Error,
     frames::Mended,
-    line::{Line, Socket},
+    line::{Line, Socket, register},
     service::{Ask, services},
     story::{Left, Shared, Stories},
 };
@@ -199,11 +199,7 @@ fn ours(stream: Arc<StdUnixStream>) -> Result<Socket, (io::Error, Arc<StdUnixStr
     if let Err(error) = stream.set_nonblocking(true) {
         return Err((error, stream));
     }
-    let both = Interest::READABLE | Interest::WRITABLE;
-    AsyncFd::try_with_interest(stream, both).map_err(|refused| {
-        let (stream, error) = refused.into_parts();
-        (error, stream)
-    })
+    register(stream, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// Serves a connection as soon as there is room for it: to close it would be its end.

@@ -10,6 +10,8 @@ use vigil_relay::{Budget, Relay, estate};
 use vigil_sys::epoll::{Epoll, Interest, Ready, Watched};
 use vigil_sys::{Result, listen, scm};
 
+use crate::renew::number;
+
 /// Bytes read at once. On the stack, so no more than a page.
 const CHUNK: usize = 4096;
 /// A connection and what is under way on it.
@@ -49,16 +51,40 @@ impl Conn {
         }
     }
 
-    /// One that another reaper had, and no shim has yet.
-    pub(crate) fn go_on(epoll: &Epoll, left: estate::Conn, own: OwnedFd, budget: &Budget) -> Conn {
+    /// One that another reaper had, with the pair to the shim that lives, if one does.
+    pub(crate) fn go_on(
+        epoll: &Epoll,
+        left: estate::Conn,
+        own: OwnedFd,
+        pair: Option<OwnedFd>,
+        budget: &Budget,
+    ) -> Conn {
         let peer = listen::peer(own.as_fd()).map_or(0, |peer| peer.pid);
+        let token = token_of(left.number);
         Conn {
             number: left.number,
-            own: Watched::not_yet(epoll, own, token_of(left.number)),
-            pair: None,
+            own: Watched::not_yet(epoll, own, token),
+            pair: pair.map(|pair| Watched::not_yet(epoll, pair, token + 1)),
             relay: Relay::resume(budget, peer, left, Instant::now()),
             cut_at: None,
         }
+    }
+
+    /// Whether no frame is under way.
+    pub(crate) fn is_between(&self) -> bool {
+        self.relay.is_between() && self.cut_at.is_none()
+    }
+
+    /// What another program is to know of it.
+    pub(crate) fn leave(&self, now: Instant) -> estate::Conn {
+        let pair = self.pair.as_ref().map(number);
+        self.relay.leave(now, self.number, number(&self.own), pair)
+    }
+
+    /// Its descriptors.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let pair = self.pair.as_ref().map(AsFd::as_fd);
+        std::iter::once(self.own.as_fd()).chain(pair)
     }
 
     /// containerd's own connection.

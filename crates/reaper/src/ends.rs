@@ -2,14 +2,16 @@
 //! reaper. Each is told by the descriptor that was held of it since its start, and how it
 //! ended by the kernel, or by `/proc` while it is somebody's zombie. Never makes a status up.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use vigil_journal::exits::{Death, Slot, Way};
+use vigil_relay::estate;
 use vigil_relay::tokens::token_of_end;
 use vigil_sys::epoll::{Epoll, Interest, Watched};
 use vigil_sys::{Errno, pidfd, process};
 
+use crate::renew::number;
 use crate::turn::Reaper;
 
 /// How long a dead process may lie about before nobody is expected to say any more how it died;
@@ -47,6 +49,21 @@ impl Ends {
             let _ = end.pidfd.want(Interest::default());
             end.dead.get_or_insert((now, now));
         }
+    }
+
+    /// What another program is to know of them.
+    pub(crate) fn leave(&self) -> Vec<estate::End> {
+        let all = self.0.iter();
+        let end = |end: &End| estate::End {
+            pin: end.pin,
+            pidfd: number(&end.pidfd),
+        };
+        all.map(end).collect()
+    }
+
+    /// Their descriptors.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|end| end.pidfd.as_fd())
     }
 
     /// When to look next.

@@ -14,9 +14,11 @@ use vigil_journal::exits::Recorder;
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, names};
 use vigil_relay::cause::Cause;
-use vigil_relay::estate::{Estate, Fd};
+use vigil_relay::estate::{Estate, Fd, Shim};
+use vigil_relay::tokens::CONTROL;
 use vigil_sys::event::Doorbell;
-use vigil_sys::{Errno, fd, fork, listen, process};
+use vigil_sys::spawn::Child;
+use vigil_sys::{Errno, fd, fork, listen, pidfd, process};
 
 use crate::conn::Conn;
 use crate::turn::Reaper;
@@ -99,11 +101,12 @@ fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
     let budget = reaper.conns.budget().clone();
     let conns = estate.conns.into_iter().filter_map(|left| {
         let own = taken(left.own).ok()?;
+        let pair = left.pair.and_then(|pair| taken(pair.fd).ok());
         // The rest of a request that was lost will never come.
         if left.half.is_some() && fd::readable_bytes(&own) == Ok(0) {
             let _ = listen::shutdown(own.as_fd());
         }
-        Some(Conn::go_on(&reaper.epoll, left, own, &budget))
+        Some(Conn::go_on(&reaper.epoll, left, own, pair, &budget))
     });
     let conns: Vec<Conn> = conns.collect();
     reaper.conns.go_on(estate.held.next_conn, conns);
@@ -113,11 +116,33 @@ fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
             reaper.ends.add(&reaper.epoll, end.pin, pidfd);
         }
     }
-    reaper.inherit();
+    let before = estate.held.before.and_then(|fd| taken(fd).ok());
+    reaper.line.recall(before);
+    match estate.shim {
+        Some(shim) => reaper.go_on(&shim)?,
+        None => reaper.inherit(),
+    }
+    process::end_after(None);
     Ok(reaper)
 }
 
 impl Reaper<'_> {
+    /// The shim lives, and notices nothing.
+    fn go_on(&mut self, shim: &Shim) -> Result<()> {
+        let control = step("take the control socket", taken(shim.control))?;
+        let control = self.epoll.watch(control, CONTROL);
+        self.control = Some(step("watch the control socket", control)?);
+        // A child that is not reaped: its number is its own.
+        let pidfd = step("open the shim", pidfd::open(shim.pid))?;
+        let pid = shim.pid;
+        self.shim = Some(Child { pid, pidfd });
+        (self.serving, self.silent) = (shim.serving, shim.silent);
+        if self.serving {
+            self.hand_out();
+        }
+        Ok(())
+    }
+
     /// The first shim of this reaper; later, if that cannot be now.
     fn inherit(&mut self) {
         self.line.inherits(Instant::now());

@@ -9,6 +9,7 @@ mod conn;
 mod control;
 mod ends;
 mod heir;
+mod renew;
 mod successor;
 mod turn;
 

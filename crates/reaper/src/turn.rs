@@ -131,6 +131,7 @@ impl Reaper<'_> {
             return Ok(code);
         }
         self.look_at_the_clock();
+        self.renew();
         let near = self.departure.is_near();
         let done = near && self.shim.is_none() && self.conns.iter().all(|conn| conn.flushed());
         let over = is_due(self.departure.until());

@@ -67,6 +67,11 @@ impl<C: Connection> Conns<C> {
         }
     }
 
+    /// The number of the next.
+    pub fn next(&self) -> u32 {
+        self.next
+    }
+
     /// For one that goes on.
     pub fn budget(&self) -> &Budget {
         &self.budget

@@ -17,6 +17,14 @@ pub const MEMORY_FD: u16 = 8;
 /// The exit records, whatever has their name in the bundle by now. Likewise.
 pub const EXITS_FD: u16 = 9;
 
+/// The number of the memory with what is left, in the environment of a process that is to be the
+/// reaper.
+pub const ESTATE: &str = "VIGIL_ESTATE";
+/// Last of the arguments of a shim.
+pub const SERVE: &str = "serve";
+/// In place of that: of a process that was executed to be the reaper.
+pub const REAP: &str = "reap";
+
 /// How many shims of this pair have died by their own fault in a row, in the environment of
 /// each: 0 for the first, at least 1 for one that takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";

@@ -94,6 +94,8 @@ pub struct Succession<P> {
     /// The shim is being ended because `delete` could not be told who it is.
     unnamed: bool,
     retry: Retry,
+    /// When the reaper itself is to become what its shims are.
+    renew: Option<Instant>,
 }
 
 impl<P> Succession<P> {
@@ -111,6 +113,7 @@ impl<P> Succession<P> {
             ended: Cell::new(false),
             unnamed: false,
             retry: Retry::default(),
+            renew: None,
         }
     }
 
@@ -136,6 +139,26 @@ impl<P> Succession<P> {
     pub fn own_fault(&self, status: i32) -> bool {
         let ended = self.stuck || self.ended.get();
         !self.changes() && !self.unnamed && (ended || is_crash(status))
+    }
+
+    /// What was used before this program, or did not do.
+    pub fn before(&self) -> Option<&P> {
+        self.other.as_ref()
+    }
+
+    /// What another reaper had tried before.
+    pub fn recall(&mut self, before: Option<P>) {
+        self.other = before;
+    }
+
+    /// Whether the reaper is to be of the program that its shims are of.
+    pub fn renews(&self, now: Instant) -> bool {
+        self.renew.is_some_and(|at| at <= now)
+    }
+
+    /// It is, or could not be.
+    pub fn renewed(&mut self) {
+        self.renew = None;
     }
 
     /// The shim is dead, or could not be started (`status` is `None`); `words`
@@ -200,7 +223,7 @@ impl<P> Succession<P> {
     }
 
     fn fall_back(&mut self) {
-        self.trial = None;
+        (self.trial, self.renew) = (None, None);
         if let Some(other) = &mut self.other {
             std::mem::swap(other, &mut self.program);
         }
@@ -282,6 +305,7 @@ impl<P> Succession<P> {
         let tried = matches!(self.trial, Some(Trial::Trying(_)));
         if tried {
             self.trial = Some(Trial::Proving(now + PROBATION));
+            self.renew = Some(now);
         }
         tried
     }

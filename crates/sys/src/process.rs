@@ -214,6 +214,14 @@ fn stat_field(pid: u32, place: usize) -> Result<String> {
     field.map(str::to_owned).ok_or(Errno::EIO)
 }
 
+/// SIGALRM after that time, which ends a process that does not say otherwise; it stays over an
+/// exec. `None`: not any more.
+pub fn end_after(time: Option<std::time::Duration>) {
+    let secs = time.map_or(0, |time| time.as_secs().max(1));
+    // SAFETY: takes an integer; no handler of ours is installed for its signal.
+    unsafe { libc::alarm(libc::c_uint::try_from(secs).unwrap_or(libc::c_uint::MAX)) };
+}
+
 /// The session we are in.
 pub fn session() -> Result<u32> {
     let session = nix::unistd::getsid(None)?;

@@ -1,0 +1,102 @@
+//! Becoming another program: after its shims are of that program, and one of them serves, the reaper
+//! executes it too. What it has goes through a memory; number, children, locks and descriptors
+//! stay. If the new program cannot be executed, nothing has changed; if it does not come up, it is
+//! ended by an alarm, and the shim, which lives on, becomes the reaper.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use vigil_relay::estate::{Estate, Fd, Held, Shim};
+use vigil_relay::handed::{ESTATE, REAP};
+use vigil_sys::spawn::Command;
+use vigil_sys::{fd, process};
+
+use crate::turn::Reaper;
+
+/// How long the new program may take to come up.
+const COMES_UP: Duration = Duration::from_secs(5);
+
+pub(crate) fn number(fd: impl AsFd) -> Fd {
+    Fd(fd.as_fd().as_raw_fd().cast_unsigned())
+}
+
+impl Reaper<'_> {
+    /// Does it if it is due, and if no frame is under way on any connection.
+    pub(crate) fn renew(&mut self) {
+        let between = self.conns.iter().all(|conn| conn.is_between());
+        if !self.line.renews(Instant::now()) || !between || self.departure.is_near() {
+            return;
+        }
+        self.line.renewed();
+        self.deaths.say();
+        // Whatever comes of it, it is not tried again: the next upgrade does.
+        let _ = self.execute();
+    }
+
+    /// Returns only if it cannot.
+    fn execute(&mut self) -> vigil_sys::Result<()> {
+        let now = Instant::now();
+        let (Some(shim), Some(control)) = (&self.shim, &self.control) else {
+            return Ok(());
+        };
+        let config = self.config;
+        let estate = Estate {
+            whose: config.owner.line(),
+            held: Held {
+                listener: number(&config.listener),
+                lock: number(&config.lock),
+                exits: number(&config.exits),
+                memory: number(&config.memory),
+                bell: number(&self.bell),
+                program: number(self.line.program()),
+                before: self.line.before().map(number),
+                next_conn: self.conns.next(),
+            },
+            conns: self.conns.iter().map(|conn| conn.leave(now)).collect(),
+            slots: self
+                .slots
+                .iter()
+                .map(|(slot, fd)| (slot, number(fd)))
+                .collect(),
+            ends: self.ends.leave(),
+            story: self.takeovers.to_bytes(&config.owner),
+            shim: Some(Shim {
+                pid: shim.pid,
+                control: number(control),
+                serving: self.serving,
+                silent: self.silent,
+            }),
+        };
+        let memory = fd::memfd_with(c"vigil-estate", &estate.encode())?;
+        let held = [
+            &config.listener,
+            &config.lock,
+            &config.exits,
+            &config.memory,
+            &memory,
+        ];
+        let held = held.into_iter().map(AsFd::as_fd);
+        let held = held.chain([
+            self.bell.as_fd(),
+            control.as_fd(),
+            self.line.program().as_fd(),
+        ]);
+        let keep: Vec<BorrowedFd<'_>> = held
+            .chain(self.line.before().map(AsFd::as_fd))
+            .chain(self.slots.iter().map(|(_, fd)| fd.as_fd()))
+            .chain(self.ends.fds())
+            .chain(self.conns.iter().flat_map(|conn| conn.fds()))
+            .collect();
+        let args = config.args.iter().take(config.args.len().saturating_sub(1));
+        let command = Command::new(fd::held_path(self.line.program()))
+            .arg0(&config.arg0)
+            .args(args)
+            .arg(REAP)
+            .envs(config.env.iter().map(|(key, value)| (key, value)))
+            .env(ESTATE, memory.as_raw_fd().to_string());
+        process::end_after(Some(COMES_UP));
+        let why = command.replace_us(&keep);
+        process::end_after(None);
+        Err(why)
+    }
+}
