@@ -8,7 +8,8 @@ use vigil_journal::exits::PinError;
 use vigil_relay::control::{
     ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, SAYS_TAKEN, ToReaper, ToShim, VERSION, number_of,
 };
-use vigil_sys::{Errno, fifo, listen, scm};
+use vigil_sys::epoll::Interest;
+use vigil_sys::{Errno, fd, fifo, listen, scm};
 
 use crate::turn::{END, Reaper};
 
@@ -16,14 +17,19 @@ use crate::turn::{END, Reaper};
 const BATCH: usize = 32;
 
 impl Reaper<'_> {
-    /// Reads and answers what the shim has sent, some of it if it is much.
+    /// Reads and answers what the shim has sent, some of it if it is much, and none without room
+    /// for the answer: a shim that has thousands of connections to take reads it later.
     /// `false`: nothing more will come.
     pub(crate) fn serve_control(&mut self) -> bool {
         let mut bytes = [0; MESSAGE_MAX];
         for _ in 0..BATCH {
-            let Some(control) = &self.control else {
+            let Some(control) = &mut self.control else {
                 return false;
             };
+            // One that is dead reads nothing, and what it has sent counts.
+            if self.shim.is_some() && !fd::has_room(&*control) {
+                return control.want(Interest::of(false, true)).is_ok();
+            }
             let mut fds = Vec::new();
             bytes[..8].fill(0);
             let received = scm::recv(control.as_fd(), &mut bytes, &mut fds);

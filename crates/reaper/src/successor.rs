@@ -132,6 +132,16 @@ impl Reaper<'_> {
         }
     }
 
+    /// The shim has read what it was sent: its calls are read again, and it gets what waits.
+    pub(crate) fn has_room(&mut self) {
+        if let Some(control) = &mut self.control {
+            let _ = control.want(Interest::READ);
+        }
+        if self.serving {
+            self.hand_out();
+        }
+    }
+
     /// The shim serves from now on: it gets a pair for each connection that has
     /// none. One for which no descriptor is to be had is tried again later.
     pub(crate) fn hand_out(&mut self) {

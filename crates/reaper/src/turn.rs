@@ -110,8 +110,8 @@ impl Reaper<'_> {
                 }
                 LISTENER => self.accept(),
                 CONTROL => {
-                    if ready.write && self.serving {
-                        self.hand_out();
+                    if ready.write {
+                        self.has_room();
                     }
                     if ready.read && !self.serve_control() {
                         // Dead, or of no use without it; waitid will tell.
