@@ -13,7 +13,7 @@ use vigil_journal::takeovers::Takeovers;
 use vigil_protocol::Left;
 use vigil_reaper::{Start, TAKEOVERS};
 use vigil_relay::estate::{Conn, End, Estate, Fd, Held, Request};
-use vigil_relay::handed::{ESTATE, REAP, SERVE};
+use vigil_relay::handed::{BEFORE, ESTATE, REAP, SERVE};
 use vigil_supervise::Bequest;
 use vigil_sys::spawn::Command;
 use vigil_sys::{fd, fork, listen};
@@ -33,7 +33,9 @@ pub fn run_if_heir() -> Result<()> {
     args.push(SERVE.into());
     let number: u32 = number.parse().context("no number of a memory")?;
     let memory = fork::inherited(number).context("the memory was not handed over")?;
-    let ours = [ESTATE, TAKEOVERS];
+    let before = std::env::var(BEFORE).ok();
+    let before = before.and_then(|number| fork::inherited(number.parse::<u32>().ok()?).ok());
+    let ours = [ESTATE, BEFORE, TAKEOVERS];
     let start = Start {
         bundle: bundle()?,
         arg0: args.remove(0),
@@ -41,6 +43,7 @@ pub fn run_if_heir() -> Result<()> {
         env: std::env::vars_os()
             .filter(|(key, _)| ours.iter().all(|name| key != *name))
             .collect(),
+        before,
     };
     vigil_reaper::succeed(start, memory)
 }

@@ -111,9 +111,7 @@ pub fn take_lock_from(
     {
         dismiss_listener(&connection, flags, meant)?;
     }
-    for holder in &holders {
-        let _ = pidfd::send_signal(holder, signal::KILL);
-    }
+    let _ = pidfd::kill_together(&holders);
     if let Some(file) = wait(&path, &holders, deadline)? {
         return Ok(file);
     }
@@ -138,12 +136,10 @@ fn end_pair(
     meant: Meant<'_>,
 ) -> Result<()> {
     let (pair, unread) = ask(bundle, owner, meant)?;
-    for number in [None, Some(signal::KILL)] {
+    for by_force in [false, true] {
         let deadline = Instant::now() + ASKED;
-        for process in &pair {
-            if let Some(number) = number {
-                let _ = pidfd::send_signal(process, number);
-            }
+        if by_force {
+            let _ = pidfd::kill_together(&pair);
         }
         for process in &pair {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -394,10 +390,8 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags, meant: Meant<'_>) -
     if fd::wait_readable(&pidfd, ASKED).context("cannot wait for the old reaper")? {
         return Ok(());
     }
-    let _ = pidfd::send_signal(&pidfd, signal::KILL);
-    for shim in &shims {
-        let _ = pidfd::send_signal(shim, signal::KILL);
-    }
+    let all: Vec<_> = std::iter::once(&pidfd).chain(&shims).collect();
+    let _ = pidfd::kill_together(&all);
     if !fd::wait_readable(&pidfd, ASKED).context("cannot wait for the old reaper")? {
         bail!("the old reaper, process {}, does not die", reaper.pid);
     }

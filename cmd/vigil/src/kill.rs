@@ -1,6 +1,6 @@
 //! `vigil kill`: ends a container that cannot be asked any more. Both of its pair are killed,
-//! by descriptors of the very processes that are recorded and the reaper first: it would start
-//! another shim. Then what `delete` does is done, by containerd or here.
+//! by descriptors of the very processes that are recorded, at once: whoever outlives the other
+//! makes two again. Then what `delete` does is done, by containerd or here.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata};
@@ -17,7 +17,7 @@ use vigil_host::enact::{RUN, Report, Tombstone};
 use vigil_host::proc::{self, Checked};
 use vigil_journal::names;
 use vigil_reconcile::Goal;
-use vigil_sys::{Errno, fd, pidfd, signal};
+use vigil_sys::{fd, pidfd};
 
 use crate::place::{Found, Name, Node};
 use crate::recorded::Recorded;
@@ -25,7 +25,7 @@ use crate::table::{Colour, Paint};
 use crate::{Answer, Code, Exit, json, pair, processes, program, repair, words};
 
 /// How often the pair is read again: a reaper that dies in the middle of a takeover may have
-/// started a shim that was not named yet.
+/// started a shim that was not named yet, which becomes the reaper.
 const LOOKS: usize = 20;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -229,13 +229,12 @@ fn end_pair(found: &Found, meant: &Meant, until: Instant) -> Result<Vec<u32>> {
             Err(error) => {
                 // Who works in the bundle is its pair, whatever lies there.
                 if let Some(pair) = processes::of(found)? {
-                    for (process, pidfd) in pair.reaper.iter().chain(&pair.shim) {
-                        if !meant.is(found) {
-                            return Ok(killed);
-                        }
-                        end(pidfd, until)?;
-                        killed.push(process.pid);
+                    if !meant.is(found) {
+                        return Ok(killed);
                     }
+                    let halves = || pair.reaper.iter().chain(&pair.shim);
+                    end(&halves().map(|(_, pidfd)| pidfd).collect::<Vec<_>>(), until)?;
+                    killed.extend(halves().map(|(process, _)| process.pid));
                     break;
                 }
                 // Without a pair on record nobody is signalled by guess.
@@ -246,19 +245,20 @@ fn end_pair(found: &Found, meant: &Meant, until: Instant) -> Result<Vec<u32>> {
                 return Err(error).context("it is not known which processes its pair is");
             }
         };
-        let before = killed.len();
+        let mut halves = Vec::new();
         for half in std::iter::once(&recorded.pair.reaper).chain(&recorded.pair.shim) {
             if let Some(process) = recorded.open(found, half)? {
-                if !meant.is(found) {
-                    return Ok(killed);
-                }
-                end(&process, until)?;
-                killed.push(half.pid);
+                halves.push((half.pid, process));
             }
         }
-        if killed.len() == before {
+        if halves.is_empty() {
             break;
         }
+        if !meant.is(found) {
+            return Ok(killed);
+        }
+        end(&halves.iter().map(|(_, process)| process).collect::<Vec<_>>(), until)?;
+        killed.extend(halves.iter().map(|(pid, _)| *pid));
     }
     Ok(killed)
 }
@@ -368,17 +368,16 @@ fn unbundled(args: &Args, until: Instant) -> Result<Ended> {
     })
 }
 
-/// SIGKILL, and its end.
-pub fn end(process: &OwnedFd, until: Instant) -> Result<()> {
-    match pidfd::send_signal(process, signal::KILL) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => return Err(error).context("cannot kill a process of the pair"),
+/// SIGKILL to the halves of a pair, the reaper first among them, and their end.
+pub fn end(halves: &[&OwnedFd], until: Instant) -> Result<()> {
+    pidfd::kill_together(halves).context("cannot kill a process of the pair")?;
+    for half in halves {
+        let left = until.saturating_duration_since(Instant::now());
+        if !fd::wait_readable(half, left).context("cannot wait for a process of the pair")? {
+            bail!("a process of the pair does not die; try again when what it waits for has passed")
+        }
     }
-    let left = until.saturating_duration_since(Instant::now());
-    if fd::wait_readable(process, left).context("cannot wait for a process of the pair")? {
-        return Ok(());
-    }
-    bail!("a process of the pair does not die; try again when what it waits for has passed")
+    Ok(())
 }
 
 fn value(ended: &Ended) -> serde_json::Value {

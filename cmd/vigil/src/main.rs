@@ -45,7 +45,7 @@ enum Command {
     Show(show::Args),
     /// Plans the repair of what dead pairs left; carries it out with `--write`.
     Repair(repair::Args),
-    /// Ends a container that nobody else can: both of its pair, the reaper first, then the rest.
+    /// Ends a container that nobody else can: both of its pair, at once, then the rest.
     Kill(kill::Args),
     /// Gives containers the shim of another program, without their noticing.
     Upgrade(upgrade::Args),

@@ -207,10 +207,7 @@ pub fn look(found: &Found, recorded: Option<&pair::Pair>, notes: &mut Vec<String
     }
     let lives = |half: Option<Half>, alive| half.is_some_and(|half| half.alive == Some(alive));
     if lives(reaper, false) && lives(shim, true) {
-        notes.push(
-            "its reaper is dead and its shim goes on alone: nobody takes over when that dies"
-                .to_owned(),
-        );
+        notes.push("its reaper is dead; its shim becomes the reaper and starts another".to_owned());
     }
     // For a moment that is how every takeover looks.
     if lives(reaper, true) && lives(shim, false) {

@@ -382,9 +382,8 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
         &node.kept.run,
         until,
     );
-    for (_, process) in pair.reaper.iter().chain(&pair.shim) {
-        kill::end(process, until)?;
-    }
+    let halves = pair.reaper.iter().chain(&pair.shim);
+    kill::end(&halves.map(|(_, pidfd)| pidfd).collect::<Vec<_>>(), until)?;
     if let Some(socket) = &pair.socket
         && is_deserted(socket)
     {

@@ -236,14 +236,11 @@ fn people(look: &Look, versions: &Versions, flags: &str, colour: Colour) -> Stri
     let _ = writeln!(text, "journal     {}", journal(look));
     let _ = writeln!(text, "containerd  {}", look.belief.words());
     if let (Some(reaper), true) = (look.pair.reaper, look.pair.any_alive()) {
-        let shim = look
-            .pair
-            .shim
-            .map(|shim| format!(", then shim {}", shim.pid));
+        let shim = look.pair.shim.map(|shim| format!(" {}", shim.pid));
         let (reaper, shim) = (reaper.pid, shim.unwrap_or_default());
         let _ = writeln!(
             text,
-            "to end it   vigil kill {id} -n {namespace}{flags}; by hand, SIGKILL to reaper {reaper} first{shim}"
+            "to end it   vigil kill {id} -n {namespace}{flags}; by hand, SIGSTOP and then SIGKILL to both, {reaper}{shim}"
         );
     }
     text.push('\n');

@@ -5,19 +5,20 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vigil_journal::exits::Recorder;
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, names};
 use vigil_relay::cause::Cause;
 use vigil_relay::estate::{Estate, Fd, Shim};
+use vigil_relay::handed::{ESTATE, REAP};
 use vigil_relay::tokens::CONTROL;
 use vigil_sys::event::Doorbell;
-use vigil_sys::spawn::Child;
+use vigil_sys::spawn::{Child, Command};
 use vigil_sys::{Errno, fd, fork, listen, pidfd, process};
 
 use crate::conn::Conn;
@@ -38,31 +39,58 @@ pub struct Start {
     pub args: Vec<OsString>,
     /// Its environment, likewise.
     pub env: Vec<(OsString, OsString)>,
+    /// What the reaper was until now, if this is another program.
+    pub before: Option<OwnedFd>,
 }
 
 /// Becomes the reaper of what is left in `memory`; never returns. In a process of one thread in
 /// which every descriptor named there was handed over the exec.
 pub fn succeed(start: Start, memory: OwnedFd) -> ! {
-    let code = match config(start, memory) {
-        Ok((config, estate)) => match begin(&config, estate) {
-            Ok(reaper) => reaper.run(),
+    let memory = File::from(memory);
+    let code = match read(&memory) {
+        Ok(estate) => match config(start, &estate).and_then(|config| run(&config, estate)) {
+            Ok(code) => code,
             Err(_) => 1,
         },
-        Err(_) => 1,
+        // Nothing was taken yet: the one that wrote it understands it.
+        Err(_) => back(&start, &memory),
     };
     process::exit_now(code)
+}
+
+fn run(config: &Config, estate: Estate) -> Result<i32> {
+    Ok(begin(config, estate)?.run())
+}
+
+fn read(memory: &File) -> Result<Estate> {
+    let mut bytes = Vec::new();
+    let read = memory.take(ESTATE_MAX).read_to_end(&mut bytes);
+    step("read what is left", read)?;
+    step("understand what is left", Estate::decode(&bytes))
+}
+
+/// Becomes the program again that it was until now; returns only if it cannot.
+fn back(start: &Start, mut memory: &File) -> i32 {
+    let Some(before) = &start.before else {
+        return 1;
+    };
+    let command = Command::new(fd::held_path(before))
+        .arg0(&start.arg0)
+        .args(start.args.iter().take(start.args.len().saturating_sub(1)))
+        .arg(REAP)
+        .envs(start.env.iter().map(|(key, value)| (key, value)))
+        .env(ESTATE, memory.as_raw_fd().to_string());
+    if memory.rewind().is_ok() {
+        let _ = command.replace_us(&[memory.as_fd()]);
+    }
+    1
 }
 
 fn taken(fd: Fd) -> Result<OwnedFd, Errno> {
     fork::inherited(fd.0)
 }
 
-fn config(start: Start, memory: OwnedFd) -> Result<(Config, Estate)> {
-    let mut bytes = Vec::new();
-    let mut file = File::from(memory);
-    let read = (&mut file).take(ESTATE_MAX).read_to_end(&mut bytes);
-    step("read what is left", read)?;
-    let estate = step("understand what is left", Estate::decode(&bytes))?;
+fn config(start: Start, estate: &Estate) -> Result<Config> {
     let held = estate.held;
     let owner = Owner::parse_line(&estate.whose).ok_or("it is no owner");
     let owner = step("read whose it is", owner)?;
@@ -79,7 +107,7 @@ fn config(start: Start, memory: OwnedFd) -> Result<(Config, Estate)> {
         env: start.env,
         name: c"containerd-shim".to_owned(),
     };
-    Ok((config, estate))
+    Ok(config)
 }
 
 fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
@@ -117,7 +145,9 @@ fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
         }
     }
     let before = estate.held.before.and_then(|fd| taken(fd).ok());
-    reaper.line.recall(before);
+    let proving = estate.shim.map_or(0, |shim| shim.proving_ms);
+    let proving = Duration::from_millis(proving.into());
+    reaper.line.go_on(Instant::now(), before, proving);
     match estate.shim {
         Some(shim) => reaper.go_on(&shim)?,
         None => reaper.inherit(),

@@ -1,13 +1,15 @@
 //! Becoming another program: after its shims are of that program, and one of them serves, the reaper
 //! executes it too. What it has goes through a memory; number, children, locks and descriptors
-//! stay. If the new program cannot be executed, nothing has changed; if it does not come up, it is
-//! ended by an alarm, and the shim, which lives on, becomes the reaper.
+//! stay. If the new program cannot be executed, nothing has changed; if it does not understand what
+//! was left, it executes the one before again; if it does not come up, it is ended by an alarm, and
+//! the shim, which lives on, becomes the reaper.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use vigil_relay::estate::{Estate, Fd, Held, Shim};
-use vigil_relay::handed::{ESTATE, REAP};
+use vigil_relay::handed::{BEFORE, ESTATE, REAP};
+use vigil_relay::heir::millis;
 use vigil_sys::spawn::Command;
 use vigil_sys::{fd, process};
 
@@ -24,10 +26,10 @@ impl Reaper<'_> {
     /// Does it if it is due, and if no frame is under way on any connection.
     pub(crate) fn renew(&mut self) {
         let between = self.conns.iter().all(|conn| conn.is_between());
-        if !self.line.renews(Instant::now()) || !between || self.departure.is_near() {
+        if !self.line.renews() || !between || self.departure.is_near() {
             return;
         }
-        self.line.renewed();
+        self.line.stays();
         self.deaths.say();
         // Whatever comes of it, it is not tried again: the next upgrade does.
         let _ = self.execute();
@@ -65,6 +67,7 @@ impl Reaper<'_> {
                 control: number(control),
                 serving: self.serving,
                 silent: self.silent,
+                proving_ms: millis(self.line.proving(now)),
             }),
         };
         let memory = fd::memfd_with(c"vigil-estate", &estate.encode())?;
@@ -73,6 +76,7 @@ impl Reaper<'_> {
             &config.lock,
             &config.exits,
             &config.memory,
+            &config.program,
             &memory,
         ];
         let held = held.into_iter().map(AsFd::as_fd);
@@ -93,6 +97,7 @@ impl Reaper<'_> {
             .args(args)
             .arg(REAP)
             .envs(config.env.iter().map(|(key, value)| (key, value)))
+            .env(BEFORE, config.program.as_raw_fd().to_string())
             .env(ESTATE, memory.as_raw_fd().to_string());
         process::end_after(Some(COMES_UP));
         let why = command.replace_us(&keep);

@@ -121,6 +121,8 @@ pub struct Shim {
     pub serving: bool,
     /// It does not say what it has taken.
     pub silent: bool,
+    /// Its program is new, and has to do for so many milliseconds still.
+    pub proving_ms: u32,
 }
 
 /// A registered process that is no child of the next reaper.
@@ -370,7 +372,7 @@ impl Conn {
 
 impl Shim {
     fn encode(&self) -> Vec<u8> {
-        let mut out = words(&[self.pid, self.control.0]);
+        let mut out = words(&[self.pid, self.control.0, self.proving_ms]);
         out.extend([u8::from(self.serving), u8::from(self.silent)]);
         out
     }
@@ -379,6 +381,7 @@ impl Shim {
         Ok(Shim {
             pid: from.word()?,
             control: from.fd()?,
+            proving_ms: from.word()?,
             serving: from.flag()?,
             silent: from.flag()?,
         })

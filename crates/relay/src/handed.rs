@@ -20,6 +20,8 @@ pub const EXITS_FD: u16 = 9;
 /// The number of the memory with what is left, in the environment of a process that is to be the
 /// reaper.
 pub const ESTATE: &str = "VIGIL_ESTATE";
+/// The number of the program that the reaper was until then, if it is to be another.
+pub const BEFORE: &str = "VIGIL_BEFORE";
 /// Last of the arguments of a shim.
 pub const SERVE: &str = "serve";
 /// In place of that: of a process that was executed to be the reaper.

@@ -107,7 +107,8 @@ impl Relay {
     }
 }
 
-fn millis(time: Duration) -> u32 {
+/// As many as fit.
+pub fn millis(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 

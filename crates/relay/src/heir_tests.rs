@@ -1,3 +1,5 @@
+//! A relay that is left and goes on in another process: nobody at either end notices, whatever was
+//! under way between them.
 use super::*;
 use crate::frame::{HEADER_LEN, REQUEST, RESPONSE};
 

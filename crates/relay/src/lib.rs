@@ -14,7 +14,7 @@ pub mod estate;
 mod frame;
 mod glance;
 pub mod handed;
-mod heir;
+pub mod heir;
 pub mod pace;
 pub mod places;
 pub mod slots;

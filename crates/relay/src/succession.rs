@@ -94,8 +94,10 @@ pub struct Succession<P> {
     /// The shim is being ended because `delete` could not be told who it is.
     unnamed: bool,
     retry: Retry,
-    /// When the reaper itself is to become what its shims are.
-    renew: Option<Instant>,
+    /// Shims are started from another program than the reaper is of.
+    differs: bool,
+    /// The reaper is to become what its shims are, as soon as it can.
+    renews: bool,
 }
 
 impl<P> Succession<P> {
@@ -113,7 +115,8 @@ impl<P> Succession<P> {
             ended: Cell::new(false),
             unnamed: false,
             retry: Retry::default(),
-            renew: None,
+            differs: false,
+            renews: false,
         }
     }
 
@@ -131,6 +134,7 @@ impl<P> Succession<P> {
     /// that serves is asked to leave.
     pub fn change(&mut self, now: Instant, program: P) {
         self.other = Some(std::mem::replace(&mut self.program, program));
+        self.differs = true;
         self.trial = Some(Trial::Retiring(now + RETIRE));
     }
 
@@ -146,19 +150,31 @@ impl<P> Succession<P> {
         self.other.as_ref()
     }
 
-    /// What another reaper had tried before.
-    pub fn recall(&mut self, before: Option<P>) {
+    /// Goes on in the program that shims are started from; the one `before` comes back if
+    /// it does not do for so long.
+    pub fn go_on(&mut self, now: Instant, before: Option<P>, proving: Duration) {
         self.other = before;
+        if !proving.is_zero() {
+            self.trial = Some(Trial::Proving(now + proving));
+        }
     }
 
-    /// Whether the reaper is to be of the program that its shims are of.
-    pub fn renews(&self, now: Instant) -> bool {
-        self.renew.is_some_and(|at| at <= now)
+    /// How long a new program has still to prove that it does.
+    pub fn proving(&self, now: Instant) -> Duration {
+        match self.trial {
+            Some(Trial::Proving(until)) => until.saturating_duration_since(now),
+            Some(Trial::Retiring(_) | Trial::Trying(_)) | None => Duration::ZERO,
+        }
     }
 
-    /// It is, or could not be.
-    pub fn renewed(&mut self) {
-        self.renew = None;
+    /// Whether the reaper is to become the program that its shims are of.
+    pub fn renews(&self) -> bool {
+        self.renews
+    }
+
+    /// It could not, and does not try again.
+    pub fn stays(&mut self) {
+        self.renews = false;
     }
 
     /// The shim is dead, or could not be started (`status` is `None`); `words`
@@ -223,9 +239,10 @@ impl<P> Succession<P> {
     }
 
     fn fall_back(&mut self) {
-        (self.trial, self.renew) = (None, None);
+        (self.trial, self.renews) = (None, false);
         if let Some(other) = &mut self.other {
             std::mem::swap(other, &mut self.program);
+            self.differs = !self.differs;
         }
     }
 
@@ -305,8 +322,8 @@ impl<P> Succession<P> {
         let tried = matches!(self.trial, Some(Trial::Trying(_)));
         if tried {
             self.trial = Some(Trial::Proving(now + PROBATION));
-            self.renew = Some(now);
         }
+        self.renews = std::mem::take(&mut self.differs);
         tried
     }
 

@@ -151,11 +151,19 @@ impl Control {
         }
     }
 
-    /// Tells the reaper that the journal is open and requests are served.
+    /// Tells the reaper that the journal is open and requests are served. Its answer is what it
+    /// hands over from then on; if it dies over that, this shim follows it.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.call(ToReaper::Ready, &[]).await?;
-        self.0.serving.store(true, Ordering::Relaxed);
-        Ok(())
+        let call = {
+            let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            if calls.over {
+                return Err(Error::ReaperGone);
+            }
+            self.0.serving.store(true, Ordering::Relaxed);
+            calls.number()
+        };
+        let request = ToReaper::Ready;
+        self.send(Call { call, request }, &[]).await
     }
 
     /// Gives the reaper a copy of each descriptor; they are in its hands when
@@ -292,12 +300,21 @@ impl Control {
         fds: &[BorrowedFd<'_>],
         answered: oneshot::Receiver<Result<u64, Error>>,
     ) -> Result<u64, Error> {
+        self.send(call, fds).await?;
+        match tokio::time::timeout(ACK_WAIT, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::ReaperGone),
+            Err(_) => Err(Error::ReaperSilent),
+        }
+    }
+
+    /// One that is dead or dying is no error: when that is sure, whoever waits is told.
+    async fn send(&self, call: Call, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let bytes = call.encode().map_err(|source| Error::Control { source })?;
         // The socket nearly always has room: waited for only when it has not.
         // Readiness is cleared before the next try, so that no edge is missed.
         while let Err(errno) = scm::send(self.0.socket.get_ref().as_fd(), &bytes, fds) {
             if errno != Errno::EAGAIN {
-                // It is dead or dying; when that is sure, whoever waits is told.
                 break;
             }
             let ready = self.0.socket.writable().await;
@@ -307,11 +324,7 @@ impl Control {
             })?;
             ready.clear_ready();
         }
-        match tokio::time::timeout(ACK_WAIT, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::ReaperGone),
-            Err(_) => Err(Error::ReaperSilent),
-        }
+        Ok(())
     }
 }
 

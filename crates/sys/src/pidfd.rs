@@ -58,6 +58,21 @@ pub fn send_signal(fd: impl AsFd, number: i32) -> Result<()> {
     signal(fd, number, 0)
 }
 
+/// SIGKILLs processes that would each act on another's death, parents first in `all`: none runs
+/// again once one is dead. All are stopped before, and children die before their parents, since
+/// the kernel lets a stopped process run on whose group loses its last tie to its session
+/// (setpgid(2), orphaned groups). Those that are dead already are no error.
+pub fn kill_together<F: AsFd>(all: &[F]) -> Result<()> {
+    let told = |fd: &F, number| match send_signal(fd, number) {
+        Err(Errno::ESRCH) => Ok(()),
+        sent => sent,
+    };
+    let stopped = all.iter().try_for_each(|fd| told(fd, libc::SIGSTOP));
+    let killed = all.iter().rev().map(|fd| told(fd, libc::SIGKILL));
+    // Each is killed, whatever became of the others.
+    killed.fold(stopped, |first, one| first.and(one))
+}
+
 /// Sends a signal to the process group that carries this process's number,
 /// also after the leader was reaped: the group keeps the number taken.
 /// `ESRCH`: the group is empty. `EINVAL`: kernel before 6.9.
@@ -185,6 +200,37 @@ mod tests {
             if let Some(kept) = exit_status(&fd).unwrap() {
                 assert_eq!(ExitStatus::from_raw(kept), expected);
             }
+        }
+    }
+
+    /// A reaper that sees its shim die starts another, however quickly it is killed itself.
+    #[test]
+    fn of_those_that_die_together_none_sees_the_other_die() {
+        use std::io::{BufRead as _, BufReader, Read as _};
+        let script = "for i in {1..60}; do sleep 60 <&- >/dev/null & echo $!; done; echo; wait -n; echo seen";
+        for _ in 0..10 {
+            let mut elder = Command::new("/bin/bash")
+                .args(["-c", script])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut words = BufReader::new(elder.stdout.take().unwrap());
+            let mut all = vec![open(elder.id()).unwrap()];
+            let mut line = String::new();
+            while words.read_line(&mut line).unwrap() > 1 {
+                all.push(open(line.trim().parse().unwrap()).unwrap());
+                line.clear();
+            }
+            kill_together(&all).unwrap();
+            for process in &all {
+                assert!(crate::fd::wait_readable(process, LONG).unwrap());
+            }
+            elder.wait().unwrap();
+            let mut rest = String::new();
+            words.read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, "");
+            // Those that are dead are no reason to fail.
+            kill_together(&all).unwrap();
         }
     }
 

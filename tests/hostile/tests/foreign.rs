@@ -218,8 +218,7 @@ fn dead(ground: &Ground<'_>, row: &[&str], harm: Harm) -> Result<(Container, i32
     } else {
         pair
     };
-    pair.signal(pair.reaper, KILL)?;
-    pair.signal(pair.shim, KILL)?;
+    container.shim.kill_all()?;
     pair.gone(10.0)?;
     ground.harm(&container, row, harm, "x")?;
     let init = i32::try_from(container.pid)?;

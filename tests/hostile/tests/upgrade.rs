@@ -119,6 +119,15 @@ fn more_output(container: &Container) -> Result<()> {
     })
 }
 
+/// Waits until a process runs this program; it has no other number for that.
+fn becomes(pid: i32, program: &Path) -> Result<()> {
+    until("it to run the program", by(20.0), || {
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        (exe == program).then_some(())
+    })
+    .with_context(|| format!("{pid} is to be {}", program.display()))
+}
+
 /// There and back again, while it writes, is waited for and is asked all the time.
 #[test]
 fn nobody_notices_an_upgrade_nor_the_way_back() {
@@ -165,6 +174,7 @@ fn nobody_notices_an_upgrade_nor_the_way_back() {
             let exe = fs::read_link(format!("/proc/{}/exe", pair.shim))?;
             let story = fs::read_to_string(container.bundle.dir.join("takeovers"))?;
             ensure!(exe == *to, "round {round}: {exe:?}; {told}; {story}");
+            becomes(pair.reaper, to).context("the reaper")?;
             more_output(&container)?;
             let before = asked.load(Ordering::Relaxed);
             let more = until("more answers", by(20.0), || {
@@ -192,7 +202,7 @@ fn nobody_notices_an_upgrade_nor_the_way_back() {
         })?;
         let (_, shown) = vigil(kit, &["show", &id])?;
         for words in [
-            format!("reaper {own_version}, shim {other_version}"),
+            format!("reaper {other_version}, shim {other_version}"),
             "  upgrade\n".to_owned(),
             "  died: signal 9\n".to_owned(),
             "killed by signal 9".to_owned(),
@@ -284,6 +294,106 @@ fn a_program_that_does_not_do_is_refused() {
         }
         ensure!(upgrade(kit, &container, &good)?["outcome"] == "upgraded");
         task.kill(id, "", 9, false)?;
+        let (bytes, _) = container.out()?.to_end(by(20.0))?;
+        counts(&bytes)?;
+        Ok(())
+    });
+}
+
+/// The shim of the new program serves, the reaper does not come up in it: it does not understand
+/// what it was left, dies or hangs. Nobody notices, and there are two afterwards.
+#[test]
+fn a_reaper_that_does_not_come_up_costs_nothing() {
+    trial(180, |kit| {
+        let own = fs::canonicalize(&kit.binary.path)?;
+        let mut bytes = fs::read(&own)?;
+        let said = b"VIGILES\n";
+        let places: Vec<usize> = bytes
+            .windows(said.len())
+            .enumerate()
+            .filter(|(_, w)| w == said)
+            .map(|(at, _)| at)
+            .collect();
+        for at in &places {
+            bytes[*at] = b'v';
+        }
+        ensure!(!places.is_empty(), "nowhere in the program");
+        let deaf = kit.scratch.path("deaf");
+        fs::write(&deaf, bytes)?;
+        fs::set_permissions(&deaf, fs::Permissions::from_mode(0o755))?;
+        let last = "for last; do :; done; [ \"$last\" = reap ] &&";
+        let dies = scripted(
+            kit,
+            "dies",
+            &format!("{last} kill -SEGV $$; exec $SHIM \"$@\""),
+        )?;
+        let hangs = scripted(
+            kit,
+            "hangs",
+            &format!("{last} exec sleep 1000; exec $SHIM \"$@\""),
+        )?;
+        for (program, stays) in [(&deaf, true), (&dies, false), (&hangs, false)] {
+            let container = counting(kit)?;
+            let (task, id) = (container.task().patient(30.0), &container.id);
+            let before = Pair::of(&container.shim)?;
+            let waiting = {
+                let (task, id) = (task.patient(90.0), id.clone());
+                std::thread::spawn(move || task.wait(&id, ""))
+            };
+            let told = upgrade(kit, &container, program)?;
+            ensure!(told["outcome"] == "upgraded", "{told}");
+            let state = task.state(id, "").with_context(|| {
+                let log = container.bundle.log_text();
+                format!(
+                    "{}: {:?}: {log}",
+                    program.display(),
+                    container.shim.processes()
+                )
+            })?;
+            ensure!(state.status.value() == 2, "not RUNNING");
+            more_output(&container)?;
+            let pair = until("two", by(30.0), || {
+                let pair = Pair::of(&container.shim).ok()?;
+                (stays || pair.reaper != before.reaper).then_some(pair)
+            })?;
+            if stays {
+                ensure!(pair.reaper == before.reaper, "{pair:?}");
+                becomes(pair.reaper, &own)?;
+                becomes(pair.shim, program)?;
+            }
+            // Either may die.
+            pair.signal(pair.reaper, 9)?;
+            ensure!(task.state(id, "")?.status.value() == 2, "not RUNNING");
+            task.kill(id, "", 9, false)?;
+            ensure!(waiting.join().unwrap()?.exit_status == 137);
+            let (bytes, _) = container.out()?.to_end(by(20.0))?;
+            counts(&bytes)?;
+            task.delete(id, "")?;
+            task.shutdown(id)?;
+        }
+        Ok(())
+    });
+}
+
+/// The reaper is of the new program already when its shim crashes within the minute: both are what
+/// they were before.
+#[test]
+fn what_crashes_within_a_minute_takes_the_reaper_back_with_it() {
+    trial(90, |kit| {
+        let own = fs::canonicalize(&kit.binary.path)?;
+        let (other, _) = another(kit)?;
+        let container = counting(kit)?;
+        let told = upgrade(kit, &container, &other)?;
+        ensure!(told["outcome"] == "upgraded", "{told}");
+        let pair = Pair::of(&container.shim)?;
+        becomes(pair.reaper, &other)?;
+        pair.signal(pair.shim, 11)?;
+        ensure!(container.task().state(&container.id, "")?.status.value() == 2);
+        becomes(pair.reaper, &own)?;
+        let pair = Pair::of(&container.shim)?;
+        becomes(pair.shim, &own)?;
+        more_output(&container)?;
+        container.task().kill(&container.id, "", 9, false)?;
         let (bytes, _) = container.out()?.to_end(by(20.0))?;
         counts(&bytes)?;
         Ok(())

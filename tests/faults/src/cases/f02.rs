@@ -21,11 +21,13 @@ fn f02_fatal_signals(kit: &Kit) -> Result<()> {
     for signal in [11, 6, 4] {
         let container = kit.running(&Spec::sleeper())?;
         let ours = container.shim.processes();
-        for process in &ours {
-            signal_if(process.pid, signal, |now| now.cmdline == process.cmdline);
-        }
+        // Whoever outlives the other makes two again.
         until("the runtime to die", by(10.0), || {
-            ours.iter().all(|p| !alive(p.pid)).then_some(())
+            let left = container.shim.processes();
+            for process in &left {
+                signal_if(process.pid, signal, |now| now.cmdline == process.cmdline);
+            }
+            (left.is_empty() && ours.iter().all(|p| !alive(p.pid))).then_some(())
         })
         .with_context(|| format!("signal {signal}"))?;
         let said = deleted(&container)?;
