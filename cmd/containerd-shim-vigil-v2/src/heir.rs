@@ -16,7 +16,7 @@ use vigil_relay::estate::{Conn, End, Estate, Fd, Held, Request};
 use vigil_relay::handed::{BEFORE, ESTATE, REAP, SERVE};
 use vigil_supervise::Bequest;
 use vigil_sys::spawn::Command;
-use vigil_sys::{fd, fork, listen};
+use vigil_sys::{fd, fork, listen, signal};
 
 use crate::start::BUNDLE;
 
@@ -123,6 +123,9 @@ pub fn succeed(lock: &OwnedFd, left: Vec<Left>, bequest: &Bequest) -> Result<()>
     let mut args: Vec<OsString> = std::env::args_os().collect();
     args.pop();
     let arg0 = args.remove(0);
+    // What is sent meanwhile is for the reaper. The kernel itself sends SIGHUP to a session in
+    // which somebody is stopped when its leader dies.
+    signal::block(signal::OF_A_REAPER).context("cannot block signals")?;
     let why = Command::new(fd::held_path(&program))
         .arg0(arg0)
         .args(args)

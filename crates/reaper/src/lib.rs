@@ -116,8 +116,7 @@ pub(crate) fn step<T, E: Into<Fault>>(name: &'static str, result: Result<T, E>) 
 fn prepare(config: &Config) -> Result<(BootId, Signals, &'static [AtomicU64])> {
     thrifty_heap();
     // An ignored SIGCHLD, if we were given one, would lose every status.
-    step("reset its signals", signal::reset_for_exec())?;
-    let signals = step("take signals", Signals::new(signal::OF_A_REAPER))?;
+    let signals = step("take signals", Signals::alone(signal::OF_A_REAPER))?;
     step("adopt orphans", process::set_subreaper(true))?;
     step("take its name", process::set_name(&config.name))?;
     let boot = step("read the boot id", process::boot_id())?;

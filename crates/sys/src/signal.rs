@@ -53,12 +53,16 @@ pub fn ignore(signal: i32) -> Result<()> {
 /// Nothing blocked, nothing ignored or caught: what a program expects at its
 /// start. Calls nothing that is not safe between fork and exec.
 pub fn reset_for_exec() -> Result<()> {
+    forget_dispositions();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+fn forget_dispositions() {
     for number in 1..=64 {
         // SAFETY: SIG_DFL installs no handler. KILL, STOP and the numbers libc
         // keeps for itself answer EINVAL, which is right for them.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
 /// What a reaper reads: that a child died; that it is told to go, or to look
@@ -78,6 +82,20 @@ impl Signals {
             SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
         )
         .map(Signals)
+    }
+
+    /// The same; nothing is ignored or caught from then on, and no other signal blocked. Those
+    /// of these that are pending are told, others forgotten (what was blocked before an exec
+    /// and sent, as SIGIO is, would end us): there is no moment between in which one could.
+    pub fn alone(signals: &[i32]) -> Result<Signals> {
+        block(signals)?;
+        for number in (1..=64).filter(|number| !signals.contains(number)) {
+            // SAFETY: SIG_IGN installs no handler; what is pending is forgotten (signal(7)).
+            unsafe { libc::signal(number, libc::SIG_IGN) };
+        }
+        forget_dispositions();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set(signals)?), None)?;
+        Signals::new(signals)
     }
 
     /// The next pending signal, or `None`. Equal ones may have become one.
@@ -121,6 +139,17 @@ pub fn is_ignored(signal: i32) -> Result<bool> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// A shim that becomes the reaper has SIGIO pending whenever its bundle has changed.
+    #[test]
+    fn what_is_pending_from_before_is_told_or_forgotten_and_ends_nobody() {
+        block(&[libc::SIGIO, USR2]).unwrap();
+        nix::sys::signal::raise(Signal::SIGIO).unwrap();
+        nix::sys::signal::raise(Signal::SIGUSR2).unwrap();
+        let signals = Signals::alone(&[USR2]).unwrap();
+        assert_eq!(signals.next(), Ok(Some(USR2)));
+        assert_eq!(is_blocked(libc::SIGIO), Ok(false));
+    }
 
     // Blocking is per thread, and each test has its own thread.
     #[test]

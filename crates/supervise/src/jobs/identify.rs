@@ -69,11 +69,7 @@ pub(crate) async fn identify(
 
 fn describe(tools: &Tools, claims: &[Claim], pid: u32, pin: usize) -> Result<Identified, Refusal> {
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
-    // What lives, is not below our reaper and not in a cgroup that is ours alone was never started
-    // by our runc: a stranger, and the first Kill would hit it. What was made before this reaper
-    // is in the cgroup only.
-    let below = proc::descends(pid, tools.place.reaper);
-    let below = below.map_err(|error| super::refusal(&error))? || is_in(tools, claims, pid);
+    let below = is_below(tools, claims, pid)?;
     if let Some(death) = tools.exits.pinned(pin) {
         if below
             && let Some(now) = &seen
@@ -114,6 +110,14 @@ fn describe(tools: &Tools, claims: &[Claim], pid: u32, pin: usize) -> Result<Ide
         ));
     }
     Ok(Identified { process, pin })
+}
+
+/// Whether our runc can have started it. What lives, is not below our reaper and not in a cgroup
+/// that is ours alone is a stranger, and the first Kill would hit it. What was made before this
+/// reaper is in the cgroup only.
+pub(crate) fn is_below(tools: &Tools, claims: &[Claim], pid: u32) -> Result<bool, Refusal> {
+    let below = proc::descends(pid, tools.place.reaper);
+    Ok(below.map_err(|error| super::refusal(&error))? || is_in(tools, claims, pid))
 }
 
 fn is_in(tools: &Tools, claims: &[Claim], pid: u32) -> bool {

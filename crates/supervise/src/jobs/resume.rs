@@ -209,7 +209,7 @@ async fn finish(tools: &Tools, plan: &Plan) -> Option<Result<(Identified, Vec<Cl
     if !named || !state.may_be_of(&place.bundle) {
         return None;
     }
-    let identified = again(tools, pid, &[]).await;
+    let identified = again(tools, &plan.claims, pid, &[]).await;
     Some(identified.map(|identified| (identified, plan.claims.clone())))
 }
 
@@ -304,7 +304,7 @@ pub(crate) async fn exec(
         }
         return exec::start(tools, plan, exec, asked, held, init).await;
     };
-    let found = match again(&tools, pid, &others).await {
+    let found = match again(&tools, &plan.claims, pid, &others).await {
         Ok(found) => found,
         Err(refusal) => {
             held.close_all(Duration::ZERO).await;
@@ -325,9 +325,14 @@ pub(crate) async fn exec(
 
 /// The same, of one that died among so many that its death is in the reaper's own memory by
 /// now, which is looked into for who is pinned.
-async fn among_many(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
+async fn among_many(
+    tools: &Tools,
+    claims: &[Claim],
+    pid: u32,
+    others: &[Process],
+) -> Result<Identified, Refusal> {
     let cannot = "named in the runtime's pid file, cannot be found";
-    let found = identify::identify(tools, &[], pid, 0).await;
+    let found = identify::identify(tools, claims, pid, 0).await;
     let found = found.map_err(|mut refusal| {
         refusal.says = format!("process {pid}, {cannot}: {}", refusal.says);
         refusal
@@ -343,9 +348,13 @@ async fn among_many(tools: &Tools, pid: u32, others: &[Process]) -> Result<Ident
 /// The process an earlier shim's runtime wrote down. That shim may have pinned
 /// it, and it may have ended since. `others` are on record for something else:
 /// what had its number before is not it.
-async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified, Refusal> {
-    let below = proc::descends(pid, tools.place.reaper);
-    let below = below.map_err(|error| super::refusal(&error))?;
+async fn again(
+    tools: &Tools,
+    claims: &[Claim],
+    pid: u32,
+    others: &[Process],
+) -> Result<Identified, Refusal> {
+    let below = identify::is_below(tools, claims, pid)?;
     let seen = proc::incarnation(pid).map_err(|error| super::refusal(&error))?;
     // Dead, it was recorded before it could not be seen any more.
     let dead = || {
@@ -361,7 +370,7 @@ async fn again(tools: &Tools, pid: u32, others: &[Process]) -> Result<Identified
         })
     };
     let Some(process) = seen.filter(|_| below).or_else(dead) else {
-        return among_many(tools, pid, others).await;
+        return among_many(tools, claims, pid, others).await;
     };
     // By its start: deaths of any age are on record, and one may have had its number.
     let pinned = tools.control.register(pid, process.start_ticks, 0).await;

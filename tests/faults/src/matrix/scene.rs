@@ -162,6 +162,7 @@ impl Scene {
             fill(&self.place)?;
         }
         let succeeded = self.deaths()?;
+        let mut words = String::new();
         if let Some(client) = client {
             let ended = client.recv_timeout(Duration::from_secs(30));
             let ran = ended.context("the client hangs")??;
@@ -169,9 +170,11 @@ impl Scene {
             // been refused.
             let exec_done = succeeded && self.gate.act == Act::Exec && ran.status.code() == Some(4);
             seen.client_ok = Some(exec_done || ran.status.success());
+            words = format!("{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
         }
         if succeeded {
-            self.goes_on(&seen).context("after the takeover")?;
+            let goes_on = self.goes_on(&seen).context("after the takeover");
+            goes_on.with_context(|| format!("the client: {words}"))?;
         }
         self.calm().context("after the crash")?;
         ensure!(
