@@ -10,17 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE};
+use vigil_sys::listen;
 
 use crate::follow::{Follow, Header};
 
-/// An answer may be with the relay still for so long; it is said again, which
-/// a client that has it takes for an answer to nobody.
+/// An answer that the relay has read may be with it still for so long; it is said again, which
+/// a client that has it takes for an answer to nobody. One that a stopped relay never read is
+/// kept for as long as that lasts.
 const SAID_AGAIN: Duration = Duration::from_secs(1);
 /// Longest answer that the kernel takes whole or not at all.
 const WHOLE_MAX: usize = 32 << 10;
 /// A longer one may have left by half if it was given to the relay so recently.
 const HALF_LEFT: Duration = Duration::from_secs(10);
-/// Answers kept to be said again, and their bytes.
+/// Answers that were read, kept to be said again, and their bytes. Of those that were not, the
+/// socket takes some hundreds.
 const KEPT_MAX: usize = 16;
 const KEPT_BYTES: usize = 16 << 10;
 
@@ -59,10 +62,23 @@ pub(crate) struct Story {
     /// The answer under way, of which `sent` bytes have left.
     leaving: Vec<u8>,
     sent: usize,
-    /// Answers the relay was given, and when.
-    kept: VecDeque<(Instant, Vec<u8>)>,
-    /// When it was given one that does not leave in one piece.
-    long_at: Option<Instant>,
+    /// Answers the relay was given, and may not have passed on.
+    kept: VecDeque<Given>,
+    /// Bytes it was given in all.
+    given: u64,
+    /// The last that does not leave in one piece: when it was given, or known to be read, and where
+    /// it ends; 0 when it was read.
+    long: Option<(Instant, u64)>,
+}
+
+/// An answer that the relay was given.
+#[derive(Debug)]
+struct Given {
+    frame: Vec<u8>,
+    /// Where it ends in all that was given.
+    end: u64,
+    /// By when it was read, as far as is known.
+    read: Option<Instant>,
 }
 
 /// Requests by their streams, in the order of which they come. Of Waits there are thousands
@@ -120,7 +136,8 @@ impl Shared {
             leaving: Vec::new(),
             sent: 0,
             kept: VecDeque::new(),
-            long_at: None,
+            given: 0,
+            long: None,
         })))
     }
 
@@ -190,6 +207,9 @@ impl Story {
 
     /// Takes bytes of an answer, up to its end; how many.
     pub(crate) fn says(&mut self, bytes: &[u8]) -> usize {
+        if self.leaving.is_empty() {
+            self.forget(Instant::now());
+        }
         let (count, ended) = self.outward.take(bytes);
         self.leaving.extend_from_slice(&bytes[..count]);
         if let Some(header) = ended.filter(|header| header.kind == MESSAGE_TYPE_RESPONSE) {
@@ -215,19 +235,38 @@ impl Story {
         }
         let frame = std::mem::take(&mut self.leaving);
         self.sent = 0;
-        let now = Instant::now();
+        self.given += frame.len() as u64;
         if frame.len() > WHOLE_MAX {
-            self.long_at = Some(now);
+            self.long = Some((Instant::now(), self.given));
         } else {
-            self.kept.push_back((now, frame));
+            let (end, read) = (self.given, None);
+            self.kept.push_back(Given { frame, end, read });
         }
-        let mut bytes: usize = self.kept.iter().map(|(_, frame)| frame.len()).sum();
-        while let Some((at, frame)) = self.kept.front()
-            && (now.duration_since(*at) > SAID_AGAIN
-                || bytes > KEPT_BYTES
-                || self.kept.len() > KEPT_MAX)
+    }
+
+    /// Those the relay has read long ago, and the first of too many that it has read.
+    fn forget(&mut self, now: Instant) {
+        // What is not read counts whole buffers: more may be held than need be, never less.
+        let unread = listen::unread_by_peer(&*self.pair).unwrap_or(usize::MAX);
+        let read = self.given.saturating_sub(unread as u64);
+        for given in self.kept.iter_mut().filter(|given| given.end <= read) {
+            given.read.get_or_insert(now);
+        }
+        if let Some(long) = self
+            .long
+            .as_mut()
+            .filter(|(_, end)| (1..=read).contains(end))
         {
-            bytes -= frame.len();
+            *long = (now, 0);
+        }
+        let mut bytes: usize = self.kept.iter().map(|given| given.frame.len()).sum();
+        while let Some(given) = self.kept.front()
+            && given.read.is_some_and(|at| {
+                let old = now.duration_since(at) > SAID_AGAIN;
+                old || bytes > KEPT_BYTES || self.kept.len() > KEPT_MAX
+            })
+        {
+            bytes -= given.frame.len();
             self.kept.pop_front();
         }
     }
@@ -235,16 +274,19 @@ impl Story {
     /// The relay is dead: what it had passed on is read to its end, and everything told.
     pub(crate) fn end(&mut self) -> Left {
         let mut bytes = [0; 4096];
-        // A reset is an end too: bytes of ours were unread.
-        while let Ok(count) = (&*Arc::clone(&self.pair)).read(&mut bytes)
-            && count > 0
-        {
-            self.came(&bytes[..count]);
-        }
+        let pair = Arc::clone(&self.pair);
+        let reset = loop {
+            match (&*pair).read(&mut bytes) {
+                Ok(0) => break false,
+                Ok(count) => self.came(&bytes[..count]),
+                // An end too: bytes of ours were unread.
+                Err(_) => break true,
+            }
+        };
         let half = Header::read(&self.coming).map_or(0, |header| header.stream);
-        let kept = self.kept.iter();
-        let recent = kept.filter(|(at, _)| at.elapsed() < SAID_AGAIN);
-        let mut answers: Vec<Vec<u8>> = recent.map(|(_, frame)| frame.clone()).collect();
+        let passed_on = |given: &Given| given.read.is_some_and(|at| at.elapsed() >= SAID_AGAIN);
+        let recent = self.kept.iter().filter(|given| !passed_on(given));
+        let mut answers: Vec<Vec<u8>> = recent.map(|given| given.frame.clone()).collect();
         // Of one that was with the relay by half nothing was passed on.
         if !self.leaving.is_empty() && self.outward.between() {
             answers.push(self.leaving.clone());
@@ -256,7 +298,9 @@ impl Story {
             half: (!self.inward.between()).then_some(half),
             requests: self.unanswered.frames().collect(),
             answers,
-            broken: self.long_at.is_some_and(|at| at.elapsed() < HALF_LEFT),
+            broken: self
+                .long
+                .is_some_and(|(at, end)| reset && end > 0 || at.elapsed() < HALF_LEFT),
         }
     }
 }

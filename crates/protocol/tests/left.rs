@@ -114,6 +114,47 @@ fn what_came_through_and_was_not_answered_is_left_and_an_answer_is_said_again() 
     });
 }
 
+/// A relay that is stopped reads nothing, for however long, and passes on what it did not read
+/// never: whoever waits for that answer would wait for ever.
+#[test]
+fn an_answer_that_a_stopped_relay_did_not_read_is_said_again_however_old_it_is() {
+    run(async {
+        let (_owner, server) = served().await;
+        let mut it = behind(&server).await;
+        let count = 40;
+        for n in 0..count {
+            it.relay.write_all(&pause(2 * n + 1)).unwrap();
+        }
+        until(|| vigil_sys::listen::unread_by_peer(&it.relay) == Ok(0)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        it.relay.write_all(&pause(2 * count + 1)).unwrap();
+        until(|| vigil_sys::listen::unread_by_peer(&it.relay) == Ok(0)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        drop(it.relay);
+        let all: Vec<u32> = (0..=count).map(|n| 2 * n + 1).collect();
+        assert_eq!(streams(&left(&server).answers), all);
+    });
+}
+
+/// What the relay has read is forgotten after a while, or memory would grow with every answer.
+#[test]
+fn an_answer_that_was_read_long_ago_is_not_said_again() {
+    run(async {
+        let (_owner, server) = served().await;
+        let mut it = behind(&server).await;
+        for n in 0..40 {
+            it.relay.write_all(&pause(2 * n + 1)).unwrap();
+            assert_eq!(stream_of(&it.relay).await, Some(2 * n + 1));
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        it.relay.write_all(&pause(99)).unwrap();
+        assert_eq!(stream_of(&it.relay).await, Some(99));
+        drop(it.relay);
+        // Of the one before nobody knew when it was read.
+        assert_eq!(streams(&left(&server).answers), [79, 99]);
+    });
+}
+
 /// The relay is dead, and its end of the pair the first that shows it: nobody is told of an end,
 /// or the connection would be closed before the next relay has it.
 #[test]

@@ -19,7 +19,7 @@ pub const ROOMS: [(&str, &[&str]); 9] = [
     ("vigil-relay", &[]),
     ("vigil-sys", &[]),
     ("vigil-reconcile", &["vigil-model"]),
-    ("vigil-protocol", &["vigil-model"]),
+    ("vigil-protocol", &["vigil-model", "vigil-sys"]),
     (
         "vigil-host",
         &["vigil-sys", "vigil-reconcile", "vigil-model"],
