@@ -180,6 +180,7 @@ fn alone<'c>(
         ends: Ends::default(),
         control: None,
         shim: None,
+        closed: None,
         silent: true,
         serving: false,
         line: Succession::new(program),

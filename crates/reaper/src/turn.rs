@@ -42,6 +42,8 @@ const BREATH: Duration = Duration::from_millis(100);
 /// How long after a pair's end it is asked whether its shim lives and so meant it: a dying
 /// process closes its descriptors, thousands it may be, before it can be waited for.
 const DYING: Duration = Duration::from_millis(100);
+/// A shim that has closed everything is waited for so long, before it is looked at otherwise.
+const HIDDEN: Duration = Duration::from_millis(250);
 
 /// All the reaper has.
 pub(crate) struct Reaper<'c> {
@@ -64,6 +66,9 @@ pub(crate) struct Reaper<'c> {
     pub(crate) control: Option<Watched<OwnedFd>>,
     /// `None` while none lives.
     pub(crate) shim: Option<Child>,
+    /// It has closed its end of everything: whether it is dead is looked at then, since a tracer
+    /// hides from waitid(2) that it is.
+    pub(crate) closed: Option<Instant>,
     /// It does not say what it has taken, since it is of an older version.
     pub(crate) silent: bool,
     /// It has said that it serves: connections are handed to it.
@@ -117,6 +122,7 @@ impl Reaper<'_> {
                         // Dead, or of no use without it; waitid will tell.
                         self.control = None;
                         self.kill_shim();
+                        self.closed = Some(Instant::now() + HIDDEN);
                     }
                 }
                 token => match end_of(token) {
@@ -126,7 +132,8 @@ impl Reaper<'_> {
             }
         }
         self.learn_ends();
-        let code = self.bury().and_then(|status| self.on_shim_death(status));
+        let status = self.bury().or_else(|| self.hidden());
+        let code = status.and_then(|status| self.on_shim_death(status));
         if code.is_some() {
             return Ok(code);
         }
@@ -147,7 +154,7 @@ impl Reaper<'_> {
         let cuts = cuts.filter(|_| self.control.is_some() && self.serving);
         let until = self.departure.until();
         let times = cuts.chain(until).chain(self.listener.until()).chain(late);
-        let times = times.chain(self.ends.until());
+        let times = times.chain(self.ends.until()).chain(self.closed);
         let first = times.chain(self.line.next()).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
@@ -272,11 +279,24 @@ impl Reaper<'_> {
         shim
     }
 
+    /// How the shim ended, if it is dead and nobody can wait for it: who traces it has not.
+    fn hidden(&mut self) -> Option<i32> {
+        let shim = self.shim.as_ref().filter(|_| is_due(self.closed))?;
+        if pidfd::is_dead(&shim.pidfd) != Ok(true) {
+            self.closed = Some(Instant::now() + HIDDEN);
+            return None;
+        }
+        let started = process::start_ticks(shim.pid);
+        let status = started.and_then(|started| process::zombie_status(shim.pid, started));
+        // Whoever looks finds it as a zombie; where nobody may look, it was not its own fault.
+        Some(status.ok().flatten().unwrap_or(signal::KILL))
+    }
+
     /// The shim is dead and reaped. What it has written counts, to its end;
     /// then either this was the end, or another takes over, sooner or later. An exit
     /// code means "go".
     fn on_shim_death(&mut self, status: i32) -> Option<i32> {
-        self.shim = None;
+        (self.shim, self.closed) = (None, None);
         self.serving = false;
         let _ = (0..64).all(|_| self.serve_control());
         self.control = None;

@@ -128,6 +128,41 @@ fn an_exec_whose_end_a_tracer_hides_is_told_of() {
     });
 }
 
+/// One of the pair that is traced when it is killed: to the other it is dead all the same.
+#[test]
+fn one_of_the_pair_whose_end_a_tracer_hides_is_followed() {
+    for half in ["shim", "reaper"] {
+        trial(60, move |kit| {
+            let container = kit.running(&Spec::sh("exec sleep 999"))?;
+            let (task, id) = (container.task().patient(30.0), container.id.clone());
+            let waiting = {
+                let (task, id) = (task.clone(), id.clone());
+                std::thread::spawn(move || task.wait(&id, ""))
+            };
+            let pair = Pair::of(&container.shim)?;
+            let victim = if half == "shim" {
+                pair.shim
+            } else {
+                pair.reaper
+            };
+            let tracer = Tracer::of(u32::try_from(victim)?)?;
+            pair.signal(victim, KILL)?;
+            let state = task.state(&id, "").context(half)?.status.value();
+            ensure!(state == 2, "{half}: {state}");
+            ensure!(
+                is_zombie(u32::try_from(victim)?),
+                "{half}: nothing is hidden"
+            );
+            let next = Pair::of(&container.shim)?;
+            ensure!(next.shim != victim && next.reaper != victim, "{next:?}");
+            drop(tracer);
+            task.kill(&id, "", 9, false)?;
+            ensure!(waiting.join().unwrap()?.exit_status == 137, "{half}");
+            Ok(())
+        });
+    }
+}
+
 /// Nobody asks for its State here, which looks for itself.
 #[test]
 fn an_init_whose_end_a_tracer_hides_is_told_of() {
