@@ -56,9 +56,17 @@ struct Stage<'a> {
 const SETTLE: f64 = 2.0;
 
 impl Place {
-    /// Makes one for `binary`.
-    pub fn new(binary: &ShimBinary) -> Result<Self> {
+    /// Makes one for `binary`. `mute`: the kernel does not say how a process ended that was no
+    /// child (a debug build alone can be made to believe so).
+    pub fn new(binary: &ShimBinary, mute: bool) -> Result<Self> {
         let scratch = Scratch::new()?;
+        let mut env = Vec::new();
+        if mute {
+            let points = scratch.path("points");
+            fs::create_dir(&points)?;
+            fs::write(points.join("no-exit-status"), "")?;
+            env.push(("VIGIL_POINTS".into(), points.display().to_string()));
+        }
         busybox_rootfs(&scratch.path("base"))?;
         let caller = Caller {
             binary: binary.path.clone(),
@@ -67,7 +75,7 @@ impl Place {
             ttrpc: scratch.path("none"),
             dialect: binary.dialect,
             options: Vec::new(),
-            env: Vec::new(),
+            env,
         };
         Ok(Self { caller, scratch })
     }
@@ -78,14 +86,20 @@ impl Place {
     }
 
     /// A life as long as all the others together.
-    pub fn grow_old(&self, number: u32, stop: &AtomicBool, story: &Story) -> Result<Grown> {
+    pub fn grow_old(
+        &self,
+        number: u32,
+        victims: Victims,
+        stop: &AtomicBool,
+        story: &Story,
+    ) -> Result<Grown> {
         let sink = EventSink::listen(&self.scratch.path("elder"))?;
         let caller = Caller {
             ttrpc: sink.address().to_owned(),
             ..self.caller.clone()
         };
         let (state, base) = (self.scratch.path("state"), self.scratch.path("base"));
-        let grown = elder::live(&caller, &state, &base, number, stop, story)?;
+        let grown = elder::live(&caller, (&state, &base), (number, victims), stop, story)?;
         let told = sink.story();
         // One of each, and once more where the answer was on its way.
         let exits = told.iter().filter(|event| *event == "exit").count() as u64;
@@ -232,8 +246,8 @@ impl Stage<'_> {
             }
             life.story.add(format!("the blow's step: {came:?}"));
             strike::pause(plan.blow.after_us);
-            let of_shim = self.pair.get().zip(self.shim.get());
-            let mut outcome = match of_shim.filter(|_| plan.blow.victims == Victims::Shim) {
+            let pair = self.pair.get().zip(self.shim.get());
+            let mut outcome = match pair.filter(|_| plan.blow.victims.one_lives_on()) {
                 Some((pair, shim)) => {
                     let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
                     self.strike_all(blows, scope, &reports, came);
@@ -249,14 +263,6 @@ impl Stage<'_> {
                     self.delete(&mut outcome);
                     outcome
                 }
-                None if plan.blow.victims == Victims::Reaper && self.pair.get().is_some() => {
-                    let mut outcome = self.strike_the_reaper(came);
-                    // Its shim goes on as if nothing had been.
-                    let _ = driver.take().map(ScopedJoinHandle::join);
-                    self.end(stop);
-                    self.delete(&mut outcome);
-                    outcome
-                }
                 None => self.strike_and_delete(came),
             };
             stop.store(true, Ordering::SeqCst);
@@ -264,19 +270,6 @@ impl Stage<'_> {
             self.judge(&mut outcome);
             outcome
         })
-    }
-
-    fn strike_the_reaper(&self, came: Option<usize>) -> Outcome {
-        let (life, blow) = (self.life, &self.life.plan.blow);
-        let mut outcome = Outcome {
-            step: came.map(|at| life.plan.steps[at]),
-            ..Outcome::default()
-        };
-        if let Some(pair) = self.pair.get() {
-            outcome.kills = u64::from(pair.lives(blow.victims));
-            pair.strike(blow, &life.story);
-        }
-        outcome
     }
 
     fn strike_and_delete(&self, came: Option<usize>) -> Outcome {
@@ -326,7 +319,7 @@ impl Stage<'_> {
         outcome
     }
 
-    /// Strikes the shim, and those that come after it, each in its step.
+    /// Strikes one of the two, and those that come after it, each in its step.
     fn strike_all<'scope>(
         &self,
         blows: &'scope Blows<'scope>,
@@ -354,7 +347,7 @@ impl Stage<'_> {
     /// deleted; the pair told to go.
     fn end(&self, stop: &AtomicBool) {
         let (life, id) = (self.life, self.life.id.as_str());
-        let (Some(shim), Some(pair)) = (self.shim.get(), self.pair.get()) else {
+        let Some(shim) = self.shim.get() else {
             return;
         };
         let asked = life.asked();
@@ -390,7 +383,7 @@ impl Stage<'_> {
         {
             life.fault(format!("Shutdown, in the end: {error}"));
         }
-        if let Err(error) = pair.gone() {
+        if let Err(error) = strike::nobody_left(id) {
             life.fault(format!("{error:#}"));
             strike::all_of(id, false, &life.story);
         }
@@ -585,7 +578,7 @@ impl Stage<'_> {
                 Step::Exec { .. } if asked.may_end || asked.pause => true,
                 Step::Pause | Step::Resume | Step::Update => asked.may_end || asked.pause,
                 // Whether a signal went out is not known of a shim that died over it.
-                Step::Kill(_) if life.plan.blow.victims == Victims::Shim => true,
+                Step::Kill(_) if life.plan.blow.victims.one_lives_on() => true,
                 Step::Kill(_) | Step::Stats | Step::Pids => asked.may_end,
                 _ => false,
             };
@@ -760,7 +753,8 @@ impl Stage<'_> {
                 let harm = if twice { Harm::Doubled } else { Harm::Output };
                 life.wrong(harm, format!("{exec} ended with {code} and said {text:?}"));
             }
-        } else if !(life.is_struck() || may_end && status == 137) {
+        } else if !(life.is_struck() || may_end && status == 137 || life.mute && status == UNKNOWN)
+        {
             let what = format!("{exec} ended with {status}, not {code}");
             life.wrong(Harm::Exit, what);
         }

@@ -1,5 +1,5 @@
-//! A container that lives as long as the soak does while its shims die, one every
-//! quarter of a minute: what each takeover would leave behind adds up here and nowhere
+//! A container that lives as long as the soak does while one of its pair dies every
+//! few seconds: what each takeover would leave behind adds up here and nowhere
 //! else. Its output, its execs on a pipe and on a terminal, and three pending Waits go
 //! through all of them.
 
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use containerd_shim_protos::api::ExecProcessRequest;
 use vigil_lab::bundle::Stdio;
 use vigil_lab::fifo::FifoWriter;
@@ -17,12 +17,14 @@ use vigil_lab::process::mkfifo;
 use vigil_lab::shim::Caller;
 use vigil_lab::{Bundle, CallError, FifoReader, Residue, Shim, Spec, Task, by, until};
 
+use crate::blows::{Gap, made_good};
+use crate::plan::Victims;
 use crate::standing::Standing;
 use crate::story::{Story, lines_of};
 use crate::strike::{self, Pair};
 
-/// Four deaths in a minute are allowed, five are not.
-const BETWEEN: Duration = Duration::from_millis(15_400);
+/// Between two blows of one.
+const BETWEEN: Duration = Duration::from_millis(5_200);
 /// What it exits with when it is asked to.
 const CODE: u32 = 41;
 /// For anything to happen on a machine that has much else to do.
@@ -36,7 +38,7 @@ pub struct Grown {
     /// Blows that hit.
     pub kills: u64,
     /// From each to the next answer.
-    pub took: Vec<Duration>,
+    pub took: Vec<Gap>,
     /// The reaper at rest, after each takeover.
     pub reaper: Vec<Standing>,
     /// The shim, likewise.
@@ -80,16 +82,15 @@ type Waits<'scope> = Vec<ScopedJoinHandle<'scope, Result<u32, CallError>>>;
 /// among the others, so that not all are struck at once.
 pub fn live(
     caller: &Caller,
-    at: &Path,
-    base: &Path,
-    number: u32,
+    (at, base): (&Path, &Path),
+    (number, victims): (u32, Victims),
     stop: &AtomicBool,
     story: &Story,
 ) -> Result<Grown> {
     let id = format!("s{}elder{number}e", std::process::id());
     let lived = std::thread::scope(|scope| {
         let (mut elder, waits) = Elder::begin(caller, at, base, &id, story, scope)?;
-        let lived = elder.go_on(number, stop);
+        let lived = elder.go_on(number, victims, stop);
         // Whatever went wrong, nobody shall wait for ever.
         let ended = elder.end(waits);
         let log = || elder.bundle.log_text();
@@ -144,7 +145,7 @@ impl<'a> Elder<'a> {
         Ok((elder, waits.into()))
     }
 
-    fn go_on(&mut self, number: u32, stop: &AtomicBool) -> Result<()> {
+    fn go_on(&mut self, number: u32, victims: Victims, stop: &AtomicBool) -> Result<()> {
         let task = self.shim.task.patient(PATIENCE);
         self.hold(&task).context("before any blow")?;
         // Not all of them at one time.
@@ -156,26 +157,29 @@ impl<'a> Elder<'a> {
                 continue;
             }
             let kills = self.grown.kills;
-            self.blow(&task)
+            self.blow(&task, victims)
                 .with_context(|| format!("blow {}", kills + 1))?;
-            next += BETWEEN;
+            next = Instant::now().max(next + BETWEEN);
         }
         Ok(())
     }
 
-    fn blow(&mut self, task: &Task) -> Result<()> {
+    fn blow(&mut self, task: &Task, victims: Victims) -> Result<()> {
         // Something is on its way at that moment, every other time.
         if self.grown.kills.is_multiple_of(2) {
             for exec in &mut self.execs {
                 exec.say()?;
             }
         }
-        let at = self
-            .pair
-            .strike_the_shim(self.story)
-            .context("no shim to hit")?;
-        task.connect_task(&self.bundle.id).context("Connect")?;
-        self.grown.took.push(at.elapsed());
+        let reaper = victims.hits_the_reaper(self.grown.kills + 1);
+        let struck = if reaper {
+            self.pair.strike_the_reaper(self.story)
+        } else {
+            self.pair.strike_the_shim(self.story)
+        };
+        let at = struck.context("nobody to hit")?;
+        let gap = made_good(&self.pair, task, &self.bundle.id, at).map_err(Error::msg)?;
+        self.grown.took.push(Gap { reaper, ..gap });
         self.grown.kills += 1;
         self.hold(task)?;
         let (reaper, shim) = self.rest()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vigil_lab::{CallError, Code, Task};
 
-use crate::judge::{Asked, Harm, Known, impossible, impossible_error, wrong_status};
+use crate::judge::{Asked, Harm, Known, UNKNOWN, impossible, impossible_error, wrong_status};
 use crate::plan::Plan;
 use crate::story::Story;
 use crate::truth::Witness;
@@ -25,7 +25,10 @@ pub struct Life {
     pub struck: AtomicBool,
     /// Answers of State that were judged.
     pub states: AtomicU64,
-    /// Blows to a shim whose reaper lives on.
+    /// Whether the runtime was made to believe that the kernel does not say how one ended that is
+    /// no child of the reaper's.
+    pub mute: bool,
+    /// Blows to one of a pair whose other lives on.
     pub kills: AtomicU64,
     asked: Mutex<Asked>,
     kill_sent: AtomicBool,
@@ -47,13 +50,14 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Life {
     /// A life to be lived.
     #[must_use]
-    pub fn new(id: String, plan: Plan) -> Self {
+    pub fn new(id: String, plan: Plan, mute: bool) -> Self {
         let story = Story::default();
         story.add(plan.to_string());
         Self {
             id,
             plan,
             story,
+            mute,
             struck: AtomicBool::new(false),
             states: AtomicU64::new(0),
             kills: AtomicU64::new(0),
@@ -177,11 +181,20 @@ impl Life {
     /// Holds everything that was said of the exit against what is known of it.
     pub fn judge_told(&self, known: &Known) {
         let told = held(&self.told).clone();
-        for (who, status) in told {
+        let named = told
+            .iter()
+            .find(|(who, status)| who != "delete" && *status != UNKNOWN);
+        for (who, status) in &told {
+            let status = *status;
             if let Some(why) = wrong_status(status, known) {
                 self.wrong(Harm::Exit, format!("{who} said {status}: {why}"));
-            } else if status == crate::judge::UNKNOWN && who != "delete" {
-                let what = format!("{who} said unknown while the reaper lived");
+            } else if status == UNKNOWN && who != "delete" && !self.mute {
+                let what = format!("{who} said unknown, and the kernel knows");
+                self.wrong(Harm::Exit, what);
+            } else if let (UNKNOWN, Some((other, known))) = (status, named)
+                && self.plan.blow.victims.one_lives_on()
+            {
+                let what = format!("{who} said unknown, and {other} {known}");
                 self.wrong(Harm::Exit, what);
             }
         }

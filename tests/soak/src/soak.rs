@@ -27,8 +27,11 @@ pub struct Wanted {
     pub victims: Victims,
     /// Every so many-th life goes through a containerd; 0 for none.
     pub daemon_every: u64,
-    /// Pairs that live throughout, with a shim killed every quarter of a minute.
+    /// Pairs that live throughout, with a victim killed every few seconds.
     pub elders: u32,
+    /// Whether the kernel shall say nothing of the end of who is no child; a debug build alone
+    /// can be made to believe so.
+    pub mute: bool,
     /// Only the life of this number.
     pub only: Option<u64>,
 }
@@ -41,7 +44,7 @@ const PROGRESS: u64 = 500;
 /// Runs it; says what was wrong on stderr, and gives the numbers.
 pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
     let mut daemons = Vec::new();
-    if wanted.daemon_every > 0 {
+    if wanted.daemon_every > 0 && !wanted.mute {
         for version in [Version::Debian, Version::V2] {
             if version.installed() {
                 daemons.push(Daemon::start(version, shim)?);
@@ -53,7 +56,7 @@ pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
     let (next, shared, served, stop) = (&next, &tally, &daemons, &stop);
     std::thread::scope(|scope| -> Result<()> {
         let elders = (0..wanted.elders)
-            .map(|number| scope.spawn(move || grow_old(shim, number, stop, shared)));
+            .map(|number| scope.spawn(move || grow_old(shim, wanted, number, stop, shared)));
         let elders: Vec<_> = elders.collect();
         let workers: Vec<_> = (0..wanted.workers)
             .map(|_| scope.spawn(move || work(shim, wanted, next, shared, served)))
@@ -82,10 +85,16 @@ pub fn run(shim: &ShimBinary, wanted: &Wanted) -> Result<Tally> {
 }
 
 /// A pair that lives as long as all the others together.
-fn grow_old(shim: &ShimBinary, number: u32, stop: &AtomicBool, tally: &Mutex<Tally>) -> Result<()> {
-    let place = Place::new(shim)?;
+fn grow_old(
+    shim: &ShimBinary,
+    wanted: &Wanted,
+    number: u32,
+    stop: &AtomicBool,
+    tally: &Mutex<Tally>,
+) -> Result<()> {
+    let place = Place::new(shim, wanted.mute)?;
     let story = Story::default();
-    let lived = place.grow_old(number, stop, &story);
+    let lived = place.grow_old(number, wanted.victims, stop, &story);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     match lived {
         Ok(grown) => tally.add_elder(grown),
@@ -110,15 +119,13 @@ fn live(
     daemons: &[Daemon],
 ) -> Result<Outcome> {
     let through = wanted.daemon_every;
-    // Of a reaper that dies alone containerd sees nothing.
-    let unseen = wanted.victims == Victims::Reaper;
-    if unseen || daemons.is_empty() || number % through != through - 1 {
+    if daemons.is_empty() || number % through != through - 1 {
         return place.live(life, number);
     }
     let daemon = &daemons[usize::try_from(number / through)? % daemons.len()];
     match wanted.victims {
-        Victims::Shim => daemon.live_on(life),
-        Victims::Both | Victims::Reaper => daemon.live(life),
+        Victims::Shim | Victims::Reaper | Victims::Alternating => daemon.live_on(life),
+        Victims::Both => daemon.live(life),
     }
 }
 
@@ -129,7 +136,7 @@ fn work(
     tally: &Mutex<Tally>,
     daemons: &[Daemon],
 ) -> Result<()> {
-    let place = Place::new(shim)?;
+    let place = Place::new(shim, wanted.mute)?;
     loop {
         {
             let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +150,11 @@ fn work(
         }
         let plan = Plan::draw(wanted.seed, number, wanted.victims);
         // Ends in a letter: none is the beginning of another.
-        let life = Life::new(format!("s{}n{number}e", std::process::id()), plan);
+        let life = Life::new(
+            format!("s{}n{number}e", std::process::id()),
+            plan,
+            wanted.mute,
+        );
         let outcome = live(&place, wanted, number, &life, daemons);
         let trouble = outcome.as_ref().err().map(|e| format!("{e:#}"));
         let faults = life.faults();

@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -27,10 +28,17 @@ const SUCCESSION: f64 = 20.0;
 /// Reaper and shim of one container.
 #[derive(Debug)]
 pub struct Pair {
-    reaper: Target,
-    shim: Target,
+    id: String,
+    now: Mutex<Arc<Two>>,
     /// The shim that was struck last: it may take its time to be gone.
     struck: AtomicI32,
+}
+
+/// As they were when they were looked at last.
+#[derive(Debug)]
+struct Two {
+    reaper: Target,
+    shim: Target,
 }
 
 /// The runtime's own processes for a container id, `start` among them and `delete` not.
@@ -72,21 +80,54 @@ impl Pair {
             found.into_iter().partition(|p| p.pid == reaper);
         let reaper = reapers.pop().context("Connect names a stranger")?;
         let shim = shims.pop().context("no shim beside its reaper")?;
-        Ok(Self {
+        let two = Two {
             reaper: target(&reaper).context("the reaper has gone")?,
             shim: target(&shim).context("the shim has gone")?,
+        };
+        Ok(Self {
+            id: id.to_owned(),
+            now: Mutex::new(Arc::new(two)),
             struck: AtomicI32::new(0),
         })
+    }
+
+    fn now(&self) -> Arc<Two> {
+        Arc::clone(&self.now.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks for the two that are there now: whoever answers names a reaper that lives, and that
+    /// has a shim that lives. Gives what is missing, if it is.
+    pub fn renew(&self, task: &Task) -> Result<()> {
+        let named = i32::try_from(task.connect_task(&self.id)?.shim_pid)?;
+        let reaper = Process::read(named).and_then(|p| target(&p));
+        let reaper = reaper.with_context(|| format!("the reaper {named} is not there"))?;
+        let serving = shim_of(named).and_then(Process::read);
+        let shim = serving.with_context(|| format!("the reaper {named} has no shim"))?;
+        let word = format!("-id {} ", self.id);
+        ensure!(
+            format!("{} ", shim.cmdline).contains(&word),
+            "{} is not its shim: {}",
+            shim.pid,
+            shim.cmdline
+        );
+        let shim = target(&shim).context("the shim has gone")?;
+        for (name, one) in [("reaper", &reaper), ("shim", &shim)] {
+            ensure!(!pidfd::is_dead(&one.fd)?, "the {name} {} is dead", one.pid);
+        }
+        let two = Arc::new(Two { reaper, shim });
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = two;
+        Ok(())
     }
 
     /// Whether any of those that are to be killed still lives.
     #[must_use]
     pub fn lives(&self, victims: Victims) -> bool {
         let lives = |target: &Target| !pidfd::is_dead(&target.fd).unwrap_or(true);
+        let now = self.now();
         match victims {
-            Victims::Both => lives(&self.reaper) && lives(&self.shim),
-            Victims::Shim => lives(&self.shim),
-            Victims::Reaper => lives(&self.reaper),
+            Victims::Both => lives(&now.reaper) && lives(&now.shim),
+            Victims::Shim => lives(&now.shim),
+            Victims::Reaper | Victims::Alternating => lives(&now.reaper),
         }
     }
 
@@ -96,11 +137,12 @@ impl Pair {
             let sent = pidfd::send_signal(&target.fd, 9);
             story.add(format!("SIGKILL to the {name} {}: {sent:?}", target.pid));
         };
+        let now = self.now();
         match blow.victims {
-            Victims::Shim => kill("shim", &self.shim),
-            Victims::Reaper => kill("reaper", &self.reaper),
+            Victims::Shim => kill("shim", &now.shim),
+            Victims::Reaper | Victims::Alternating => kill("reaper", &now.reaper),
             Victims::Both => {
-                let mut both = [("reaper", &self.reaper), ("shim", &self.shim)];
+                let mut both = [("reaper", &now.reaper), ("shim", &now.shim)];
                 if !blow.reaper_first {
                     both.reverse();
                 }
@@ -114,30 +156,35 @@ impl Pair {
     /// Pid of the reaper.
     #[must_use]
     pub fn reaper(&self) -> i32 {
-        self.reaper.pid
+        self.now().reaper.pid
     }
 
     /// Pid of the shim that serves now, or is about to.
     #[must_use]
     pub fn serving(&self) -> Option<i32> {
-        let reaper = self.reaper.pid;
-        let children = format!("/proc/{reaper}/task/{reaper}/children");
-        let children = std::fs::read_to_string(children).ok()?;
-        let children = children.split_ascii_whitespace();
-        // What a dead shim has left to the reaper has another name: init, runc, a worker.
-        let is_shim = |pid: &i32| {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            comm.starts_with("containerd-shim")
-                && Process::read(*pid).is_some_and(|p| p.state != 'Z')
-        };
-        children.filter_map(|pid| pid.parse().ok()).find(is_shim)
+        shim_of(self.reaper())
+    }
+
+    /// Kills the reaper that there was at the last look; gives the moment. `None` if it has gone.
+    pub fn strike_the_reaper(&self, story: &Story) -> Option<Instant> {
+        let now = self.now();
+        if pidfd::is_dead(&now.reaper.fd).unwrap_or(true) {
+            return None;
+        }
+        let at = Instant::now();
+        let sent = pidfd::send_signal(&now.reaper.fd, 9);
+        story.add(format!(
+            "SIGKILL to the reaper {}: {sent:?}",
+            now.reaper.pid
+        ));
+        sent.is_ok().then_some(at)
     }
 
     /// Kills the shim that serves now, or the one that takes over; gives the moment.
     /// `None` if there is none any more.
     pub fn strike_the_shim(&self, story: &Story) -> Option<Instant> {
         until("", by(SUCCESSION), || {
-            if pidfd::is_dead(&self.reaper.fd).unwrap_or(true) {
+            if pidfd::is_dead(&self.now().reaper.fd).unwrap_or(true) {
                 return Some(None);
             }
             let pid = self.serving()?;
@@ -161,13 +208,34 @@ impl Pair {
 
     /// Waits until both are gone.
     pub fn gone(&self) -> Result<()> {
-        for (name, target) in [("reaper", &self.reaper), ("shim", &self.shim)] {
+        let now = self.now();
+        for (name, target) in [("reaper", &now.reaper), ("shim", &now.shim)] {
             until(&format!("the {name} {} to go", target.pid), by(5.0), || {
                 pidfd::is_dead(&target.fd).ok()?.then_some(())
             })?;
         }
         Ok(())
     }
+}
+
+fn shim_of(reaper: i32) -> Option<i32> {
+    let children = format!("/proc/{reaper}/task/{reaper}/children");
+    let children = std::fs::read_to_string(children).ok()?;
+    let children = children.split_ascii_whitespace();
+    // What a dead shim has left to the reaper has another name: init, runc, a worker.
+    let is_shim = |pid: &i32| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm.starts_with("containerd-shim") && Process::read(*pid).is_some_and(|p| p.state != 'Z')
+    };
+    children.filter_map(|pid| pid.parse().ok()).find(is_shim)
+}
+
+/// Waits until nothing runs as the runtime for `id`, whoever it became.
+pub fn nobody_left(id: &str) -> Result<()> {
+    let gone = until("both to go", by(5.0), || {
+        processes(id).is_empty().then_some(())
+    });
+    gone.with_context(|| format!("there are {:?}", processes(id)))
 }
 
 /// Kills everything that runs as the runtime for `id` until there is nothing: for a blow

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::blows::Gap;
 use crate::elder::Grown;
 use crate::judge::Harm;
 use crate::plan::{BURST, Step};
@@ -16,8 +17,8 @@ pub struct Outcome {
     pub step: Option<Step>,
     /// Blows that hit: those who were to be killed still lived.
     pub kills: u64,
-    /// From SIGKILL of a shim to the next answer.
-    pub took: Vec<Duration>,
+    /// How long each death was felt.
+    pub took: Vec<Gap>,
     /// Whether Create had been answered.
     pub made: bool,
     /// What `delete` said.
@@ -56,7 +57,7 @@ pub struct Tally {
     unknown_unmade: u64,
     witnessed: u64,
     deletes: Vec<Duration>,
-    took: Vec<Duration>,
+    took: Vec<Gap>,
     elders: Vec<Grown>,
 }
 
@@ -123,20 +124,31 @@ impl Tally {
         if self.took.is_empty() {
             return Ok(());
         }
-        let mut took = self.took.clone();
-        took.sort_unstable();
-        let ms = |permille: usize| {
-            let index = (took.len() - 1) * permille / 1000;
-            took[index].as_secs_f64() * 1e3
-        };
-        writeln!(
-            f,
-            "  | from SIGKILL of a shim to the next answer, of {} | median {:.1} ms, p99 {:.1} ms, most {:.1} ms |",
-            took.len(),
-            ms(500),
-            ms(990),
-            ms(1000)
-        )?;
+        for (victim, reaper) in [("a shim", false), ("a reaper", true)] {
+            let of = self.took.iter().filter(|gap| gap.reaper == reaper);
+            let gaps: Vec<_> = of.collect();
+            if gaps.is_empty() {
+                continue;
+            }
+            let write = |f: &mut fmt::Formatter<'_>, what: &str, of: fn(&Gap) -> Duration| {
+                let mut took: Vec<_> = gaps.iter().map(|gap| of(gap)).collect();
+                took.sort_unstable();
+                let ms = |permille: usize| {
+                    let index = (took.len() - 1) * permille / 1000;
+                    took[index].as_secs_f64() * 1e3
+                };
+                writeln!(
+                    f,
+                    "  | from SIGKILL of {victim} to {what}, of {} | median {:.1} ms, p99 {:.1} ms, most {:.1} ms |",
+                    took.len(),
+                    ms(500),
+                    ms(990),
+                    ms(1000)
+                )
+            };
+            write(f, "the next answer", |gap| gap.answer)?;
+            write(f, "two again", |gap| gap.two)?;
+        }
         let grew = self.elders.iter().filter(|elder| elder.reaper.len() > 1);
         let grew: Vec<_> = grew.collect();
         if grew.is_empty() {

@@ -54,8 +54,8 @@ impl Daemon {
             stop.store(true, Ordering::SeqCst);
             ended
         })?;
-        if let Some(pair) = pair.get()
-            && let Err(error) = pair.gone()
+        if pair.get().is_some()
+            && let Err(error) = strike::nobody_left(&life.id)
         {
             life.wrong(Harm::Residue, format!("{error:#}"));
         }

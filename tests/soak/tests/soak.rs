@@ -20,6 +20,7 @@ fn soak(victims: Victims, kills: u64) {
         victims,
         daemon_every: 10,
         elders: 0,
+        mute: false,
         only: None,
     };
     println!("seed {}", wanted.seed);
@@ -37,4 +38,14 @@ fn lives_whose_pair_is_killed_end_well() {
 #[test]
 fn lives_whose_shims_are_killed_go_on() {
     soak(Victims::Shim, 80);
+}
+
+#[test]
+fn lives_whose_reapers_are_killed_go_on() {
+    soak(Victims::Reaper, 40);
+}
+
+#[test]
+fn lives_whose_reapers_and_shims_are_killed_in_turn_go_on() {
+    soak(Victims::Alternating, 40);
 }
