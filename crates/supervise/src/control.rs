@@ -78,7 +78,7 @@ struct Shared {
     held: Mutex<BTreeMap<u32, (u8, Weak<File>)>>,
     /// Its pid.
     reaper: u32,
-    /// We serve, so its death is not our end.
+    /// We serve and do not leave, so its death is not our end.
     serving: AtomicBool,
 }
 
@@ -265,8 +265,15 @@ impl Control {
         Ok(fd)
     }
 
-    /// Tells the reaper that this shim leaves for good.
+    /// Tells the reaper that this shim leaves for good. A reaper that dies meanwhile, or has died, is
+    /// no reason to stay.
     pub async fn end(&self) -> Result<(), Error> {
+        self.0.serving.store(false, Ordering::Relaxed);
+        self.0
+            .calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .orphaned = false;
         self.call(ToReaper::End, &[]).await.map(drop)
     }
 
@@ -446,7 +453,9 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::UnboundedSender<FromReaper>
             Err(error) => log::error!("control socket: {error}"),
         }
     }
-    let orphaned = shared.serving.load(Ordering::Relaxed) && shared.is_orphaned().await;
+    let serves = || shared.serving.load(Ordering::Relaxed);
+    // It may have begun to leave while we looked.
+    let orphaned = serves() && shared.is_orphaned().await && serves();
     {
         let mut calls = shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.over = true;
