@@ -16,8 +16,8 @@ use vigil_lab::{Containerd, Residue, ShimBinary, Task, Version, by, until};
 
 use crate::judge::{Harm, UNKNOWN};
 use crate::life::Life;
-use crate::plan::{Step, Victims};
-use crate::strike::{self, Pair};
+use crate::plan::Step;
+use crate::strike::{self, End, Pair};
 use crate::tally::Outcome;
 
 /// Ours.
@@ -187,7 +187,7 @@ impl Daemon {
                 Task::connect(&socket, V2).ok()
             });
             if let Ok(task) = task {
-                pair = Pair::of(&task, id).ok();
+                pair = Pair::of(&task, id).ok().map(|pair| (pair, task.clone()));
                 ask(task);
             }
             strike::pause(blow.step as u64 * 25_000);
@@ -198,14 +198,20 @@ impl Daemon {
             strike::runc_of(id, &life.story);
         }
         match pair {
-            Some(pair) => {
+            Some((pair, task)) => {
                 outcome.kills = u64::from(pair.lives(blow.victims));
                 pair.strike(blow, &life.story);
-                if blow.victims == Victims::Both {
-                    // Who took over between the two blows goes on alone.
-                    strike::all_of(id, true, &life.story);
+                match strike::which_end(&pair, &task, id) {
+                    Ok((end, took)) => {
+                        life.story.add(format!("{end:?} after {took:?}"));
+                        outcome.healed = end == End::Healed;
+                        outcome.decided = Some(took);
+                    }
+                    Err(error) => life.wrong(Harm::Lost, format!("{error:#}")),
                 }
-                if let Err(error) = pair.gone() {
+                // Those who have taken over end with their container.
+                strike::all_of(id, true, &life.story);
+                if let Err(error) = strike::nobody_left(id) {
                     life.fault(format!("{error:#}"));
                 }
             }

@@ -31,7 +31,7 @@ use crate::life::Life;
 use crate::plan::{How, Step, Victims};
 use crate::story::Story;
 use crate::story::lines_of;
-use crate::strike::{self, Pair};
+use crate::strike::{self, End, Pair};
 use crate::tally::Outcome;
 
 /// One worker's own place.
@@ -263,7 +263,22 @@ impl Stage<'_> {
                     self.delete(&mut outcome);
                     outcome
                 }
-                None => self.strike_and_delete(came),
+                None => {
+                    let (mut outcome, end) = self.strike_both(came);
+                    if end == End::Healed {
+                        outcome.healed = true;
+                        // It goes on as if nothing had been, and ends in another way.
+                        let _ = driver.take().map(ScopedJoinHandle::join);
+                        life.lives_on();
+                        self.end(stop);
+                    }
+                    self.delete(&mut outcome);
+                    if self.pair.get().is_none() {
+                        // What `start` had not forked when the others were killed.
+                        strike::all_of(&life.id, false, &life.story);
+                    }
+                    outcome
+                }
             };
             stop.store(true, Ordering::SeqCst);
             let _ = driver.take().map(ScopedJoinHandle::join);
@@ -272,7 +287,8 @@ impl Stage<'_> {
         })
     }
 
-    fn strike_and_delete(&self, came: Option<usize>) -> Outcome {
+    /// Strikes both. Both are gone then, or there are two again; nothing else may last.
+    fn strike_both(&self, came: Option<usize>) -> (Outcome, End) {
         let (life, blow) = (self.life, &self.life.plan.blow);
         let mut outcome = Outcome {
             step: came.map(|at| self.life.plan.steps[at]),
@@ -287,36 +303,31 @@ impl Stage<'_> {
                 (hit > 0).then_some(())
             });
             outcome.kills = u64::from(hit.is_ok());
-            self.delete(&mut outcome);
-            // What `start` had not forked when the others were killed.
-            strike::all_of(&life.id, false, &life.story);
-            return outcome;
+            return (outcome, End::Gone);
         };
         outcome.kills = u64::from(pair.lives(blow.victims));
         life.blow_begins();
         if blow.runc {
             strike::runc_of(&life.id, &life.story);
         }
+        // Two deaths, each of which may have cost an acknowledgement.
+        life.kills.store(2, Ordering::SeqCst);
         pair.strike(blow, &life.story);
-        if blow.victims == Victims::Both {
-            // Who took over between the two blows goes on alone.
+        let Some(shim) = self.shim.get() else {
+            return (outcome, End::Gone);
+        };
+        let came = strike::which_end(pair, &shim.task, &life.id);
+        let (end, took) = came.unwrap_or_else(|error| {
+            life.wrong(Harm::Lost, format!("{error:#}"));
             strike::all_of(&life.id, false, &life.story);
+            (End::Gone, Duration::ZERO)
+        });
+        life.story.add(format!("{end:?} after {took:?}"));
+        outcome.decided = Some(took);
+        if end == End::Gone {
+            std::thread::sleep(Duration::from_millis(blow.delete_after_ms));
         }
-        if let Err(error) = pair.gone() {
-            life.fault(format!("{error:#}"));
-            strike::all_of(&life.id, false, &life.story);
-        }
-        if let Some(shim) = self.shim.get() {
-            let closed = until("the connection to drop", by(5.0), || {
-                shim.task.client().closed().then_some(())
-            });
-            if let Err(error) = closed {
-                life.fault(format!("{error:#}"));
-            }
-        }
-        std::thread::sleep(Duration::from_millis(blow.delete_after_ms));
-        self.delete(&mut outcome);
-        outcome
+        (outcome, end)
     }
 
     /// Strikes one of the two, and those that come after it, each in its step.
@@ -568,9 +579,6 @@ impl Stage<'_> {
                 }
             ));
             let Err(error) = done else { continue };
-            if life.is_struck() {
-                return Ok(());
-            }
             let asked = life.asked();
             let excused = match step {
                 Step::Shutdown => true,
@@ -589,7 +597,12 @@ impl Stage<'_> {
                     (CallError::Deadline, Step::Wait) => Harm::Exit,
                     _ => Harm::Other,
                 };
-                life.wrong(harm, format!("{step:?}: {error}"));
+                let what = format!("{step:?}: {error}");
+                if !life.is_struck() {
+                    life.wrong(harm, what);
+                } else if !(life.plan.blow.runc && refused) {
+                    life.doubt(harm, what);
+                }
                 return Ok(());
             }
         }

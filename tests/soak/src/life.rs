@@ -38,6 +38,8 @@ pub struct Life {
     told: Mutex<Vec<(String, u32)>>,
     waited: Mutex<Option<u32>>,
     faults: Mutex<Vec<(Harm, String)>>,
+    /// What must not have been if the pair has outlived the blow.
+    doubts: Mutex<Vec<(Harm, String)>>,
 }
 
 /// Between two questions.
@@ -69,6 +71,7 @@ impl Life {
             told: Mutex::default(),
             waited: Mutex::default(),
             faults: Mutex::default(),
+            doubts: Mutex::default(),
         }
     }
 
@@ -88,6 +91,21 @@ impl Life {
         let what = what.into();
         self.story.add(format!("WRONG, {harm:?}: {what}"));
         held(&self.faults).push((harm, what));
+    }
+
+    /// Something that is right if the blow was the pair's end, and wrong if it was not.
+    pub fn doubt(&self, harm: Harm, what: impl Into<String>) {
+        let what = what.into();
+        self.story
+            .add(format!("unless it is over, {harm:?}: {what}"));
+        held(&self.doubts).push((harm, what));
+    }
+
+    /// The pair has outlived the blow.
+    pub fn lives_on(&self) {
+        for (harm, what) in std::mem::take(&mut *held(&self.doubts)) {
+            self.wrong(harm, format!("though the pair lives on: {what}"));
+        }
     }
 
     /// What must not have been, so far.
@@ -231,10 +249,15 @@ impl Life {
                     }
                 }
                 Err(error) => {
-                    if let Some(why) = impossible_error(&error, &before, &after, self.is_struck()) {
+                    if let Some(why) = impossible_error(&error, &before, &after, false) {
                         let closed = error == CallError::Closed || error.is(Code::NotFound);
                         let harm = if closed { Harm::Lost } else { Harm::Other };
-                        self.wrong(harm, format!("State fails, {error}: {why}"));
+                        let what = format!("State fails, {error}: {why}");
+                        if impossible_error(&error, &before, &after, self.is_struck()).is_some() {
+                            self.wrong(harm, what);
+                        } else {
+                            self.doubt(harm, what);
+                        }
                     }
                     if error == CallError::Closed {
                         return;

@@ -269,13 +269,16 @@ impl Plan {
             .pick(&[200, 3_000, 20_000, 60_000, 200_000])
             .unwrap_or(1);
         let span = if step == 0 { 8_000 } else { span };
-        let gap = rng.pick(&[1, 1, 60, 2_000, 20_000]).unwrap_or(1);
+        // Both at once, or one after the other was made good, or in the middle of that.
+        let gap = rng.pick(&[0, 1_000, 5_000, 20_000, 100_000]).unwrap_or(0);
+        let beside = rng.pick(&[1, 1, 60, 2_000, 20_000]).unwrap_or(1);
+        let gap: u64 = gap + u64::from(rng.below(beside));
         Blow {
             step,
             after_us: u64::from(rng.below(span)),
             victims,
             reaper_first: rng.percent(50),
-            gap_us: u64::from(rng.below(gap)),
+            gap_us: gap,
             runc: rng.percent(20),
             delete_after_ms: if rng.percent(70) {
                 0

@@ -230,6 +230,46 @@ fn shim_of(reaper: i32) -> Option<i32> {
     children.filter_map(|pid| pid.parse().ok()).find(is_shim)
 }
 
+/// What may come of two deaths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Nobody is left, and the connection has dropped.
+    Gone,
+    /// There are two again, and the connection stays.
+    Healed,
+}
+
+/// Nothing between the two may last longer.
+const BETWEEN: f64 = 5.0;
+
+/// Waits for one of them, and says how long that took.
+pub fn which_end(pair: &Pair, task: &Task, id: &str) -> Result<(End, Duration)> {
+    let began = Instant::now();
+    let asking = task.patient(BETWEEN);
+    let mut missing = String::new();
+    let mut late = false;
+    let end = until("an end, or two again", by(20.0), || {
+        let closed = task.client().closed();
+        late |= began.elapsed().as_secs_f64() > BETWEEN;
+        if closed {
+            return processes(id).is_empty().then_some(End::Gone);
+        }
+        match pair.renew(&asking) {
+            Ok(()) => Some(End::Healed),
+            Err(error) => {
+                missing = format!("{error:#}");
+                None
+            }
+        }
+    });
+    let end = end.with_context(|| {
+        let (closed, all) = (task.client().closed(), processes(id));
+        format!("closed: {closed}; {missing}; there are {all:?}")
+    })?;
+    ensure!(!late, "{end:?} only after {:?}", began.elapsed());
+    Ok((end, began.elapsed()))
+}
+
 /// Waits until nothing runs as the runtime for `id`, whoever it became.
 pub fn nobody_left(id: &str) -> Result<()> {
     let gone = until("both to go", by(5.0), || {

@@ -19,6 +19,10 @@ pub struct Outcome {
     pub kills: u64,
     /// How long each death was felt.
     pub took: Vec<Gap>,
+    /// Whether there were two again after the death of both.
+    pub healed: bool,
+    /// How long it took until that, or the end, was there.
+    pub decided: Option<Duration>,
     /// Whether Create had been answered.
     pub made: bool,
     /// What `delete` said.
@@ -47,6 +51,8 @@ pub struct Tally {
     failed: u64,
     again: u64,
     bursts: u64,
+    healed: u64,
+    decided: Vec<Duration>,
     states: u64,
     steps: BTreeMap<String, u64>,
     daemons: BTreeMap<&'static str, u64>,
@@ -70,6 +76,8 @@ impl Tally {
         self.again += u64::from(outcome.again);
         self.bursts += u64::from(outcome.kills > u64::from(BURST));
         self.states += outcome.states;
+        self.healed += u64::from(outcome.healed);
+        self.decided.extend(outcome.decided);
         self.took.extend(&outcome.took);
         for harm in harms {
             *self.harms.entry(*harm).or_default() += 1;
@@ -206,6 +214,15 @@ impl fmt::Display for Tally {
             BURST + 1,
             self.bursts
         )?;
+        if let Some(most) = self.decided.iter().max() {
+            writeln!(
+                f,
+                "  | deaths of both after which there were two again | {} of {}; that, or the end, within {} ms |",
+                self.healed,
+                self.decided.len(),
+                most.as_millis()
+            )?;
+        }
         writeln!(f, "  | of them through containerd | {:?} |", self.daemons)?;
         writeln!(f, "  | first blow in | {:?} |", self.steps)?;
         writeln!(f, "  | violations | {} |", self.failed)?;
