@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use vigil_hostile::{Armed, Pair, exit_in_time, trial};
 use vigil_lab::process::alive;
 use vigil_lab::{GENEROUS, Spec, by, until};
@@ -40,6 +41,42 @@ fn a_shim_that_leaves_waits_for_no_dead_reaper() {
         ensure!(!log.contains("does not answer"), "{log}");
         ensure!(began.elapsed() < GENEROUS, "{:?}", began.elapsed());
         ensure!(container.shim.delete()?.ok()?.exit_status == 7);
+        Ok(())
+    });
+}
+
+/// The shim is told by SIGIO, blocked and read, that a name in its bundle is gone. One that was
+/// pending when it became the reaper ended it, since the program that follows began with nothing
+/// blocked: so a reaper's death while a Delete removed pid files was that of both.
+#[test]
+fn a_signal_that_was_pending_ends_no_heir() {
+    trial(120, |kit| {
+        let container = kit.running(&Spec::sh("sleep 1000"))?;
+        let (task, id) = (container.task(), container.id.clone());
+        let (stop, bundle) = (AtomicBool::new(false), container.bundle.dir.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = bundle.join("comes-and-goes");
+                while !stop.load(Ordering::SeqCst) {
+                    let _ = std::fs::write(&file, "");
+                    let _ = std::fs::remove_file(&file);
+                }
+            });
+            let healed = (1..=6).try_for_each(|time| {
+                let pair = until("reaper and shim", by(20.0), || {
+                    Pair::of(&container.shim).ok()
+                })?;
+                pair.signal(pair.reaper, 9)?;
+                until("two again", by(20.0), || {
+                    let now = Pair::of(&container.shim).ok()?;
+                    (now.reaper == pair.shim).then_some(())
+                })
+                .with_context(|| format!("death {time}: {}", container.bundle.log_text()))
+            });
+            stop.store(true, Ordering::SeqCst);
+            healed
+        })?;
+        ensure!(task.state(&id, "")?.status.value() == 2, "not RUNNING");
         Ok(())
     });
 }
