@@ -186,6 +186,8 @@ pub struct Errand {
 
 /// The errands left to a reaper whose shim died: its children in its own
 /// session. What the runtime made for the container has a session of its own.
+/// A reaper that is not the first has none of those that the dead one had inherited: they hang
+/// below somebody of another session, and are found by their own, which is that of no container.
 pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
     let us = std::process::id();
     let path = PathBuf::from(format!("/proc/{reaper}/task/{reaper}/children"));
@@ -194,12 +196,14 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         path,
         source,
     })?;
+    let children = children.split_ascii_whitespace();
+    let mut pids: Vec<u32> = children.filter_map(|pid| pid.parse().ok()).collect();
     let session = proc::stat(reaper)?.map_or(reaper, |stat| stat.session);
+    if session != reaper {
+        pids.extend(orphans(session, reaper)?);
+    }
     let mut found = Vec::new();
-    for pid in children.split_ascii_whitespace() {
-        let Ok(pid) = pid.parse::<u32>() else {
-            continue;
-        };
+    for pid in pids {
         if pid == us {
             continue;
         }
@@ -209,7 +213,7 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
         let Some(stat) = proc::stat(pid)? else {
             continue;
         };
-        if stat.parent != reaper || stat.session != session || stat.ended() {
+        if stat.session != session || stat.ended() {
             continue;
         }
         // A name alone is anybody's to choose: a hook's, which is in this session too.
@@ -229,6 +233,24 @@ pub fn errands(reaper: u32) -> Result<Vec<Errand>> {
             // Empty for a moment of being executed.
             arguments: (!arguments.is_empty()).then_some(arguments),
         });
+    }
+    Ok(found)
+}
+
+/// Those of a session whose parent is of another: the reaper that had them has died.
+fn orphans(session: u32, reaper: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for pid in self::pids()? {
+        let Ok(Some(stat)) = proc::stat(pid) else {
+            continue;
+        };
+        if stat.session != session || pid == reaper || stat.parent == reaper {
+            continue;
+        }
+        let above = proc::stat(stat.parent)?.map(|above| above.session);
+        if above != Some(session) {
+            found.push(pid);
+        }
     }
     Ok(found)
 }

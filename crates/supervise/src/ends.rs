@@ -131,8 +131,21 @@ impl Owner {
         let process = held.process.clone();
         let status = match self.hands.without_spares(|| proc::zombie_status(&process)) {
             Ok(Some(raw)) => enact::status_of(raw)?,
-            // It was reaped, so it was recorded before.
-            Ok(None) if pidfd::send_signal(self.hands.held(who)?.fd(), 0).is_err() => return None,
+            // It was reaped: by our reaper, which has recorded it before, or by who inherited it from
+            // one that has died.
+            Ok(None) if pidfd::send_signal(self.hands.held(who)?.fd(), 0).is_err() => {
+                return match pidfd::exit_status(self.hands.held(who)?.fd()) {
+                    Ok(Some(raw)) => Some(Exit {
+                        status: enact::status_of(raw)?,
+                        at: clock::now(),
+                    }),
+                    Ok(None) | Err(_) if unheard => Some(Exit {
+                        status: Status::Unknown(Because::NoRecord),
+                        at: clock::now(),
+                    }),
+                    Ok(None) | Err(_) => None,
+                };
+            }
             Ok(None) if unheard => Status::Unknown(Because::NoRecord),
             Ok(None) => return None,
             Err(error) => {

@@ -10,6 +10,7 @@ use vigil_host::observe::RuncState;
 use vigil_host::proc;
 use vigil_host::strays::{self, Errand};
 use vigil_model::{Claim, ExecId, Incarnation, Kind, Plan, Refusal};
+use vigil_sys::pidfd;
 
 use super::create::{Begun, Made, NotMade};
 use super::exec::{Spec, Started, pid_file};
@@ -115,7 +116,8 @@ async fn starts_over(
     over
 }
 
-/// The raw status of a call that has ended; the reaper is about to record it.
+/// The raw status of a call that has ended; the reaper is about to record it, or, if it is not its
+/// child since the one before has died, the kernel says it.
 async fn status(tools: &Tools, call: &Errand) -> Option<i32> {
     let until = Instant::now() + RECORDING;
     let process = &call.process;
@@ -123,6 +125,9 @@ async fn status(tools: &Tools, call: &Errand) -> Option<i32> {
         let death = tools.exits.find(process.pid, process.start_ticks);
         if let Some(death) = death {
             return Some(death.status);
+        }
+        if let Ok(Some(status)) = pidfd::exit_status(&call.pidfd) {
+            return Some(status);
         }
         if Instant::now() >= until {
             return None;
