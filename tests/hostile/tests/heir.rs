@@ -5,10 +5,75 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
-use vigil_hostile::{Armed, Pair, exit_in_time, trial};
+use anyhow::{Context, Result, ensure};
+use vigil_hostile::{Armed, FaultyRunc, Pair, exit_in_time, trial};
+use vigil_lab::bundle::Stdio;
+use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
 use vigil_lab::{GENEROUS, Spec, by, until};
+
+/// The reaper is killed; there are two again.
+fn heal(container: &Container) -> Result<()> {
+    let pair = until("reaper and shim", by(20.0), || {
+        Pair::of(&container.shim).ok()
+    })?;
+    pair.signal(pair.reaper, 9)?;
+    until("two again", by(20.0), || {
+        let now = Pair::of(&container.shim).ok()?;
+        (now.reaper == pair.shim).then_some(())
+    })
+    .with_context(|| container.bundle.log_text())
+}
+
+/// Two reapers die during one call of the runtime. The second had it from the first, so it hangs
+/// below neither shim nor reaper then: a create was begun anew beside it, a start was refused as
+/// *already running*, and what such a create or exec had made was said to be nobody's.
+#[test]
+fn a_call_outlives_two_reapers_and_is_waited_for() {
+    for verb in ["create", "start", "exec", "update"] {
+        trial(120, move |kit| {
+            let runc = FaultyRunc::new(kit.scratch.dir(), verb, "waits-then-done")?;
+            let container = kit.prepared(&Spec::sh("read x; exit 7"), Stdio::All)?;
+            let (task, id) = (container.task().patient(60.0), container.id.clone());
+            let mut request = container.bundle.create_request();
+            request.options = Some(runc.options()).into();
+            let done = std::thread::scope(|scope| -> Result<()> {
+                let asks = scope.spawn(|| -> Result<()> {
+                    task.create(&request).context("Create")?;
+                    task.start(&id, "").context("Start")?;
+                    if verb == "exec" {
+                        let _exec = kit.exec(&container, "x", &Spec::sh("sleep 1; exit 5"))?;
+                        task.start(&id, "x").context("Start of an exec")?;
+                        ensure!(task.wait(&id, "x")?.exit_status == 5, "the exec");
+                        ensure!(task.delete(&id, "x")?.exit_status == 5, "the exec");
+                    }
+                    if verb == "update" {
+                        let limits = serde_json::json!({"pids": {"limit": 500}});
+                        task.update(&id, &limits).context("Update")?;
+                    }
+                    Ok(())
+                });
+                let healed = runc.waits().and_then(|()| {
+                    heal(&container).context("the first death")?;
+                    heal(&container).context("the second death")
+                });
+                runc.go()?;
+                let asked = asks.join().expect("the client panicked");
+                healed?;
+                asked.with_context(|| format!("{verb}; {}", container.bundle.log_text()))
+            });
+            done?;
+            let calls = runc.calls(verb)?;
+            ensure!(calls == 1, "{verb} was called {calls} times");
+            // A child of nobody of ours, for a create: it is told of all the same.
+            std::fs::write(&container.bundle.stdio[0], "x\n")?;
+            ensure!(task.wait(&id, "")?.exit_status == 7, "{verb}");
+            kit.sink.expect("exit", by(20.0))?;
+            ensure!(task.delete(&id, "")?.exit_status == 7, "{verb}");
+            Ok(())
+        });
+    }
+}
 
 /// A shim that had answered Shutdown with nobody to tell, since its reaper was dead, waited 5 s for
 /// a dead one's word, and left everybody who asked meanwhile without an answer.
@@ -62,17 +127,8 @@ fn a_signal_that_was_pending_ends_no_heir() {
                     let _ = std::fs::remove_file(&file);
                 }
             });
-            let healed = (1..=6).try_for_each(|time| {
-                let pair = until("reaper and shim", by(20.0), || {
-                    Pair::of(&container.shim).ok()
-                })?;
-                pair.signal(pair.reaper, 9)?;
-                until("two again", by(20.0), || {
-                    let now = Pair::of(&container.shim).ok()?;
-                    (now.reaper == pair.shim).then_some(())
-                })
-                .with_context(|| format!("death {time}: {}", container.bundle.log_text()))
-            });
+            let healed = (1..=6)
+                .try_for_each(|time| heal(&container).with_context(|| format!("death {time}")));
             stop.store(true, Ordering::SeqCst);
             healed
         })?;

@@ -129,6 +129,9 @@ async fn status(tools: &Tools, call: &Errand) -> Option<i32> {
         if let Ok(Some(status)) = pidfd::exit_status(&call.pidfd) {
             return Some(status);
         }
+        if let Ok(Some(status)) = proc::zombie_status(process) {
+            return Some(status);
+        }
         if Instant::now() >= until {
             return None;
         }
