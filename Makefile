@@ -11,7 +11,7 @@ RELEASE := target/$(TARGET)/release
 SHIM := target/debug/containerd-shim-vigil-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak soak-both soak-shim crash crash-release faults-release fuzz clean
+.PHONY: help setup build build-release demo test conformance faults test-cgroup2 check lint deny docs bench soak soak-both soak-shim soak-reaper soak-alternating crash crash-release faults-release fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -72,7 +72,7 @@ bench: ## compare with the Go shims, side by side
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked --release -q -p vigil-bench -- --stalls
 
-soak: soak-both soak-shim ## kill 2,000 pairs, then 10,000 shims, at random moments (an hour); one kind: soak-both, soak-shim
+soak: soak-both soak-shim soak-reaper soak-alternating ## kill 2,000 pairs, 10,000 shims, 5,000 reapers, 5,000 of both in turn, at random moments (two hours)
 
 soak-both: ## kill reaper and shim of 2,000 containers; ARGS="--lives N --seed S"
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
@@ -83,6 +83,16 @@ soak-shim: ## kill 10,000 shims, whose containers live on; ARGS="--lives N --see
 	@scripts/setup packages && scripts/setup containerd && scripts/setup image
 	@$(MAKE) --no-print-directory build-release
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims shim $(ARGS)
+
+soak-reaper: ## kill 5,000 reapers, whose containers live on; ARGS="--lives N --seed S"
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims reaper $(ARGS)
+
+soak-alternating: ## kill 5,000 reapers and shims in turn, whose containers live on; ARGS="--lives N --seed S"
+	@scripts/setup packages && scripts/setup containerd && scripts/setup image
+	@$(MAKE) --no-print-directory build-release
+	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims alternating $(ARGS)
 
 crash: ## kill the shim at each of its crash points 20 times, and before and after each of its system calls; ARGS="--rounds N --every N --only LIFE"
 	@scripts/setup packages
