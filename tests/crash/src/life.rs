@@ -47,8 +47,19 @@ impl Lived {
     }
 }
 
-/// Plays it under the id `id`. `count`: system calls are counted although none is a blow's place.
-pub fn live(kit: &Arc<Kit>, id: &str, script: &Script, count: bool) -> Result<Lived> {
+/// Whose system calls are counted although none is a blow's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Nobody's.
+    Nobodys,
+    /// The shims'.
+    Shims,
+    /// The reaper's.
+    Reapers,
+}
+
+/// Plays it under the id `id`.
+pub fn live(kit: &Arc<Kit>, id: &str, script: &Script, count: Count) -> Result<Lived> {
     let points = kit.scratch.path(&format!("points-{id}"));
     fs::create_dir(&points)?;
     let mut lived = Lived::default();
@@ -62,7 +73,7 @@ fn play(
     kit: &Arc<Kit>,
     id: &str,
     script: &Script,
-    count: bool,
+    count: Count,
     points: &std::path::Path,
     lived: &mut Lived,
 ) -> Result<()> {
@@ -73,12 +84,17 @@ fn play(
             fs::write(points.join(point.code()), "kill")?;
         }
     }
-    let calls = count
+    let of_reaper = count == Count::Reapers || script.hits_the_reaper();
+    let calls = count != Count::Nobodys
         || script
             .blows
             .iter()
             .any(|blow| !matches!(blow, Blow::Point(_)));
-    let tracer = Tracer::behind(&stage.pair, calls)?;
+    let tracer = if of_reaper {
+        Tracer::behind_the_reaper(&stage.pair)?
+    } else {
+        Tracer::behind(&stage.pair, calls)?
+    };
     let mut aims = aims(script);
     for (at, act) in script.story.acts.iter().enumerate() {
         let due: Vec<Aim> = aims.remove(at);
@@ -97,7 +113,7 @@ fn play(
     tracer.end().context("tracing")?;
     let armed = script.blows.iter().filter_map(|blow| match blow {
         Blow::Point(point) => Some(*point),
-        Blow::Call { .. } | Blow::Takeover { .. } => None,
+        Blow::Call { .. } | Blow::Reaper { .. } | Blow::Takeover { .. } => None,
     });
     let reached = |point: &Point| points.join(point.code()).with_extension("reached").exists();
     lived.reached = armed.filter(reached).collect();
@@ -107,6 +123,13 @@ fn play(
     ensure!(
         !stage.cut_off || killed,
         "a shim that left by itself did not answer Shutdown"
+    );
+    // A connection that the reaper had accepted and nobody else knew of goes with it.
+    let unheard = u32::from(of_reaper && lived.blows() > 0);
+    ensure!(
+        stage.unheard <= unheard,
+        "{} connections were lost",
+        stage.unheard
     );
     stage.events(deaths)?;
     // The last shim leaves, too, unless it was killed while it left.
@@ -130,7 +153,7 @@ fn aims(script: &Script) -> Acts {
     for blow in &script.blows {
         let aim = match *blow {
             Blow::Point(_) => continue,
-            Blow::Call { act, call, edge } => {
+            Blow::Call { act, call, edge } | Blow::Reaper { act, call, edge } => {
                 last = act;
                 Aim {
                     whom: Whom::Serving,

@@ -1,4 +1,4 @@
-//! `make crash`: kills the shim at every named point and before and after every system call,
+//! `make crash`: kills the shim at every named point, and shim or reaper before and after every system call,
 //! and fails if any client, stream, event or host shows it. Prints its seed, and each life
 //! that failed as a script that `--only` lives again.
 
@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use vigil_crash::run::{Tally, Wanted, all_points, calls, chapter, takeovers};
+use vigil_crash::run::{Tally, Wanted, all_points, calls, chapter, reapers, takeovers};
 use vigil_crash::script::Script;
 use vigil_lab::{ShimBinary, scratch};
 
-/// Kills the shim, and only the shim, everywhere. `VIGIL_SHIM` names our binary (a debug
+/// Kills the shim, or the reaper, and never both, everywhere. `VIGIL_SHIM` names our binary (a debug
 /// build: a release has no points).
 #[derive(Debug, Parser)]
 struct Args {
@@ -24,6 +24,9 @@ struct Args {
     /// Every so many-th system call of a takeover; 0 for none.
     #[arg(long, default_value_t = 1)]
     takeovers: u32,
+    /// Every so many-th system call of the reaper's while a shim serves; 0 for none.
+    #[arg(long, default_value_t = 1)]
+    reapers: u32,
     /// Lives at a time.
     #[arg(long, default_value_t = 4)]
     workers: u32,
@@ -59,6 +62,7 @@ fn crash(args: &Args) -> Result<()> {
         rounds: args.rounds,
         every: args.every,
         takeovers: args.takeovers,
+        reapers: args.reapers,
         workers: args.workers,
         seed: args.seed.unwrap_or(u64::from(clock.subsec_micros())),
         enough: args.enough,
@@ -72,6 +76,8 @@ fn crash(args: &Args) -> Result<()> {
         tally.join(chapter(&shim, "system calls", scripts, &wanted)?);
         let scripts = takeovers(&shim, &wanted)?;
         tally.join(chapter(&shim, "takeovers", scripts, &wanted)?);
+        let scripts = reapers(&shim, &wanted)?;
+        tally.join(chapter(&shim, "reapers", scripts, &wanted)?);
     } else {
         for text in &args.only {
             let script: Script = text.parse()?;

@@ -13,7 +13,7 @@ use vigil_lab::{Kit, ShimBinary};
 use vigil_sim::rng::Rng;
 use vigil_sys::points::Point;
 
-use crate::life::{Lived, live};
+use crate::life::{Count, Lived, live};
 use crate::script::{Blow, Edge, Script};
 use crate::story::{STORIES, Story};
 
@@ -60,6 +60,8 @@ pub struct Wanted {
     pub every: u32,
     /// The same of takeovers.
     pub takeovers: u32,
+    /// The same of the reaper's, while a shim serves.
+    pub reapers: u32,
     /// Lives at a time.
     pub workers: u32,
     /// Where samples begin, and which points meet.
@@ -85,7 +87,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} lives, {} shims killed ({} blows came too late), {} failed; \
+            "{} lives, {} killed ({} blows came too late), {} failed; \
              {} signals of unknown fate; the slowest act took {} ms",
             self.lives,
             self.blows,
@@ -113,7 +115,7 @@ pub fn live_all(shim: &ShimBinary, scripts: Vec<Script>, wanted: &Wanted) -> Res
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             // Ends in a letter: none is the beginning of another.
             let id = format!("k{}n{number}e", std::process::id());
-            let lived = live(&kit, &id, &script, false);
+            let lived = live(&kit, &id, &script, Count::Nobodys);
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
             tally.add(&script, &lived);
             if lived.is_err() {
@@ -264,10 +266,10 @@ fn sample<T>(all: Vec<T>, every: u32, seed: u64) -> Vec<T> {
 }
 
 /// Counts the calls of a life, and says how many they are.
-fn counted(shim: &ShimBinary, script: &Script) -> Result<Lived> {
+fn counted(shim: &ShimBinary, script: &Script, whose: Count) -> Result<Lived> {
     let kit = Arc::new(Kit::new(shim)?);
     let id = format!("k{}c{}e", std::process::id(), script.story.name);
-    let lived = live(&kit, &id, script, true).with_context(|| script.to_string())?;
+    let lived = live(&kit, &id, script, whose).with_context(|| script.to_string())?;
     finish(kit)?;
     Ok(lived)
 }
@@ -286,7 +288,7 @@ pub fn calls(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
         if story.acts.iter().all(|act| !act.tried) {
             continue;
         }
-        let lived = counted(shim, &none)?;
+        let lived = counted(shim, &none, Count::Shims)?;
         let mut all = Vec::new();
         for (act, (of, seen)) in story.acts.iter().zip(&lived.seen).enumerate() {
             if !of.tried {
@@ -309,7 +311,7 @@ pub fn calls(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
 fn in_pairs(story: &'static Story, blows: Vec<Blow>) -> Vec<Script> {
     let act = |blow: &Blow| match blow {
         Blow::Call { act, .. } => *act,
-        Blow::Point(_) | Blow::Takeover { .. } => 0,
+        Blow::Point(_) | Blow::Reaper { .. } | Blow::Takeover { .. } => 0,
     };
     let half = blows.len().div_ceil(2);
     let mut late = blows;
@@ -329,6 +331,37 @@ fn in_pairs(story: &'static Story, blows: Vec<Blow>) -> Vec<Script> {
     scripts.into_iter().map(script).collect()
 }
 
+/// Before and after each call of the reaper in each act, one in a life.
+pub fn reapers(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
+    let mut all = Vec::new();
+    if wanted.reapers == 0 {
+        return Ok(all);
+    }
+    for story in STORIES {
+        let blows = Vec::new();
+        if story.acts.iter().all(|act| !act.tried) {
+            continue;
+        }
+        let lived = counted(shim, &Script { story, blows }, Count::Reapers)?;
+        for (act, (of, seen)) in story.acts.iter().zip(&lived.seen).enumerate() {
+            if !of.tried {
+                continue;
+            }
+            println!(
+                "  {} {}: {} calls of the reaper",
+                story.name, of.name, seen.serving
+            );
+            for call in 1..=seen.serving {
+                for edge in [Edge::Before, Edge::After] {
+                    let blows = vec![Blow::Reaper { act, call, edge }];
+                    all.push(Script { story, blows });
+                }
+            }
+        }
+    }
+    Ok(sample(all, wanted.reapers, wanted.seed))
+}
+
 /// Before and after each call of a shim that takes over; where nothing is asked of it, twice
 /// in a row.
 pub fn takeovers(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
@@ -339,7 +372,7 @@ pub fn takeovers(shim: &ShimBinary, wanted: &Wanted) -> Result<Vec<Script>> {
     for (name, first) in BASES {
         // Counted with a blow that never falls, so that its calls are counted.
         let counting: Script = format!("{name}:{first},^{NEVER}b").parse()?;
-        let calls = counted(shim, &counting)?.successor_calls();
+        let calls = counted(shim, &counting, Count::Shims)?.successor_calls();
         println!("  {name} {first}: {calls} calls of the next shim");
         for call in 1..=calls {
             for edge in [Edge::Before, Edge::After] {
@@ -384,6 +417,7 @@ mod tests {
             rounds: 3,
             every: 1,
             takeovers: 1,
+            reapers: 1,
             workers: 1,
             seed: 5,
             enough: 1,
@@ -431,7 +465,7 @@ mod tests {
         );
         met.sort_by_key(|blow| match blow {
             Blow::Call { act, call, .. } => (*act, *call),
-            Blow::Point(_) | Blow::Takeover { .. } => (0, 0),
+            Blow::Point(_) | Blow::Reaper { .. } | Blow::Takeover { .. } => (0, 0),
         });
         assert_eq!(met, all);
     }

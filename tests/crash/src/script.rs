@@ -1,7 +1,7 @@
 //! Where the blows of one life fall, as text, so that a life can be named in a report and be
 //! lived again: `exec:run.37b,kill.2a` kills the shim before the 37th system call of the act
 //! `run` of the story `exec`, and after the 2nd of its act `kill`. `@S4` is a named point,
-//! `^112b` a call of whoever takes over next. Pure.
+//! `^112b` a call of whoever takes over next, `%echo.9b` one of the reaper's in the act `echo`. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -36,6 +36,15 @@ pub enum Blow {
     Point(Point),
     /// At a call of an act: its number in the story, the call from 1.
     Call {
+        /// Index into [`Story::acts`].
+        act: usize,
+        /// From 1.
+        call: u32,
+        /// Before or after.
+        edge: Edge,
+    },
+    /// At a call of the reaper in an act; alone in its life, since another is the reaper then.
+    Reaper {
         /// Index into [`Story::acts`].
         act: usize,
         /// From 1.
@@ -80,6 +89,9 @@ impl fmt::Display for Script {
                 Blow::Call { act, call, edge } => {
                     write!(f, "{comma}{}.{call}{edge}", self.story.acts[*act].name)?;
                 }
+                Blow::Reaper { act, call, edge } => {
+                    write!(f, "{comma}%{}.{call}{edge}", self.story.acts[*act].name)?;
+                }
                 Blow::Takeover { call, edge } => write!(f, "{comma}^{call}{edge}")?,
             }
         }
@@ -107,13 +119,18 @@ fn blow(story: &Story, text: &str) -> Result<Blow> {
         let (call, edge) = place(rest)?;
         return Ok(Blow::Takeover { call, edge });
     }
+    let (of_reaper, text) = match text.strip_prefix('%') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
     let (name, rest) = text.split_once('.').context("neither @, ^ nor ACT.CALL")?;
     let act = story.acts.iter().position(|act| act.name == name);
+    let act = act.with_context(|| format!("{} has no act {name}", story.name))?;
     let (call, edge) = place(rest)?;
-    Ok(Blow::Call {
-        act: act.with_context(|| format!("{} has no act {name}", story.name))?,
-        call,
-        edge,
+    Ok(if of_reaper {
+        Blow::Reaper { act, call, edge }
+    } else {
+        Blow::Call { act, call, edge }
     })
 }
 
@@ -133,7 +150,21 @@ impl FromStr for Script {
                 last = *act;
             }
         }
-        Ok(Self { story, blows })
+        let script = Self { story, blows };
+        ensure!(
+            !script.hits_the_reaper() || script.blows.len() == 1,
+            "{text}: a reaper's death is alone in its life"
+        );
+        Ok(script)
+    }
+}
+
+impl Script {
+    /// Whether it is the reaper that dies.
+    #[must_use]
+    pub fn hits_the_reaper(&self) -> bool {
+        let is = |blow: &Blow| matches!(blow, Blow::Reaper { .. });
+        self.blows.iter().any(is)
     }
 }
 
@@ -149,10 +180,17 @@ mod tests {
             "whole:@S4,^112b,^112a",
             "life:",
             "life:echo.1b,^3b",
+            "visit:%visit.7a",
         ] {
             assert_eq!(text.parse::<Script>().unwrap().to_string(), text);
         }
-        for wrong in ["exec", "no:run.1b", "exec:run.b", "exec:kill.1b,run.1b"] {
+        for wrong in [
+            "life:%echo.1b,%echo.2b",
+            "exec",
+            "no:run.1b",
+            "exec:run.b",
+            "exec:kill.1b,run.1b",
+        ] {
             assert!(wrong.parse::<Script>().is_err(), "{wrong}");
         }
     }

@@ -17,6 +17,7 @@ use vigil_lab::fifo::FifoWriter;
 use vigil_lab::kit::exec_spec;
 use vigil_lab::order::container;
 use vigil_lab::process::mkfifo;
+use vigil_lab::task::V2;
 use vigil_lab::{Bundle, CallError, Code, Kit, Residue, Shim, Spec, Task, by, until};
 
 use crate::voice::Voice;
@@ -61,6 +62,9 @@ pub struct Stage {
     due: Vec<String>,
     /// A signal whose delivery the answer left open.
     pub unknown: u32,
+    /// Connections that ended before anything was answered on them: accepted by somebody who died
+    /// before the other knew of it.
+    pub unheard: u32,
     /// The connection ended before Shutdown was answered.
     pub cut_off: bool,
     exit: u32,
@@ -152,6 +156,7 @@ impl Stage {
             speakers: BTreeMap::from([(String::new(), init)]),
             due: Vec::new(),
             unknown: 0,
+            unheard: 0,
             cut_off: false,
             exit: 0,
         })
@@ -375,12 +380,33 @@ impl Stage {
         let stats = task.stats(id).context("Stats")?;
         ensure!(!stats.value.is_empty(), "Stats are empty");
         let connected = task.connect_task(id).context("Connect")?;
-        let reaper = u32::try_from(self.pair.reaper)?;
+        // Who was the shim at the beginning is the reaper after that has died.
+        let pair = [self.pair.reaper, self.pair.shim].map(i32::cast_unsigned);
         ensure!(
-            connected.shim_pid == reaper && connected.task_pid == init,
+            pair.contains(&connected.shim_pid) && connected.task_pid == init,
             "Connect says {connected:?}"
         );
         Ok(())
+    }
+
+    /// Another client comes, asks, and goes.
+    pub fn visit(&mut self) -> Result<()> {
+        let socket = self.shim.reply.socket.clone();
+        for _ in 0..2 {
+            let mut task = Task::connect(&socket, V2).context("a second connection")?;
+            task.patience = PATIENCE;
+            match task.state(&self.id, "") {
+                Err(CallError::Closed) => self.unheard += 1,
+                answer => {
+                    let state = answer.context("State, for a second client")?;
+                    ensure!(state.status.value() == 2, "it is told {state:?}");
+                    let known = task.connect_task(&self.id).context("Connect")?;
+                    ensure!(known.task_pid == state.pid, "it is told {known:?}");
+                    return Ok(());
+                }
+            }
+        }
+        bail!("two connections were lost")
     }
 
     /// Pause; one line is said to it then.

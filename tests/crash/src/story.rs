@@ -94,6 +94,16 @@ const CHANGES: &[Act] = acts! {
     passed "shutdown" Stage::shutdown;
 };
 
+/// A second client.
+const VISIT: &[Act] = acts! {
+    passed "create" Stage::create;
+    passed "start" |s| s.start("");
+    tried "visit" Stage::visit;
+    passed "kill-init" |s| s.kill("");
+    passed "delete" Stage::delete;
+    passed "shutdown" Stage::shutdown;
+};
+
 /// All of it, in one life.
 const WHOLE: &[Act] = acts! {
     passed "create" Stage::create;
@@ -144,6 +154,10 @@ pub const STORIES: &[Story] = &[
     Story {
         name: "changes",
         acts: CHANGES,
+    },
+    Story {
+        name: "visit",
+        acts: VISIT,
     },
     Story {
         name: "whole",

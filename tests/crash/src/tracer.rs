@@ -2,6 +2,8 @@
 //! and kills it before or after the one it is told to. The reaper is followed only to its
 //! forks, so that a successor is ours from its first instant.
 //!
+//! Or behind the reaper alone, until that dies; what it forks is not traced then.
+//!
 //! Children of a shim (runc, workers) are never traced. Everything here happens in one
 //! thread, since the kernel knows a tracer by its thread.
 
@@ -112,7 +114,8 @@ impl State {
 
 struct Watch {
     state: Arc<Mutex<State>>,
-    reaper: Pid,
+    /// Followed only to its forks; `None`: whoever is counted is the reaper.
+    reaper: Option<Pid>,
     calls: bool,
 }
 
@@ -121,12 +124,27 @@ impl Tracer {
     pub fn behind(pair: &Pair, calls: bool) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
         let (reaper, shim) = (Pid::from_raw(pair.reaper), Pid::from_raw(pair.shim));
-        held(&state).shim = Some(shim);
         let watch = Watch {
             state: Arc::clone(&state),
-            reaper,
+            reaper: Some(reaper),
             calls,
         };
+        Self::run(state, watch, shim)
+    }
+
+    /// Takes its place behind the reaper alone, and counts its calls and its death.
+    pub fn behind_the_reaper(pair: &Pair) -> Result<Self> {
+        let state = Arc::new(Mutex::new(State::default()));
+        let watch = Watch {
+            state: Arc::clone(&state),
+            reaper: None,
+            calls: true,
+        };
+        Self::run(state, watch, Pid::from_raw(pair.reaper))
+    }
+
+    fn run(state: Arc<Mutex<State>>, watch: Watch, shim: Pid) -> Result<Self> {
+        held(&state).shim = Some(shim);
         let (sender, ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let begun = watch.begin(shim);
@@ -186,7 +204,9 @@ impl Watch {
         let forks = Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK
             | Options::PTRACE_O_TRACECLONE;
-        ptrace::seize(self.reaper, forks).context("seizing the reaper")?;
+        if let Some(reaper) = self.reaper {
+            ptrace::seize(reaper, forks).context("seizing the reaper")?;
+        }
         ptrace::seize(shim, Options::PTRACE_O_TRACESYSGOOD).context("seizing the shim")?;
         // Its calls are seen from its next stop on.
         if self.calls {
@@ -214,7 +234,7 @@ impl Watch {
     }
 
     fn go_on(&self, pid: Pid, signal: Option<Signal>) -> Result<()> {
-        unless_gone(if self.calls && pid != self.reaper {
+        unless_gone(if self.calls && Some(pid) != self.reaper {
             ptrace::syscall(pid, signal)
         } else {
             ptrace::cont(pid, signal)
@@ -236,7 +256,7 @@ impl Watch {
     fn event(&self, pid: Pid) -> Result<()> {
         let born = {
             let mut state = held(&self.state);
-            let born = pid != self.reaper && state.shim != Some(pid);
+            let born = Some(pid) != self.reaper && state.shim != Some(pid);
             if born {
                 state.shim = Some(pid);
                 state.successor = true;
