@@ -257,7 +257,13 @@ fn end_pair(found: &Found, meant: &Meant, until: Instant) -> Result<Vec<u32>> {
         if !meant.is(found) {
             return Ok(killed);
         }
-        end(&halves.iter().map(|(_, process)| process).collect::<Vec<_>>(), until)?;
+        end(
+            &halves
+                .iter()
+                .map(|(_, process)| process)
+                .collect::<Vec<_>>(),
+            until,
+        )?;
         killed.extend(halves.iter().map(|(pid, _)| *pid));
     }
     Ok(killed)
