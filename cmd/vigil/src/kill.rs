@@ -464,6 +464,7 @@ mod tests {
                     pidfd_inode: it.pidfd_inode,
                 },
                 shim: None,
+                session: None,
             };
             let owner = Owner::with_salt(found.namespace.as_str(), found.id.as_str(), salt);
             pair.write(&found.bundle.join(names::PAIR), &owner)?;

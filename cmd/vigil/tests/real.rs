@@ -8,7 +8,8 @@
 use std::process::Command;
 
 use vigil_lab::containerd::IMAGE;
-use vigil_lab::process::{Process, signal_if};
+use vigil_lab::place::kill_at_once;
+use vigil_lab::process::Process;
 use vigil_lab::{Containerd, Residue, ShimBinary, Version, by, until};
 
 struct Ran {
@@ -44,8 +45,7 @@ impl Ran {
     }
 }
 
-/// SIGKILLs both processes of every pair, stopped first so that neither can
-/// react to the other's death.
+/// SIGKILLs both processes of every pair so that neither can react to the other's death.
 fn kill_pairs(containerd: &Containerd) {
     let flag = format!("-namespace {} ", containerd.namespace());
     let pairs = || -> Vec<Process> {
@@ -56,11 +56,7 @@ fn kill_pairs(containerd: &Containerd) {
     };
     let all = pairs();
     assert!(all.len() >= 2, "{all:?}");
-    for signal in [19, 9] {
-        for process in &all {
-            signal_if(process.pid, signal, |now| now.cmdline == process.cmdline);
-        }
-    }
+    kill_at_once(&all).unwrap();
     until("the pairs to die", by(5.0), || {
         pairs().is_empty().then_some(())
     })
@@ -192,7 +188,13 @@ fn kill_ends_both_of_a_pair_and_their_container() {
         containerd.task_status("c").ok()?.is_none().then_some(())
     })
     .unwrap();
-    vigil(&containerd, &["kill", "c"]).expect(4, &["no bundle below"]);
+    // Its bundle goes a moment after its task.
+    let again = until("the bundle to be gone", by(10.0), || {
+        let ran = vigil(&containerd, &["kill", "c"]);
+        (ran.code != 0).then_some(ran)
+    })
+    .unwrap();
+    again.expect(4, &["no bundle below"]);
     // And with nobody there.
     containerd.stop(15).unwrap();
     vigil(&containerd, &["kill", "d"]).expect(0, &["killed ", "its end: signal 9"]);

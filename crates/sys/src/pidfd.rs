@@ -70,7 +70,7 @@ pub fn kill_together<F: AsFd>(all: &[F]) -> Result<()> {
     let stopped = all.iter().try_for_each(|fd| told(fd, libc::SIGSTOP));
     let killed = all.iter().rev().map(|fd| told(fd, libc::SIGKILL));
     // Each is killed, whatever became of the others.
-    killed.fold(stopped, |first, one| first.and(one))
+    killed.fold(stopped, Result::and)
 }
 
 /// Sends a signal to the process group that carries this process's number,
