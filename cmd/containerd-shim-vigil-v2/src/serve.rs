@@ -58,7 +58,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         memory: fork::inherited(MEMORY_FD).ok(),
         exits: fork::inherited(EXITS_FD).ok(),
     };
-    let outcome = serve(flags, inherited, lock, &mut ready);
+    let outcome = serve(flags, inherited, &lock, &mut ready);
     if let Err(error) = &outcome {
         log::error!("{}", chain(error.as_ref()));
         // `start` may be gone; then the log has it.
@@ -68,14 +68,14 @@ pub fn run(flags: &Flags) -> Result<()> {
         // The kernel fixes the status before it closes what is held.
         process::exit_now(1);
     }
-    drop(held);
+    drop((held, lock));
     outcome
 }
 
 fn serve(
     flags: &Flags,
     inherited: Inherited,
-    lock: OwnedFd,
+    lock: &OwnedFd,
     ready: &mut Option<std::fs::File>,
 ) -> Result<()> {
     map::thrifty_heap();
@@ -162,7 +162,7 @@ fn serve(
         let (ending, bequest) = shim.end().await;
         if let Some(bequest) = bequest {
             log::warn!("the reaper is dead: this process goes on as the reaper, with another shim");
-            let why = heir::succeed(&lock, server.end(), &bequest);
+            let why = heir::succeed(lock, server.end(), &bequest);
             if let Err(error) = why {
                 log::error!(
                     "the reaper is dead, and nobody follows: {}",

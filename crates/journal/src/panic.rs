@@ -3,7 +3,9 @@
 //! Owns its head, a title and whose it is; below it stands text for people. Written while the
 //! process dies, so it has no checksum and may be cut anywhere. Nothing is decided by it.
 
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::file::{Unread, read_if_there};
@@ -51,6 +53,19 @@ pub enum PanicError {
 /// What stands above the words.
 pub fn head(owner: &Owner) -> String {
     format!("{TITLE} {VERSION}\n{}\n", owner.line())
+}
+
+/// Leaves words there, in place of any that were.
+pub fn leave(path: &Path, owner: &Owner, words: &str) -> io::Result<()> {
+    // Whatever has the name: a file of our own is made, and nothing is followed.
+    crate::file::make_way(path);
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(format!("{}{words}", head(owner)).as_bytes())
 }
 
 /// The words; `None` if there are none. Those of before this had no head, and are shown as

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use vigil_journal::exits::Recorder;
 use vigil_journal::takeovers::Takeovers;
-use vigil_journal::{Owner, names};
+use vigil_journal::{Owner, names, panic};
 use vigil_relay::cause::Cause;
 use vigil_relay::estate::{Estate, Fd, Shim};
 use vigil_relay::handed::{ESTATE, REAP};
@@ -48,18 +48,27 @@ pub struct Start {
 pub fn succeed(start: Start, memory: OwnedFd) -> ! {
     let memory = File::from(memory);
     let code = match read(&memory) {
-        Ok(estate) => match config(start, &estate).and_then(|config| run(&config, estate)) {
-            Ok(code) => code,
-            Err(_) => 1,
-        },
+        Ok(estate) => {
+            let ran = config(start, &estate).and_then(|config| run(&config, &estate));
+            ran.unwrap_or_else(|error| last_words(&estate.whose, &error))
+        }
         // Nothing was taken yet: the one that wrote it understands it.
         Err(_) => back(&start, &memory),
     };
     process::exit_now(code)
 }
 
-fn run(config: &Config, estate: Estate) -> Result<i32> {
-    Ok(begin(config, estate)?.run())
+fn run(config: &Config, estate: &Estate) -> Result<i32> {
+    Ok(begin(config, estate.clone())?.run())
+}
+
+/// Leaves where `delete` finds it why there is no pair any more.
+fn last_words(whose: &str, error: &crate::Error) -> i32 {
+    if let Some(owner) = Owner::parse_line(whose) {
+        let words = format!("no reaper after the one that died: {error}");
+        let _ = panic::leave(names::PANIC.as_ref(), &owner, &words);
+    }
+    1
 }
 
 fn read(memory: &File) -> Result<Estate> {

@@ -247,38 +247,36 @@ impl Stage<'_> {
             life.story.add(format!("the blow's step: {came:?}"));
             strike::pause(plan.blow.after_us);
             let pair = self.pair.get().zip(self.shim.get());
-            let mut outcome = match pair.filter(|_| plan.blow.victims.one_lives_on()) {
-                Some((pair, shim)) => {
-                    let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
-                    self.strike_all(blows, scope, &reports, came);
-                    // It goes on as if nothing had been.
+            let pair = pair.filter(|_| plan.blow.victims.one_lives_on());
+            let mut outcome = if let Some((pair, shim)) = pair {
+                let blows = blows.get_or_init(|| Blows::new(life, pair, &shim.task));
+                self.strike_all(blows, scope, &reports, came);
+                // It goes on as if nothing had been.
+                let _ = driver.take().map(ScopedJoinHandle::join);
+                self.end(stop);
+                let mut outcome = Outcome {
+                    step: came.map(|at| plan.steps[at]),
+                    kills: life.kills.load(Ordering::SeqCst),
+                    took: blows.took(),
+                    ..Outcome::default()
+                };
+                self.delete(&mut outcome);
+                outcome
+            } else {
+                let (mut outcome, end) = self.strike_both(came);
+                if end == End::Healed {
+                    outcome.healed = true;
+                    // It goes on as if nothing had been, and ends in another way.
                     let _ = driver.take().map(ScopedJoinHandle::join);
+                    life.lives_on();
                     self.end(stop);
-                    let mut outcome = Outcome {
-                        step: came.map(|at| plan.steps[at]),
-                        kills: life.kills.load(Ordering::SeqCst),
-                        took: blows.took(),
-                        ..Outcome::default()
-                    };
-                    self.delete(&mut outcome);
-                    outcome
                 }
-                None => {
-                    let (mut outcome, end) = self.strike_both(came);
-                    if end == End::Healed {
-                        outcome.healed = true;
-                        // It goes on as if nothing had been, and ends in another way.
-                        let _ = driver.take().map(ScopedJoinHandle::join);
-                        life.lives_on();
-                        self.end(stop);
-                    }
-                    self.delete(&mut outcome);
-                    if self.pair.get().is_none() {
-                        // What `start` had not forked when the others were killed.
-                        strike::all_of(&life.id, false, &life.story);
-                    }
-                    outcome
+                self.delete(&mut outcome);
+                if self.pair.get().is_none() {
+                    // What `start` had not forked when the others were killed.
+                    strike::all_of(&life.id, false, &life.story);
                 }
+                outcome
             };
             stop.store(true, Ordering::SeqCst);
             let _ = driver.take().map(ScopedJoinHandle::join);
