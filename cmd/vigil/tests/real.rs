@@ -9,7 +9,7 @@ use std::process::Command;
 
 use vigil_lab::containerd::IMAGE;
 use vigil_lab::place::kill_at_once;
-use vigil_lab::process::Process;
+use vigil_lab::process::{Process, signal_if};
 use vigil_lab::{Containerd, Residue, ShimBinary, Version, by, until};
 
 struct Ran {

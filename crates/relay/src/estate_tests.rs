@@ -1,5 +1,7 @@
 //! What is left, as bytes: written and read it is the same, the fixtures of every version are read,
 //! and whatever else is read is an error and no panic.
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 
 /// Of every kind of part one at least, each number another.

@@ -130,7 +130,7 @@ fn the_rest_of_a_request_breaks_the_connection() {
         relay.from_containerd(&bytes);
         assert!(relay.is_broken(), "{bytes:?}");
         let mut relay = fresh();
-        relay.from_containerd(&bytes[..HEADER_LEN + 1]);
+        relay.from_containerd(&bytes[..=HEADER_LEN]);
         assert!(relay.is_broken(), "{bytes:?} in part");
     }
     let mut relay = fresh();

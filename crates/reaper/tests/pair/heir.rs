@@ -164,6 +164,7 @@ pub fn run() {
         arg0: "pair-test".into(),
         args: vec!["shim".into(), "heir".into()],
         env: Vec::new(),
+        before: None,
     };
     vigil_reaper::succeed(start, memory);
 }
