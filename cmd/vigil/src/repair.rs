@@ -325,7 +325,11 @@ pub fn copied(found: &Found, original: &Path) -> anyhow::Error {
 /// Ends the calls that outlived the pair; who of them does not die.
 fn end_calls(look: &Look, until: Instant) -> vigil_host::Result<Vec<u32>> {
     let (root, id) = (&look.subject.runtime.root, look.found.id.as_str());
-    let session = look.recorded.pair.as_ref().map(vigil_journal::pair::Pair::session);
+    let session = look
+        .recorded
+        .pair
+        .as_ref()
+        .map(vigil_journal::pair::Pair::session);
     let until = until.min(Instant::now() + CALLS);
     strays::end(root, id, session, until)
 }
