@@ -660,6 +660,11 @@ impl Owner {
             }
         }
         for who in unrecorded {
+            if self.awaited(&who).is_none() {
+                // Told, by a shim before this one: nobody waits for the reaper to see it too.
+                self.hands.let_go(&who);
+                continue;
+            }
             let exit = self.unrecorded_end(&who);
             dead.extend(exit.map(|exit| (who, exit)));
         }

@@ -628,8 +628,10 @@ fn a_shim_that_cannot_have_all_streams_does_not_serve_without() {
         ensure!(set.success(), "prlimit of the reaper");
         pair.signal(pair.shim, 9)?;
         let says = "descriptors that the reaper holds";
+        let mut said = String::new();
         until("two shims to try it", by(20.0), || {
-            (c.bundle.log_text().matches(says).count() > 1).then_some(())
+            said.push_str(&c.bundle.log_text());
+            (said.matches(says).count() > 1).then_some(())
         })?;
         let state = c.task().patient(2.0).state(&c.id, "");
         ensure!(state.is_err(), "it serves: {state:?}");

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, ensure};
 use nix::sys::ptrace::{self, Options};
 use nix::unistd::Pid;
-use vigil_hostile::{Pair, trial};
+use vigil_hostile::{Pair, succeeded, trial};
 use vigil_lab::kit::Container;
 use vigil_lab::{Spec, by, until};
 
@@ -206,4 +206,29 @@ fn an_init_whose_end_a_tracer_hides_is_told_of() {
             Ok(())
         });
     }
+}
+
+/// A shim that took over looked once a second, for as long as the tracer lived, whether an end was
+/// still to come that had been told long ago, and warned of it each time.
+#[test]
+fn an_end_that_was_told_is_not_looked_for_by_the_next_shim() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sh("exec sleep 999"))?;
+        let tracer = Tracer::of(container.pid)?;
+        container.task().kill(&container.id, "", 9, false)?;
+        ensure!(container.exit_status()? == 137);
+        ensure!(is_zombie(container.pid), "the tracer hides nothing");
+        let pair = Pair::of(&container.shim)?;
+        succeeded(&container.shim, &pair)?;
+        let state = container.task().patient(20.0).state(&container.id, "")?;
+        ensure!(state.status.value() == STOPPED, "{state:?}");
+        let _before = container.bundle.log_text();
+        // Three looks and more.
+        std::thread::sleep(std::time::Duration::from_millis(3500));
+        let said = container.bundle.log_text();
+        let more = said.matches("has not said so").count();
+        drop(tracer);
+        ensure!(more < 2, "warned of {more} times");
+        Ok(())
+    });
 }
