@@ -240,8 +240,23 @@ fn end_without_bundle(flags: &Flags, inherited: Inherited) -> Result<()> {
             wait_for_what_is_left(flags, Path::new(&at));
             process::exit_now(0)
         }
-        // A reaper or a shim of an earlier version; or its memory is no journal.
-        Ok(false) | Err(_) => end_unrecorded(flags, &options, PathBuf::from(at)),
+        // A reaper or a shim of an earlier version.
+        Ok(false) => end_unrecorded(flags, &options, PathBuf::from(at)),
+        // The next shim may be answered, or have all of it.
+        Err(
+            error @ (vigil_supervise::Error::ReaperSilent
+            | vigil_supervise::Error::SlotsLost { .. }),
+        ) => Err(error.into()),
+        // Its memory is no journal, or holds what nobody can read. There is no log any more.
+        Err(error) => {
+            let owner = Owner::of(flags.namespace.as_str(), flags.id.as_str());
+            let why = format!(
+                "the bundle is gone, and the container was ended without its records: {}",
+                chain(&error)
+            );
+            crash::tell(Path::new(&at), &owner, vigil_supervise::now(), why, &[]);
+            end_unrecorded(flags, &options, PathBuf::from(at))
+        }
     }
 }
 

@@ -7,10 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vigil_hostile::{FaultyRunc, Pair, logger, runc_options, trial};
 use vigil_lab::bundle::{Stdio, remove_tree};
@@ -159,6 +159,37 @@ fn the_next_shim_knows_what_there_was() {
         ensure!(said("said") == "first\n", "{:?}", said("said"));
         leaves(kit, &container, &pair)?;
         ensure!(runc.calls("delete")? > 0, "another runtime was asked");
+        Ok(())
+    });
+}
+
+/// Its records cannot be read: the container is ended all the same, by what descends from its
+/// reaper, and why it was done so is told. Nobody was told.
+#[test]
+fn records_of_a_removed_bundle_that_cannot_be_read_are_told_of() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let pair = Pair::of(&container.shim)?;
+        let mut copies = fs::read_dir(format!("/proc/{}/fd", pair.reaper))?.flatten();
+        let copy = copies.find(|fd| {
+            let is = fs::read_link(fd.path()).unwrap_or_default();
+            is.to_string_lossy().contains("memfd:vigil-journal")
+        });
+        let copy = copy
+            .context("the reaper has no copy of the journal")?
+            .path();
+        pair.signal(pair.shim, nix::libc::SIGSTOP)?;
+        removed(&container)?;
+        let length = fs::metadata(&copy)?.len();
+        let file = fs::OpenOptions::new().write(true).open(&copy)?;
+        file.write_all_at(&vec![0xa5; usize::try_from(length)?.min(4096)], 0)?;
+        pair.signal(pair.shim, KILL)?;
+        leaves(kit, &container, &pair)?;
+        let told = fs::read_to_string("/run/vigil/crashes").unwrap_or_default();
+        let ours = |line: &&str| line.contains(kit.scratch.mark()) && line.contains(&container.id);
+        let told = told.lines().filter(ours).last().map(str::to_owned);
+        let told = told.context("nobody is told")?;
+        ensure!(told.contains("without its records"), "{told}");
         Ok(())
     });
 }
