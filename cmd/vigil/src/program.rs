@@ -71,7 +71,10 @@ pub fn ask(command: &mut Command, patience: Duration) -> Result<Told, String> {
     })
 }
 
-/// The version that a shim's program says it is.
+/// The runtime whose shims this tool knows.
+const RUNTIME: &str = "io.containerd.vigil.v2";
+
+/// The version that a shim's program says it is; another runtime's is an error.
 pub fn version_of(program: &Path) -> Result<String, String> {
     let told = ask(Command::new(program).arg("-v"), PATIENCE)?;
     if !told.status.success() {
@@ -82,7 +85,18 @@ pub fn version_of(program: &Path) -> Result<String, String> {
         let plain = !version.is_empty() && version.chars().all(|c| c.is_ascii_graphic());
         (plain && version.len() <= 64).then(|| version.to_owned())
     });
-    version.ok_or_else(|| "asked for its version, it named none".to_owned())
+    let version = version.ok_or("asked for its version, it named none")?;
+    let mut runtimes = told.out.lines().filter_map(|line| line.split_once(':'));
+    match runtimes.find(|(key, _)| key.trim() == "Runtime") {
+        Some((_, runtime)) if runtime.trim() == RUNTIME => Ok(version),
+        Some((_, other)) => Err(format!(
+            "version {version} of {}, not {RUNTIME}",
+            other.trim()
+        )),
+        None => Err(format!(
+            "version {version}, and does not say that it is of {RUNTIME}"
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -52,7 +52,11 @@ pub fn run(args: &Args) -> Result<Answer> {
     }
     wrong |= looks.iter().any(|look| look.wrong().is_some());
     let before = notes.len();
-    let stones = stones(&args.node, &mut notes)?;
+    let mut stones = stones(&args.node, &mut notes)?;
+    stones.retain(|stone| {
+        only.as_ref()
+            .is_none_or(|only| only.as_str() == stone.namespace)
+    });
     // One that cannot be read may tell of something left.
     wrong |= !stones.is_empty() || notes.len() > before;
     let loose: Vec<Loose> = processes::loose(&args.node)?

@@ -333,7 +333,11 @@ fn reaper(bundle: &Path, asked: &str) -> Sleeper {
 fn upgrade() {
     let mut node = Node::new();
     let init = dead(4711);
-    let good = program(&node, "good", "#!/bin/sh\necho \"  Version:  9.9.9\"\n");
+    let good = program(
+        &node,
+        "good",
+        "#!/bin/sh\necho \"  Version:  9.9.9\"\necho \"  Runtime:  io.containerd.vigil.v2\"\n",
+    );
     let mut kept = Vec::new();
     for (id, cause, asked) in [
         ("done", Some("upgrade"), "cp story takeovers; rm next"),
@@ -415,7 +419,9 @@ fn errors() {
     fs::write(&plain, "x").unwrap();
     let state = node.path().join("state").display().to_string();
     let garbage = program(&node, "garbage", "\u{7f}ELF");
-    let runs: [&[&str]; 24] = [
+    // It went through, and the shim that served was taken down and put back.
+    let others = program(&node, "others", "#!/bin/sh\necho \"  Version:  1.6.20\"\n");
+    let runs: [&[&str]; 25] = [
         &[],
         &["upgrade"],
         &["upgrade", "ended", "--all"],
@@ -427,6 +433,7 @@ fn errors() {
         &["upgrade", "ended", "--binary", &empty],
         &["upgrade", "ended", "--binary", &mute],
         &["upgrade", "ended", "--binary", &garbage],
+        &["upgrade", "ended", "--binary", &others],
         &["ps", "--state", &missing],
         &["ps", "-n", "no/namespace"],
         &["show"],
@@ -554,6 +561,18 @@ fn who_waits_for_what_a_dead_pair_left_is_told() {
     let shown = node.run(&["show", "held", "--json"]).out;
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["pair"]["life"], "ending");
+}
+
+/// `repair` knew that, and `ps` told of everybody's, with exit code 3.
+#[test]
+fn tombstones_are_of_a_namespace_too() {
+    let node = Node::new();
+    keepsakes(&node);
+    for (namespace, code) in [("default", 3), ("k8s.io", 0)] {
+        let ran = node.run(&["ps", "-n", namespace]);
+        assert_eq!(ran.code, code, "{}", ran.out);
+        assert_eq!(ran.out.contains("tombstone"), code == 3, "{}", ran.out);
+    }
 }
 
 /// `delete` failed, containerd has forgotten the container, and later nothing was left of it but

@@ -157,7 +157,8 @@ fn one_that_fails_by_itself_before_it_serves_is_followed_ever_later() {
         // Another program mends it.
         let able = kit.scratch.path("able");
         let real = kit.binary.path.display();
-        let says = "[ \"$1\" = -v ] && exec echo \"  Version:  6.6.6\"";
+        let says =
+            "[ \"$1\" = -v ] && exec printf 'Version: 6.6.6\\nRuntime: io.containerd.vigil.v2\\n'";
         let script =
             format!("#!/bin/sh\n{says}\nunset VIGIL_PRETEND_JOURNAL\nexec {real} \"$@\"\n");
         std::fs::write(&able, script)?;

@@ -59,7 +59,8 @@ fn program(kit: &Kit, name: &str, text: &str) -> Result<PathBuf> {
 /// A script that says a version, and otherwise does this; `$SHIM` is the real one.
 fn scripted(kit: &Kit, name: &str, script: &str) -> Result<PathBuf> {
     let real = kit.binary.path.display();
-    let says = "[ \"$1\" = -v ] && exec echo \"  Version:  6.6.6\"";
+    let says =
+        "[ \"$1\" = -v ] && exec printf 'Version: 6.6.6\\nRuntime: io.containerd.vigil.v2\\n'";
     program(
         kit,
         name,
