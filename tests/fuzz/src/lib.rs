@@ -13,13 +13,14 @@ pub use seeds::seeds;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every decoder of bytes that somebody else wrote, or may have.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("frame", vigil_relay::fuzz_one),
     ("control", targets::control),
     ("journal", targets::journal),
     ("exits", targets::exits),
     ("pair", targets::pair),
     ("takeovers", targets::takeovers),
+    ("estate", targets::estate),
     ("bootstrap", targets::bootstrap),
     ("options", targets::options),
     ("flags", targets::flags),

@@ -4,6 +4,7 @@
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use vigil_relay::estate::Estate;
 
 /// The container of the seeds.
 pub const ID: &str = "c1";
@@ -64,6 +65,19 @@ fn control() -> Vec<Vec<u8>> {
             let byte = |at: usize| u8::try_from(digit(at) << 4 | digit(at + 1)).unwrap_or(0);
             all.push((0..hex.len() / 2).map(|at| byte(at * 2)).collect());
         }
+    }
+    all
+}
+
+/// Of each version, and one of which little is left.
+fn estate() -> Vec<Vec<u8>> {
+    let whole = include_bytes!("../../../crates/relay/fixtures/estate-1");
+    let mut all = vec![whole.to_vec()];
+    if let Ok(mut little) = Estate::decode(whole) {
+        little.conns.clear();
+        little.slots.clear();
+        little.shim = None;
+        all.push(little.encode());
     }
     all
 }
@@ -158,6 +172,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         ],
         "pair" => both(pairs),
         "takeovers" => both(takeovers),
+        "estate" => estate(),
         "bootstrap" => bootstrap(),
         "options" => options(),
         "flags" => flags(),

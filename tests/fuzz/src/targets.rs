@@ -12,6 +12,7 @@ use vigil_journal::pair::{PAIR_BYTES, Pair};
 use vigil_journal::takeovers::Takeovers;
 use vigil_model::{Namespace, Record, Task, TaskId};
 use vigil_relay::control::{Call, ToShim};
+use vigil_relay::estate::Estate;
 
 use crate::seeds::{EXITS, ID, JOURNALS, NAMESPACE};
 
@@ -25,6 +26,13 @@ pub fn control(bytes: &[u8]) {
     if let Ok(message) = ToShim::decode(bytes) {
         let again = message.encode();
         assert_eq!(ToShim::decode(&again).as_ref(), Ok(&message));
+    }
+}
+
+/// What a process leaves to the one that is the reaper after it.
+pub fn estate(bytes: &[u8]) {
+    if let Ok(estate) = Estate::decode(bytes) {
+        assert_eq!(Estate::decode(&estate.encode()).as_ref(), Ok(&estate));
     }
 }
 
