@@ -4,14 +4,15 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use vigil_sys::fork::{self, Fork};
 use vigil_sys::{fd, pidfd, process};
 
-/// As good as for ever: the work has a deadline of its own, and whoever ran us another.
-const NO_END: Duration = Duration::from_hours(24);
+/// containerd kills us after 5 s. The work has a shorter deadline of its own, and is late only if
+/// something holds it up that no deadline helps against.
+const ANSWER: Duration = Duration::from_millis(4500);
 
 /// Whoever waits for the outcome, as the work sees it.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +32,8 @@ pub enum Outcome {
     Over(Result<()>),
     /// Its process was killed.
     Killed(i32),
+    /// It is not over in time, and goes on.
+    Late(u32),
 }
 
 /// What the work says, kept in memory: a pipe would fail when its reader is killed, and our own
@@ -55,6 +58,7 @@ impl Said {
 /// what it printed is printed, what it failed with is returned. Where no process can be made it
 /// is done here.
 pub fn run(mut work: impl FnMut(Asker) -> Result<()>) -> Outcome {
+    let until = Instant::now() + ANSWER;
     let parent = process::pid();
     let Ok(mut said) = Said::new() else {
         return Outcome::Over(work(Asker(None)));
@@ -67,7 +71,7 @@ pub fn run(mut work: impl FnMut(Asker) -> Result<()>) -> Outcome {
             };
             process::exit_now(code)
         }
-        Ok(Fork::Parent { child }) => follow(child, said)
+        Ok(Fork::Parent { child }) => follow(child, said, until)
             .unwrap_or_else(|error| Outcome::Over(Err(error.context("delete's own process")))),
         Err(_) => Outcome::Over(work(Asker(None))),
     }
@@ -92,9 +96,12 @@ fn end(why: &mut File, done: Result<()>) -> i32 {
 }
 
 /// Waits for it, and says what it said.
-fn follow(child: u32, said: Said) -> Result<Outcome> {
+fn follow(child: u32, said: Said, until: Instant) -> Result<Outcome> {
     let process = pidfd::open(child).context("cannot be waited for")?;
-    fd::wait_readable(&process, NO_END).context("cannot be waited for")?;
+    let wait = until.saturating_duration_since(Instant::now());
+    if !fd::wait_readable(&process, wait).context("cannot be waited for")? {
+        return Ok(Outcome::Late(child));
+    }
     let status = pidfd::wait(process.as_fd()).context("cannot be waited for")?;
     let [out, err, why] = [said.out, said.err, said.why].map(text);
     // Nobody may read it, and the answer counts more.

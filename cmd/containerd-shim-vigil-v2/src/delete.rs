@@ -54,6 +54,15 @@ pub fn run(flags: &Flags) -> Result<()> {
         match apart::run(|asker| work(flags, &bundle, &case, asker)) {
             Outcome::Over(done) => return done,
             Outcome::Killed(by) => signal = by,
+            Outcome::Late(worker) => {
+                // Should it be killed at it, somebody waits for what is left.
+                case.given_up();
+                case.leave();
+                bail!(
+                    "the removal of container {} is not over in time; process {worker} goes on with it",
+                    flags.id
+                );
+            }
         }
     }
     case.given_up();

@@ -15,7 +15,7 @@ use crate::Result;
 use crate::bundle::Spec;
 use crate::cgroup::Cgroup;
 use crate::proc;
-use crate::rootfs::mountinfo;
+use crate::rootfs::mountinfo::{self, Mounted};
 
 /// Times a line of ancestors is followed anew because one in it died meanwhile.
 const TRIES: usize = 64;
@@ -166,7 +166,7 @@ impl Family {
         let members: BTreeSet<u32> = pids.iter().copied().collect();
         let mut seen = BTreeMap::new();
         let mut found = BTreeMap::new();
-        // Only where it tells something: who looks at a root may have to wait for its device.
+        // By the tables of mounts: who looks at a root itself may have to wait for its device.
         let root = match claimed {
             Claimed::Guessed => self.bundle.as_deref().and_then(mounted_root),
             Claimed::Recorded | Claimed::Shared => None,
@@ -191,7 +191,7 @@ impl Family {
             }
             let ties = Ties {
                 named,
-                rooted: root.is_some() && root_of(pid) == root,
+                rooted: root.is_some() && mountinfo::root_of(pid) == root,
                 above: line.above,
                 orphans: self.orphans,
                 pid_ns,
@@ -348,19 +348,7 @@ pub(crate) fn is_among_the_hosts(pid: u32) -> bool {
     its.is_some() && (its == mounts("1") || its == mounts("self"))
 }
 
-/// Device and inode of what is mounted as the root file system of this bundle.
-fn mounted_root(bundle: &Path) -> Option<(u64, u64)> {
-    let rootfs = bundle.join("rootfs");
-    mountinfo::below(&mountinfo::as_shown(&rootfs))
-        .is_ok_and(|found| !found.is_empty())
-        .then(|| identity(&rootfs))?
-}
-
-fn root_of(pid: u32) -> Option<(u64, u64)> {
-    identity(Path::new(&format!("/proc/{pid}/root/")))
-}
-
-fn identity(dir: &Path) -> Option<(u64, u64)> {
-    let meta = fs::metadata(dir).ok()?;
-    Some((meta.dev(), meta.ino()))
+/// What is mounted as the root file system of this bundle.
+fn mounted_root(bundle: &Path) -> Option<Mounted> {
+    mountinfo::mounted_at(&mountinfo::as_shown(&bundle.join("rootfs"))).ok()?
 }

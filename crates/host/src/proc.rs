@@ -15,6 +15,7 @@ use vigil_sys::fd::{NO_LINK_NO_WAIT, NO_WAIT};
 use vigil_model::{BootId, Incarnation};
 use vigil_sys::{Errno, pidfd};
 
+use crate::rootfs::mountinfo;
 use crate::{Error, Result};
 
 /// The part of `/proc/PID/stat` that is needed here.
@@ -207,25 +208,29 @@ pub fn runs_the_same(pid: u32, other: u32) -> bool {
     program(pid).is_some_and(|its| program(other) == Some(its))
 }
 
-/// The name of the file a process runs, if it is one of this host's root and not of a root of
-/// its own; `None` also if it cannot be seen.
-pub fn program_of_the_host(pid: u32) -> Option<String> {
-    let root = |pid: u32| {
-        let meta = fs::metadata(format!("/proc/{pid}/root")).ok()?;
-        Some((meta.dev(), meta.ino()))
-    };
-    if root(pid)? != root(std::process::id())? {
-        return None;
-    }
-    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    Some(program.file_name()?.to_string_lossy().into_owned())
+/// The name of a shim or monitor that looks after containers, if this process is one: known by
+/// the file it runs, since a container's process may call itself what it likes, if that is one of
+/// this host's root and not of a root of its own. No file system is asked, only the kernel's
+/// tables: one that a container lives in may never answer.
+pub fn looks_after(pid: u32) -> Option<String> {
+    let program = fs::read_link(of_pid(pid, "exe")).ok()?;
+    let program = program.file_name()?.to_string_lossy().into_owned();
+    let known = program.starts_with("containerd-shim") || program == "conmon";
+    (known && shares_our_root(pid)).then_some(program)
 }
 
-/// The name of a shim or monitor that looks after containers, if this process is one: known by
-/// the file it runs, since a container's process may call itself what it likes.
-pub fn looks_after(pid: u32) -> Option<String> {
-    let program = program_of_the_host(pid)?;
-    (program.starts_with("containerd-shim") || program == "conmon").then_some(program)
+/// Whether a process has the root that we have.
+fn shares_our_root(pid: u32) -> bool {
+    let us = std::process::id();
+    let link = |pid: u32, name: &str| fs::read_link(of_pid(pid, name)).ok();
+    let mounts = link(pid, "ns/mnt");
+    if mounts.is_some() && mounts == link(us, "ns/mnt") {
+        let root = link(pid, "root");
+        return root.is_some() && root == link(us, "root");
+    }
+    // A copy of our mounts: a service's own, for example.
+    let root = mountinfo::root_of(pid);
+    root.is_some() && root == mountinfo::root_of(us)
 }
 
 /// Whether this process is the first of a pid namespace below ours: who becomes an orphan there

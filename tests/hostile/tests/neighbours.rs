@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Pipe};
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use vigil_hostile::{Pair, trial};
 use vigil_lab::bundle::{Bundle, Stdio};
@@ -548,6 +550,76 @@ fn a_delete_that_knows_but_inits_number_does_not_call_it_gone() {
             })
         });
     }
+}
+
+/// Both of a pair are dead, its journal and runc's state are lost, and what is mounted as the root
+/// file system never answers: `delete` and `vigil show` asked it whose the processes are, and
+/// were held up by it.
+#[test]
+fn nobody_asks_a_root_file_system_that_never_answers() {
+    trial(90, |kit| {
+        let root = kit.scratch.path("another-root");
+        let mut ours = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+        let mut request = ours.bundle.create_request();
+        request.options = Some(vigil_hostile::runc_root_options(&root)).into();
+        ours.pid = ours.task().create(&request)?.pid;
+        ours.start()?;
+        ours.shim.kill_all()?;
+        fs::remove_file(ours.bundle.dir.join("journal"))?;
+        let rootfs = ours.bundle.dir.join("rootfs");
+        // Nobody serves it: who asks waits until this descriptor is closed.
+        let fuse = fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")?;
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0",
+            fuse.as_raw_fd()
+        );
+        let (never, kind) = (Some("never"), Some("fuse"));
+        mount(never, &rootfs, kind, MsFlags::empty(), Some(&*options))?;
+        let mut show = Command::new(kit.binary.path.with_file_name("vigil"))
+            .arg("show")
+            .arg(&ours.bundle.dir)
+            .stdout(Pipe::null())
+            .stderr(Pipe::null())
+            .spawn()?;
+        let shown = until("`vigil show` to end", by(20.0), || {
+            show.try_wait().ok().flatten()
+        });
+        let deleted = ours.shim.delete();
+        drop(fuse);
+        let _ = umount2(&rootfs, MntFlags::MNT_DETACH);
+        let init = i32::try_from(ours.pid)?;
+        let lives = alive(init);
+        signal_if(init, KILL, |p| p.cgroup.contains(kit.scratch.mark()));
+        let _ = show.kill();
+        show.wait()?;
+        shown?;
+        let deleted = deleted?;
+        ensure!(
+            !lives || !deleted.ran.status.success(),
+            "it lives, and `delete` said {:?}",
+            deleted.response
+        );
+        until("init to die", by(10.0), || (!alive(init)).then_some(()))?;
+        let status = Command::new("runc")
+            .arg("--root")
+            .arg(root.join(kit.scratch.mark()))
+            .args(["delete", "--force", &ours.id])
+            .status()?;
+        ensure!(status.success(), "runc delete: {status}");
+        ours.shim.delete()?.ok()?;
+        until("the bundle to be removed", by(10.0), || {
+            let _ = ours.bundle.remove();
+            (!ours.bundle.dir.exists()).then_some(())
+        })?;
+        until("the waiter to leave", by(20.0), || {
+            let left = Process::marked(kit.scratch.mark());
+            let waits = |p: &Process| p.cmdline.ends_with(" delete");
+            (!left.iter().any(waits)).then_some(())
+        })
+    });
 }
 
 /// As the pair's file of version 1 has its checksum.

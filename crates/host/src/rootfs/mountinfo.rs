@@ -15,12 +15,39 @@ pub struct MountPoint {
     pub id: u64,
     /// The mount it sits on.
     pub parent: u64,
+    /// Which directory of which device.
+    pub what: Mounted,
     /// Where.
     pub path: PathBuf,
     /// File system type.
     pub kind: String,
     /// Device, file, server or just a word.
     pub source: String,
+}
+
+/// A directory of a file system, by which a mount is compared with another of the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// `MAJOR:MINOR`.
+    pub device: String,
+    /// The directory, from the top of the file system.
+    pub dir: PathBuf,
+}
+
+/// What is mounted as the root of a process; `None` if its root is no mount, or it cannot be seen.
+pub fn root_of(pid: u32) -> Option<Mounted> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+    topmost(select(&text, Path::new("/")), Path::new("/"))
+}
+
+/// What is mounted there, on top of whatever else is.
+pub fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
+    Ok(topmost(below(path)?, path))
+}
+
+fn topmost(mounts: Vec<MountPoint>, path: &Path) -> Option<Mounted> {
+    let mut there = mounts.into_iter().filter(|mount| mount.path == path);
+    there.next().map(|mount| mount.what)
 }
 
 /// The mounts at `path` and below, those on top of others first: in this
@@ -62,7 +89,9 @@ fn line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|b| *b == b' ');
     let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
     let (id, parent) = (number()?, number()?);
-    let path = unescape(fields.nth(2)?);
+    let device = String::from_utf8_lossy(fields.next()?).into_owned();
+    let dir = PathBuf::from(unescape(fields.next()?));
+    let path = unescape(fields.next()?);
     let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
     let kind = String::from_utf8_lossy(rest.next()?).into_owned();
     let source = unescape(rest.next().unwrap_or_default())
@@ -71,6 +100,7 @@ fn line(line: &[u8]) -> Option<MountPoint> {
     Some(MountPoint {
         id,
         parent,
+        what: Mounted { device, dir },
         path: PathBuf::from(path),
         kind,
         source,

@@ -27,6 +27,7 @@ cases! {
     Kit Ours f08_exec_stands_still "An exec's runc is stopped, and init waits in exit(2) for a child that it alone can reap: killed, or ended by itself, its end is told all the same";
     Kit Ours f08_delete_is_killed_and_the_id_used "The id used again at once: `start` and Create succeed, and what the killed `delete` left undone hurts nobody";
     Kit Ours f08_delete_is_held_up_and_the_id_used "`delete`'s own process is held up, before it has looked at anything or in the middle: the next container of this id is not touched by it";
+    Kit Ours f08_delete_is_held_up_and_fails_in_time "The same: `delete` does not wait for it beyond what containerd waits, and all of it goes by itself, also if who is held up is killed then";
     Kit Ours f08_delete_is_held_up_and_asked_again "The same, and a later `delete` is asked: it ends who is held up, and does the work";
 }
 
@@ -132,6 +133,26 @@ fn each_step(kit: &Kit, make: impl Fn(&Kit) -> Result<Container>) -> Result<()> 
 
 fn f08_delete_is_killed_container_runs(kit: &Kit) -> Result<()> {
     each_step(kit, killed_while_running)
+}
+
+fn f08_delete_is_held_up_and_fails_in_time(kit: &Kit) -> Result<()> {
+    for (step, killed) in [("D1", false), ("D1", true), ("D3", true)] {
+        let container = killed_while_running(kit)?;
+        let mut delete = stopped_at(kit, &container, step)?;
+        let status = until("`delete` to end", by(20.0), || {
+            delete.asked.try_wait().ok().flatten()
+        })?;
+        ensure!(!status.success(), "{step}: it said that all is gone");
+        container.bundle.remove()?;
+        if killed {
+            delete.kill_both()?;
+        } else {
+            delete.worker_goes_on();
+        }
+        goes_by_itself(kit, &container).context(step)?;
+        ensure!(!alive(pid(&container)?), "{step}: init lives on");
+    }
+    Ok(())
 }
 
 fn f08_delete_is_killed_half_created(kit: &Kit) -> Result<()> {
