@@ -193,6 +193,11 @@ fn the_tool_says_that_a_pair_is_stopped() {
             says(0, false)?;
             for pid in &halves {
                 pair.signal(*pid, STOP)?;
+                until("it to be stopped", by(20.0), || {
+                    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                    let (_, after) = stat.rsplit_once(") ")?;
+                    after.starts_with('T').then_some(())
+                })?;
             }
             says(3, true)?;
             for pid in &halves {
