@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<Answer> {
 /// A table of lines.
 pub fn people(lines: &[Line], notes: &[String]) -> String {
     let titles = [
-        "ENDED",
+        "ENDED (UTC)",
         "NAMESPACE",
         "ID",
         "EXIT",

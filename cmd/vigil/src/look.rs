@@ -183,7 +183,7 @@ impl Look {
             judgement = Judgement {
                 words: "crash-looping",
                 wrong: Some(
-                    "its shim crashes again and again, and is started after growing pauses; `vigil show` tells how, `vigil upgrade` gives it another program",
+                    "its shim crashes again and again, and is started after growing pauses; `vigil upgrade` gives it another program",
                 ),
             };
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 use vigil_host::chain;
 use vigil_host::enact::Tombstone;
 
-use crate::ask::{Ask, Asking};
+use crate::ask::{Ask, Asking, Belief};
 use crate::look::Look;
 use crate::place::{self, Node};
 use crate::processes::{self, Loose};
@@ -48,6 +48,15 @@ pub fn run(args: &Args) -> Result<Answer> {
         // Deleted while we looked: then nothing of it is to be said.
         if look.found.bundle.exists() {
             looks.push(look);
+        }
+    }
+    // The same for every task of its namespace: told once.
+    for look in &mut looks {
+        if let Belief::Unknown(why) = &look.belief {
+            look.notes.retain(|note| note != why);
+            if !notes.contains(why) {
+                notes.push(why.clone());
+            }
         }
     }
     wrong |= looks.iter().any(|look| look.wrong().is_some());

@@ -235,12 +235,18 @@ fn people(look: &Look, versions: &Versions, flags: &str, colour: Colour) -> Stri
     }
     let _ = writeln!(text, "journal     {}", journal(look));
     let _ = writeln!(text, "containerd  {}", look.belief.words());
-    if let (Some(reaper), true) = (look.pair.reaper, look.pair.any_alive()) {
-        let shim = look.pair.shim.map(|shim| format!(" {}", shim.pid));
-        let (reaper, shim) = (reaper.pid, shim.unwrap_or_default());
+    let halves = [look.pair.reaper, look.pair.shim];
+    let alive = halves.iter().flatten();
+    let alive = alive.filter(|half| half.alive == Some(true));
+    let alive: Vec<String> = alive.map(|half| half.pid.to_string()).collect();
+    if !alive.is_empty() {
+        let (who, pids) = match alive.len() {
+            1 => ("process", alive.concat()),
+            _ => ("both,", alive.join(" ")),
+        };
         let _ = writeln!(
             text,
-            "to end it   vigil kill {id} -n {namespace}{flags}; by hand, SIGSTOP and then SIGKILL to both, {reaper}{shim}"
+            "to end it   vigil kill {id} -n {namespace}{flags}; by hand, SIGSTOP and then SIGKILL to {who} {pids}"
         );
     }
     text.push('\n');

@@ -130,8 +130,12 @@ pub fn run(args: &Args) -> Result<Answer> {
         let vain = refused.count() >= REFUSALS_MAX
             && tried.clone().all(|case| case.outcome != Outcome::Upgraded);
         let case = if vain {
-            let reason = format!("{REFUSALS_MAX} others could not do with it");
-            Case::of(found, Outcome::NotTried, Some(reason))
+            if let Err((Outcome::NoPair, why)) = living(found) {
+                Case::of(found, Outcome::NoPair, Some(why))
+            } else {
+                let reason = format!("{REFUSALS_MAX} others could not do with it");
+                Case::of(found, Outcome::NotTried, Some(reason))
+            }
         } else {
             upgrade(found, &program, Duration::from_secs(args.deadline.into()))
         };
@@ -291,6 +295,10 @@ struct Living {
 }
 
 fn living(found: &Found) -> Result<Living, (Outcome, String)> {
+    if place::is_ours(&found.bundle).is_ok_and(|ours| !ours) {
+        let why = "no file of Vigil's is in its bundle: another runtime's";
+        return Err((Outcome::NoPair, why.to_owned()));
+    }
     let halves = pair::Halves::read(found).map_err(|error| (Outcome::NoPair, chain(&error)))?;
     if let Some(original) = pair::copy_of(found, Some(&halves.pair), None) {
         let why = format!("a copy: its container's bundle is {}", original.display());

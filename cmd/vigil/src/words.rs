@@ -179,7 +179,7 @@ pub fn cause(cause: &Cause) -> String {
 
 /// When it was.
 pub fn moment(at: Moment) -> String {
-    format!("{} {}", date(at), clock(at))
+    format!("{} {} UTC", date(at), clock(at))
 }
 
 /// All takeovers of a pair in one cell: how many, and of the last why and when.

@@ -399,10 +399,22 @@ fn upgrade() {
         node.revive(&bundle, &reaper.incarnation(), &dead(102));
         kept.push(reaper);
     }
+    let life = node.life("other").creating().created(&init).started();
+    node.lived("other", "refused-z", &life);
+    fs::write(node.bundle("other", "others").join("config.json"), "{}").unwrap();
     let ran = node.run(&["upgrade", "--all", "-n", "other", "--binary", &good]);
     assert_eq!(ran.code, 3);
     assert_eq!(ran.out.matches("refused   ").count(), 3, "{}", ran.out);
     assert_eq!(ran.out.matches("not tried").count(), 1, "{}", ran.out);
+    // What is dead, or another runtime's, is not tried in any case.
+    assert_eq!(
+        ran.out.matches("its reaper is gone").count(),
+        1,
+        "{}",
+        ran.out
+    );
+    let ran = node.run(&["upgrade", "others", "--binary", &good]);
+    assert!(ran.out.contains("another runtime's"), "{}", ran.out);
 }
 
 #[test]
@@ -563,6 +575,26 @@ fn who_waits_for_what_a_dead_pair_left_is_told() {
     assert_eq!(shown["pair"]["life"], "ending");
 }
 
+/// Its number may be anybody's by now.
+#[test]
+fn who_is_dead_is_not_named_to_be_ended() {
+    let mut node = Node::new();
+    let init = dead(4711);
+    let life = node.life("default").creating().created(&init).started();
+    let bundle = node.lived("default", "half", &life);
+    let reaper = Sleeper::at(&bundle);
+    node.revive(&bundle, &reaper.incarnation(), &dead(102));
+    let shown = node.run(&["show", "half"]).out;
+    let to_end = shown
+        .lines()
+        .find(|line| line.starts_with("to end it"))
+        .unwrap();
+    assert!(
+        to_end.ends_with(&format!("process {}", reaper.0.id())),
+        "{to_end}"
+    );
+}
+
 /// `repair` knew that, and `ps` told of everybody's, with exit code 3.
 #[test]
 fn tombstones_are_of_a_namespace_too() {
@@ -649,7 +681,9 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn a_containerd_that_is_down_is_a_question_mark() {
     let node = graveyard();
     let ran = node.run(&["ps", "--ask", "-n", "default"]);
-    assert!(ran.out.contains("containerd was not heard"), "{}", ran.out);
+    // Once it said so of each task, which all are of one namespace.
+    let said = ran.out.matches("containerd was not heard").count();
+    assert_eq!(said, 1, "{}", ran.out);
     assert_eq!(ran.code, 3);
     assert!(!ran.out.contains("not asked"), "{}", ran.out);
 }

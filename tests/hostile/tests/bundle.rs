@@ -187,7 +187,7 @@ fn records_of_a_removed_bundle_that_cannot_be_read_are_told_of() {
         leaves(kit, &container, &pair)?;
         let told = fs::read_to_string("/run/vigil/crashes").unwrap_or_default();
         let ours = |line: &&str| line.contains(kit.scratch.mark()) && line.contains(&container.id);
-        let told = told.lines().filter(ours).last().map(str::to_owned);
+        let told = told.lines().rfind(ours).map(str::to_owned);
         let told = told.context("nobody is told")?;
         ensure!(told.contains("without its records"), "{told}");
         Ok(())
