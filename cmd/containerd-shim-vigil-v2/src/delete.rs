@@ -161,6 +161,15 @@ fn work(flags: &Flags, bundle: &Path, case: &Case<'_>, asker: Asker) -> Result<(
     };
     points::reach(Point::DeleteNotPrinted);
     answer(&end)?;
+    let own = (flags.namespace.as_str(), flags.id.as_str());
+    if case.is_meant().is_ok() {
+        starts::over(Path::new(RUN), own);
+    }
+    // What other containers left. The sweeper is a process of its own, and out of processes it is
+    // for the next one to do.
+    let _ = starts::deserted(Path::new(RUN), true);
+    let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
+    // The last act: until it, whoever asked may be killed and have heard nothing.
     let unheard = asker.is_gone();
     if unheard {
         // To containerd that is a failure.
@@ -169,14 +178,6 @@ fn work(flags: &Flags, bundle: &Path, case: &Case<'_>, asker: Asker) -> Result<(
     if unheard || !report.left.is_empty() {
         case.leave();
     }
-    let own = (flags.namespace.as_str(), flags.id.as_str());
-    if case.is_meant().is_ok() {
-        starts::over(Path::new(RUN), own);
-    }
-    // What other containers left. Nobody waits for it, and out of processes it is for the
-    // next one to do.
-    let _ = starts::deserted(Path::new(RUN), true);
-    let _ = sweep::start(Path::new(RUN), Some(own), &waiter::Dead);
     Ok(())
 }
 

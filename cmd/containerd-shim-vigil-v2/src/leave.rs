@@ -322,11 +322,11 @@ pub fn is_deserted(socket: &Path) -> bool {
     let until = Instant::now() + ASKED;
     loop {
         let Ok(connection) = listen::connect(socket, CONNECT) else {
-            return true;
+            return listen::is_deserted(socket, CONNECT);
         };
         let dying = listener_of(&connection).is_none_or(|pid| {
             let stat = proc::stat(pid).ok().flatten();
-            stat.is_none_or(|stat| stat.ended()) || proc::is_exiting(pid).unwrap_or(false)
+            stat.is_none_or(|stat| stat.ended()) || proc::is_past_exit(pid).unwrap_or(false)
         });
         if !dying || Instant::now() >= until {
             return false;
@@ -346,7 +346,7 @@ pub fn anyone_below(reaper: u32) -> Result<bool> {
         };
         // Never by its name, which a container's process chooses. One of the pair's session that is
         // past exit(2) has no program any more by which it could be known, and makes nothing.
-        let leaves = || stat.session == session && proc::is_exiting(pid).unwrap_or(false);
+        let leaves = || stat.session == session && proc::is_past_exit(pid).unwrap_or(false);
         if !strays::is_ours(pid, session) && !leaves() {
             return Ok(true);
         }
@@ -396,4 +396,30 @@ pub fn dismiss_listener(connection: &OwnedFd, flags: &Flags, meant: Meant<'_>) -
         bail!("the old reaper, process {}, does not die", reaper.pid);
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Whoever has more callers than they have taken up, or could not be asked, was taken for
+    /// nobody, and the socket's file removed under them.
+    #[test]
+    fn a_socket_is_deserted_only_if_a_call_is_refused() {
+        let name = format!("vigil-deserted-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = listen::bind(&path).unwrap();
+        listen::listen(listener.as_fd(), 0).unwrap();
+        let callers: Vec<_> = std::iter::from_fn(|| listen::connect(&path, CONNECT).ok()).collect();
+        assert!(!callers.is_empty());
+        assert!(!is_deserted(&path), "it is busy");
+        drop(listener);
+        assert!(is_deserted(&path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_deserted(&path), "there is none");
+    }
 }

@@ -5,7 +5,6 @@
 //! The bundle stays: containerd learns the exit from it when it asks.
 
 use std::fmt::Write as _;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use vigil_journal::lock::{self, LockError};
 use vigil_journal::{Journal, Owner, Settings, Tail, ended, names};
 use vigil_model::{KIND_RECORD, Phase, Record, Task};
 use vigil_reconcile::{Action, Goal, Said, Verdict, plan, row};
-use vigil_sys::{Errno, listen};
+use vigil_sys::listen;
 
 use crate::ask::Belief;
 use crate::look::Look;
@@ -389,7 +388,7 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
     let halves = pair.reaper.iter().chain(&pair.shim);
     kill::end(&halves.map(|(_, pidfd)| pidfd).collect::<Vec<_>>(), until)?;
     if let Some(socket) = &pair.socket
-        && is_deserted(socket)
+        && listen::is_deserted(socket, CONNECT)
     {
         match std::fs::remove_file(socket) {
             Ok(()) => report.done.push(Action::UnlinkSocket),
@@ -397,13 +396,6 @@ pub fn end_loose(node: &Node, pair: &Loose, until: Instant) -> Result<Report> {
         }
     }
     Ok(report)
-}
-
-/// Whether a socket's file is there and nobody listens on it.
-fn is_deserted(path: &Path) -> bool {
-    let is = std::fs::symlink_metadata(path);
-    is.is_ok_and(|is| is.file_type().is_socket())
-        && matches!(listen::connect(path, CONNECT), Err(Errno::ECONNREFUSED))
 }
 
 /// Records the end before anybody asks for it: containerd, when it is back, runs `delete` and

@@ -130,7 +130,7 @@ pub fn zombie_status(process: &Incarnation) -> Result<Option<i32>> {
 /// Whether a process is past the point of exit(2) from which nothing turns it back: its
 /// status is decided, though it may not be dead for long (an init waits until the others of
 /// its pid namespace are reaped). A leader whose threads live on is not.
-pub fn is_exiting(pid: u32) -> Result<bool> {
+pub fn is_past_exit(pid: u32) -> Result<bool> {
     const PF_EXITING: u64 = 0x4;
     let Some(line) = read(pid, "stat")? else {
         return Ok(false);
@@ -597,11 +597,11 @@ mod tests {
 
     #[test]
     fn who_has_called_exit_is_exiting_and_nobody_else() {
-        assert!(!is_exiting(std::process::id()).unwrap());
+        assert!(!is_past_exit(std::process::id()).unwrap());
         let mut child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         // A zombie is past that point too; nobody reaps it but we.
-        while !is_exiting(child.id()).unwrap() {
+        while !is_past_exit(child.id()).unwrap() {
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vigil_sys::{Errno, fd, listen};
+use vigil_sys::{fd, listen};
 
 use crate::enact::{FORMAT, Tombstone};
 use crate::{Error, Result};
@@ -146,10 +146,7 @@ fn of_the_dead(path: &Path, remove: bool) -> Option<PathBuf> {
     }
     let left = match fs::symlink_metadata(&note.socket) {
         Ok(meta) if meta.file_type().is_socket() => {
-            if !matches!(
-                listen::connect(&note.socket, CONNECT),
-                Err(Errno::ECONNREFUSED)
-            ) {
+            if !listen::is_deserted(&note.socket, CONNECT) {
                 return None;
             }
             Some(note.socket)

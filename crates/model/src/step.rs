@@ -11,7 +11,7 @@ use crate::record::{Change, Record};
 use crate::{Because, Effect, ExecId, Exit, Incarnation, Kind, Refusal, Status, TaskEvent, Who};
 
 /// Execs that may run at one time. Each needs an exit record of its own, of
-/// which there are 1022: one that could not be had would be noticed only when
+/// which there are 1016: one that could not be had would be noticed only when
 /// the process runs.
 pub const EXECS_MAX: usize = 1000;
 /// Bytes that all that were not deleted may take in a snapshot: room for some

@@ -135,6 +135,15 @@ pub fn unread_by_peer(fd: impl AsFd) -> Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+/// Whether this is a socket's file on which nobody listens. Nothing but a refusal says so: who is
+/// busy, or could not be asked for want of a descriptor, may be there.
+pub fn is_deserted(path: &Path, wait: Duration) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let is = std::fs::symlink_metadata(path);
+    is.is_ok_and(|is| is.file_type().is_socket())
+        && matches!(connect(path, wait), Err(Errno::ECONNREFUSED))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

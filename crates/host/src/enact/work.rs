@@ -135,7 +135,7 @@ impl Work<'_> {
             return Ok(());
         };
         // One that waits in exit(2) for its namespace's others has ended by itself.
-        let alive = !is_dead(fd, &init)? && !proc::is_exiting(init.pid)?;
+        let alive = !is_dead(fd, &init)? && !proc::is_past_exit(init.pid)?;
         let sent = kill(fd, init.pid)?;
         self.killed_alive |= alive && sent;
         // Others may have to die first (a debugger, a pid namespace's
@@ -220,7 +220,7 @@ impl Work<'_> {
             })
         };
         let mut gone = wait(until)?;
-        if !gone && proc::is_exiting(init.pid)? {
+        if !gone && proc::is_past_exit(init.pid)? {
             // Dead but for somebody who is to reap a process of its pid namespace.
             gone = wait(self.last_moment())?;
         }
@@ -592,7 +592,7 @@ fn is_dead(fd: &OwnedFd, init: &Incarnation) -> crate::Result<bool> {
 fn all_exiting(holdouts: &[proc::Holdout]) -> bool {
     holdouts
         .iter()
-        .all(|holdout| proc::is_exiting(holdout.pid).unwrap_or(false))
+        .all(|holdout| proc::is_past_exit(holdout.pid).unwrap_or(false))
 }
 
 /// Whether a dead process was reaped: nothing more will be known of it then.

@@ -36,7 +36,7 @@ pub(crate) async fn unwanted(init: Option<Incarnation>, call: u32) {
 fn is_over(init: &Incarnation) -> bool {
     match proc::open_checked(init) {
         Ok(Checked::Same(fd)) => {
-            pidfd::is_dead(&fd) == Ok(true) || proc::is_exiting(init.pid).unwrap_or(false)
+            pidfd::is_dead(&fd) == Ok(true) || proc::is_past_exit(init.pid).unwrap_or(false)
         }
         Ok(Checked::Gone | Checked::Reused(_)) => true,
         Ok(Checked::Elsewhere) | Err(_) => false,
