@@ -573,7 +573,7 @@ fn claims(
             Some((h.name.clone(), controller.clone()))
         });
         let claims = dirs.map(|(name, dir)| named(subject, name, &dir)).collect();
-        let claimed = if state.is_of(&subject.bundle) {
+        let claimed = if state.is_of(&subject.bundle) && state.lives() {
             Claimed::Recorded
         } else {
             Claimed::Guessed

@@ -166,6 +166,42 @@ fn a_create_ends_nobody_who_is_in_the_cgroup_of_its_name() {
     });
 }
 
+/// The runtime's state of an earlier life is left, whose init is dead; the cgroup that it names is
+/// another container's by now. It was taken for a record, and Create killed the other.
+#[test]
+fn a_create_ends_nobody_for_the_state_of_a_container_that_is_dead() {
+    trial(60, |kit| {
+        let mark = kit.scratch.mark().to_owned();
+        let other = Neighbour::run(kit, ID, &format!("/{mark}/{ID}"), true)?;
+        let mut ours = kit.prepared(&Spec::sh("exit 5"), Stdio::Empty)?;
+        ensure!(ours.id == ID, "{}", ours.id);
+        let theirs = fs::read(other.root.join(ID).join("state.json"))?;
+        let mut state: serde_json::Value = serde_json::from_slice(&theirs)?;
+        let mut dead = Command::new("true").spawn()?;
+        dead.wait()?;
+        state["init_process_pid"] = json!(dead.id());
+        state["init_process_start"] = json!(1);
+        state["config"]["labels"] = json!([format!("bundle={}", ours.bundle.dir.display())]);
+        let left = Path::new("/run/containerd/runc").join(&mark).join(ID);
+        fs::create_dir_all(&left)?;
+        fs::write(left.join("state.json"), serde_json::to_vec(&state)?)?;
+        let request = ours.bundle.create_request();
+        let refused = ours.task().create(&request).is_err();
+        let unhurt = other.unhurt();
+        if unhurt.is_err() {
+            let _ = fs::remove_dir_all(&left);
+        }
+        unhurt?;
+        ensure!(refused, "it was made beside a state that is in its way");
+        other.end()?;
+        ours.pid = ours.task().create(&request)?.pid;
+        ours.start()?;
+        ensure!(ours.exit_status()? == 5);
+        ours.task().delete(&ours.id, "")?;
+        Ok(())
+    });
+}
+
 /// How the first of two containers in one cgroup comes to its end.
 #[derive(Debug, Clone, Copy)]
 enum End {

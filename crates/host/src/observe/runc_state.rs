@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use vigil_model::Incarnation;
+use vigil_sys::pidfd;
 
-use crate::proc::{self, read_bounded};
+use crate::proc::{self, Checked, read_bounded};
 use crate::{Error, Result};
 
 /// Largest `state.json` read; it repeats the container's whole configuration.
@@ -126,6 +127,12 @@ impl RuncState {
     /// by somebody else below the same root.
     pub fn may_be_of(&self, bundle: &Path) -> bool {
         self.bundle.is_none() || self.is_of(bundle)
+    }
+
+    /// Whether its init lives. Of one that is dead the cgroups may be somebody else's by now.
+    pub fn lives(&self) -> bool {
+        let init = self.init.as_ref().map(proc::open_checked);
+        matches!(init, Some(Ok(Checked::Same(fd))) if pidfd::is_dead(&fd) == Ok(false))
     }
 
     /// Whether it says that it is of the container in this bundle.

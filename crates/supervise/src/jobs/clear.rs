@@ -257,11 +257,11 @@ fn on_record(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> boo
         now.is_some() && same.any(|there| there.inode == now && there.ours())
     };
     let written = |claim: &Claim| match found {
-        Found::State(state) => {
+        Found::State(state) if state.is_of(&subject.bundle) && state.lives() => {
             let mut paths = state.cgroups.values();
             paths.any(|path| path == Path::new(&claim.path))
         }
-        Found::Nothing | Found::Torn(_) | Found::Unread(_) => false,
+        Found::State(_) | Found::Nothing | Found::Torn(_) | Found::Unread(_) => false,
     };
     let mut there = subject
         .claims
