@@ -234,6 +234,8 @@ pub struct Observed {
     pub others: Vec<Incarnation>,
     /// Those in a cgroup that is on record as its own of whom nobody can say whose they are.
     pub unproven: Vec<Incarnation>,
+    /// Whether a cgroup on record as its own is left to somebody else who is in it.
+    pub given_up: bool,
     /// What runc has written down of it.
     pub runc: Found,
     /// Its end, from the record or from the kernel's memory.
@@ -351,7 +353,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
             (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
         }
     }
-    let unproven = members.left;
+    let (unproven, given_up) = (members.left, members.given_up);
     others.extend(members.marked);
     others.extend(members.kin);
     others.retain(|other| Some(other) != init.as_ref());
@@ -420,6 +422,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         init_fd,
         others,
         unproven,
+        given_up,
         runc,
         exit,
         private_pid_ns,

@@ -451,6 +451,14 @@ impl Work<'_> {
     /// Nobody was signalled for being in a cgroup that is the container's, or was; that they may
     /// be its own is not to be lost.
     fn name_unproven(&mut self) {
+        // It is removed when the others have left it.
+        for claim in self.seen.claims.iter().filter(|_| self.seen.given_up) {
+            if claim.ours() && Path::new(&claim.path).exists() {
+                self.report
+                    .left
+                    .push(Left::Cgroup(claim.path.clone().into()));
+            }
+        }
         for process in &self.seen.unproven {
             if let Ok(Checked::Same(_)) = proc::open_checked(process)
                 && let Ok(Some(holdout)) = proc::holdout(process.pid)

@@ -22,6 +22,8 @@ pub(super) struct Members {
     pub(super) unproven: bool,
     /// Those of them who are in what is on record as the container's own.
     pub(super) left: Vec<Incarnation>,
+    /// What is on record as the container's own was given up for somebody else who is in it.
+    pub(super) given_up: bool,
     /// Who is there could not be read.
     pub(super) unread: bool,
     /// A process may be among them that could not be asked for its mark.
@@ -83,6 +85,7 @@ pub(super) fn of(
     // Where somebody else is too, that it was ours alone tells nothing any more: of who is
     // there each is known by itself, or is left alone. One of whom nobody can say whose it is
     // is not somebody else.
+    found.given_up = claimed == Claimed::Recorded && !theirs.is_empty();
     let alone = claimed == Claimed::Recorded && !strangers.values().any(|kin| *kin == Kin::Others);
     let Some(pids) = note(cgroup.others_pids(), notes) else {
         return found;
