@@ -87,7 +87,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} lives, {} killed ({} blows came too late), {} failed; \
+            "{} lives, {} killed ({} blows came too late, or were spared), {} failed; \
              {} signals of unknown fate; the slowest act took {} ms",
             self.lives,
             self.blows,

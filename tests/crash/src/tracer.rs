@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::libc::{PTRACE_SYSCALL_INFO_ENTRY, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait};
+use nix::libc::{
+    PTRACE_SYSCALL_INFO_ENTRY, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait, SYS_openat,
+    SYS_recvmsg,
+};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -64,6 +67,10 @@ struct State {
     successor: bool,
     /// The next return of a call is the blow's place.
     at_return: bool,
+    /// The reaper alone has opened a client's fifo: its death in this moment is an end that the
+    /// client sees, and the README says so. It is spared until the shim, which opens it next,
+    /// says something.
+    alone: bool,
     /// Since when the shim waits for something to happen.
     waits: Option<Instant>,
     over: bool,
@@ -282,6 +289,18 @@ impl Watch {
             let call = ptrace::getregs(pid).map_or(-1, |now| now.orig_rax.cast_signed());
             state.entered(call);
             let aimed = state.aimed();
+            let alone = std::mem::take(&mut state.alone);
+            state.alone =
+                self.reaper.is_none() && (alone && call != SYS_recvmsg || call == SYS_openat);
+            let spared = match aimed {
+                Some(Edge::Before) => alone && call != SYS_recvmsg,
+                Some(Edge::After) => state.alone,
+                None => false,
+            };
+            if spared {
+                state.aims.pop_front();
+            }
+            let aimed = aimed.filter(|_| !spared);
             if aimed.is_some() {
                 state.seen.at = call;
             }
