@@ -550,6 +550,8 @@ impl Stage<'_> {
                     let pair = Pair::of(&shim.task, id)?;
                     // A connection of its own, as a second client would have.
                     let second = Task::connect(&shim.reply.socket, V2)?;
+                    // One that was accepted and never heard of goes with the reaper that accepted it.
+                    second.connect_task(id)?;
                     Ok((shim, pair, second))
                 }) {
                     Ok((shim, pair, second)) => {
