@@ -266,9 +266,9 @@ impl Stage<'_> {
                 let (mut outcome, end) = self.strike_both(came);
                 if end == End::Healed {
                     outcome.healed = true;
+                    life.lives_on();
                     // It goes on as if nothing had been, and ends in another way.
                     let _ = driver.take().map(ScopedJoinHandle::join);
-                    life.lives_on();
                     self.end(stop);
                 }
                 self.delete(&mut outcome);

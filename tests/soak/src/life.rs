@@ -40,6 +40,7 @@ pub struct Life {
     faults: Mutex<Vec<(Harm, String)>>,
     /// What must not have been if the pair has outlived the blow.
     doubts: Mutex<Vec<(Harm, String)>>,
+    healed: AtomicBool,
 }
 
 /// Between two questions.
@@ -72,6 +73,7 @@ impl Life {
             waited: Mutex::default(),
             faults: Mutex::default(),
             doubts: Mutex::default(),
+            healed: AtomicBool::new(false),
         }
     }
 
@@ -103,6 +105,7 @@ impl Life {
 
     /// The pair has outlived the blow.
     pub fn lives_on(&self) {
+        self.healed.store(true, Ordering::SeqCst);
         for (harm, what) in std::mem::take(&mut *held(&self.doubts)) {
             self.wrong(harm, format!("though the pair lives on: {what}"));
         }
