@@ -159,12 +159,14 @@ fn aims(script: &Script) -> Acts {
                     whom: Whom::Serving,
                     call,
                     edge,
+                    visited: script.story.acts[act].name == "visit",
                 }
             }
             Blow::Takeover { call, edge } => Aim {
                 whom: Whom::Successor,
                 call,
                 edge,
+                visited: false,
             },
         };
         acts.0.push_back((last, aim));

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc::{
-    PTRACE_SYSCALL_INFO_ENTRY, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait, SYS_openat,
-    SYS_recvmsg,
+    PTRACE_SYSCALL_INFO_ENTRY, SYS_accept4, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait,
+    SYS_openat, SYS_recvmsg,
 };
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -39,6 +39,9 @@ pub struct Aim {
     pub call: u32,
     /// Before or after it.
     pub edge: Edge,
+    /// Of the reaper: whether a client connects in that act, and makes up for a connection that was
+    /// accepted and is lost.
+    pub visited: bool,
 }
 
 /// What was seen between two looks.
@@ -67,9 +70,9 @@ struct State {
     successor: bool,
     /// The next return of a call is the blow's place.
     at_return: bool,
-    /// The reaper alone has opened a client's fifo: its death in this moment is an end that the
-    /// client sees, and the README says so. It is spared until the shim, which opens it next,
-    /// says something.
+    /// The reaper alone has opened a client's fifo, or accepted who brings a terminal: its death
+    /// in this moment is an end that the client sees, or an exec that fails (ARCHITECTURE, *The
+    /// reaper dies*). It is spared until the shim, which has it next, says something.
     alone: bool,
     /// Since when the shim waits for something to happen.
     waits: Option<Instant>,
@@ -290,8 +293,9 @@ impl Watch {
             state.entered(call);
             let aimed = state.aimed();
             let alone = std::mem::take(&mut state.alone);
-            state.alone =
-                self.reaper.is_none() && (alone && call != SYS_recvmsg || call == SYS_openat);
+            let visited = state.aims.front().is_some_and(|aim| aim.visited);
+            let takes = call == SYS_openat || call == SYS_accept4 && !visited;
+            state.alone = self.reaper.is_none() && (alone && call != SYS_recvmsg || takes);
             let spared = match aimed {
                 Some(Edge::Before) => alone && call != SYS_recvmsg,
                 Some(Edge::After) => state.alone,
