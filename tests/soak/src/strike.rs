@@ -22,6 +22,11 @@ struct Target {
     fd: OwnedFd,
 }
 
+/// So many looks must find nobody …
+const LOOKS: u32 = 3;
+/// … with this between two of them.
+const LOOK_US: u64 = 3_000;
+
 /// For a shim to be there: one that was killed has a successor.
 const SUCCESSION: f64 = 20.0;
 
@@ -272,8 +277,14 @@ pub fn which_end(pair: &Pair, task: &Task, id: &str) -> Result<(End, Duration)> 
 
 /// Waits until nothing runs as the runtime for `id`, whoever it became.
 pub fn nobody_left(id: &str) -> Result<()> {
+    let mut nobody = 0;
     let gone = until("both to go", by(5.0), || {
-        processes(id).is_empty().then_some(())
+        nobody = if processes(id).is_empty() {
+            nobody + 1
+        } else {
+            0
+        };
+        (nobody == LOOKS).then_some(())
     });
     gone.with_context(|| format!("there are {:?}", processes(id)))
 }
@@ -283,12 +294,18 @@ pub fn nobody_left(id: &str) -> Result<()> {
 /// itself: when that dies too, containerd runs no `delete`, and nobody is left to clean up.
 pub fn all_of(id: &str, spare_start: bool, story: &Story) -> usize {
     let mut hit = 0;
-    // What was being forked when we looked is found at the next look.
-    for _ in 0..20 {
+    let mut nobody = 0;
+    // What was being forked when we looked is found at the next look; and who is just being executed, as
+    // a shim that becomes the reaper is, has no arguments to be found by.
+    for _ in 0..40 {
         let mut found = processes(id);
         found.retain(|p| !(spare_start && below_containerd(p)));
-        if found.is_empty() {
+        nobody = if found.is_empty() { nobody + 1 } else { 0 };
+        if nobody == LOOKS {
             break;
+        }
+        if nobody > 0 {
+            pause(LOOK_US);
         }
         for process in found {
             let sent = signal_if(process.pid, 9, |now| now.cmdline == process.cmdline);
