@@ -94,7 +94,7 @@ soak-alternating: ## kill 5,000 reapers and shims in turn, whose containers live
 	@$(MAKE) --no-print-directory build-release
 	VIGIL_SHIM=$(CURDIR)/$(RELEASE)/containerd-shim-vigil-v2 cargo run --locked -q -p vigil-soak -- --victims alternating $(ARGS)
 
-crash: ## kill the shim at each of its crash points 20 times, and before and after each of its system calls; ARGS="--rounds N --every N --only LIFE"
+crash: ## kill the shim at each of its crash points 20 times, and shim or reaper before and after each of their system calls; ARGS="--rounds N --every N --reapers N --only LIFE"
 	@scripts/setup packages
 	@$(MAKE) --no-print-directory build
 	VIGIL_SHIM=$(CURDIR)/$(SHIM) cargo run --locked -q -p vigil-crash -- $(ARGS)
