@@ -252,12 +252,17 @@ pub fn which_end(pair: &Pair, task: &Task, id: &str) -> Result<(End, Duration)> 
     let began = Instant::now();
     let asking = task.patient(BETWEEN);
     let mut missing = String::new();
-    let mut late = false;
+    let (mut late, mut nobody) = (false, 0);
     let end = until("an end, or two again", by(20.0), || {
         let closed = task.client().closed();
         late |= began.elapsed().as_secs_f64() > BETWEEN;
         if closed {
-            return processes(id).is_empty().then_some(End::Gone);
+            nobody = if processes(id).is_empty() {
+                nobody + 1
+            } else {
+                0
+            };
+            return (nobody == LOOKS).then_some(End::Gone);
         }
         match pair.renew(&asking) {
             Ok(()) => Some(End::Healed),
