@@ -122,6 +122,13 @@ impl State {
     }
 }
 
+/// Whether a path in the memory of somebody who is stopped is one below `/proc/self`: that of a
+/// descriptor which names a fifo.
+fn begins_with_self(pid: Pid, at: u64) -> bool {
+    let at = std::ptr::with_exposed_provenance_mut(usize::try_from(at).unwrap_or(0));
+    ptrace::read(pid, at).is_ok_and(|word| word.to_ne_bytes() == *b"/proc/se")
+}
+
 struct Watch {
     state: Arc<Mutex<State>>,
     /// Followed only to its forks; `None`: whoever is counted is the reaper.
@@ -289,12 +296,15 @@ impl Watch {
         };
         let mut state = held(&self.state);
         let hit = if entry {
-            let call = ptrace::getregs(pid).map_or(-1, |now| now.orig_rax.cast_signed());
+            let now = ptrace::getregs(pid).ok();
+            let call = now.map_or(-1, |now| now.orig_rax.cast_signed());
+            let path = now.map_or(0, |now| now.rsi);
             state.entered(call);
             let aimed = state.aimed();
             let alone = std::mem::take(&mut state.alone);
             let visited = state.aims.front().is_some_and(|aim| aim.visited);
-            let takes = call == SYS_openat || call == SYS_accept4 && !visited;
+            let takes = call == SYS_openat && begins_with_self(pid, path)
+                || call == SYS_accept4 && !visited;
             state.alone = self.reaper.is_none() && (alone && call != SYS_recvmsg || takes);
             let spared = match aimed {
                 Some(Edge::Before) => alone && call != SYS_recvmsg,
