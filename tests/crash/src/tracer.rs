@@ -74,6 +74,8 @@ struct State {
     /// in this moment is an end that the client sees, or an exec that fails (ARCHITECTURE, *The
     /// reaper dies*). It is spared until the shim, which has it next, says something.
     alone: bool,
+    /// The call under way asks whether the shim says something.
+    listens: bool,
     /// Since when the shim waits for something to happen.
     waits: Option<Instant>,
     over: bool,
@@ -301,13 +303,14 @@ impl Watch {
             let path = now.map_or(0, |now| now.rsi);
             state.entered(call);
             let aimed = state.aimed();
-            let alone = std::mem::take(&mut state.alone);
+            let alone = state.alone;
+            state.listens = call == SYS_recvmsg;
             let visited = state.aims.front().is_some_and(|aim| aim.visited);
             let takes = call == SYS_openat && begins_with_self(pid, path)
                 || call == SYS_accept4 && !visited;
-            state.alone = self.reaper.is_none() && (alone && call != SYS_recvmsg || takes);
+            state.alone = self.reaper.is_none() && (alone || takes);
             let spared = match aimed {
-                Some(Edge::Before) => alone && call != SYS_recvmsg,
+                Some(Edge::Before) => alone,
                 Some(Edge::After) => state.alone,
                 None => false,
             };
@@ -322,6 +325,10 @@ impl Watch {
             aimed == Some(Edge::Before)
         } else {
             state.waits = None;
+            let came = ptrace::getregs(pid).is_ok_and(|now| now.rax.cast_signed() > 0);
+            if std::mem::take(&mut state.listens) && came {
+                state.alone = false;
+            }
             std::mem::take(&mut state.at_return)
         };
         if hit {
