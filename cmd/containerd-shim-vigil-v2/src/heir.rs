@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use vigil_journal::names;
 use vigil_journal::takeovers::Takeovers;
 use vigil_protocol::Left;
-use vigil_reaper::{Start, TAKEOVERS};
+use vigil_reaper::{CONNS, Start, TAKEOVERS};
 use vigil_relay::estate::{Conn, End, Estate, Fd, Held, Request};
 use vigil_relay::handed::{BEFORE, ESTATE, REAP, SERVE};
 use vigil_supervise::Bequest;
@@ -35,7 +35,7 @@ pub fn run_if_heir() -> Result<()> {
     let memory = fork::inherited(number).context("the memory was not handed over")?;
     let before = std::env::var(BEFORE).ok();
     let before = before.and_then(|number| fork::inherited(number.parse::<u32>().ok()?).ok());
-    let ours = [ESTATE, BEFORE, TAKEOVERS];
+    let ours = [ESTATE, BEFORE, TAKEOVERS, CONNS];
     let start = Start {
         bundle: bundle()?,
         arg0: args.remove(0),
@@ -82,7 +82,7 @@ pub fn succeed(lock: &OwnedFd, left: Vec<Left>, bequest: &Bequest) -> Result<()>
             bell: number(&bequest.bell),
             program: number(&program),
             before: None,
-            next_conn: 0,
+            next_conn: bequest.conns,
         },
         conns: left.iter().map(conn).collect(),
         slots: bequest

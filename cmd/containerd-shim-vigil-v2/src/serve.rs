@@ -57,6 +57,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         listener: fork::inherited(LISTENER_FD).ok(),
         memory: fork::inherited(MEMORY_FD).ok(),
         exits: fork::inherited(EXITS_FD).ok(),
+        conns: counted(vigil_reaper::CONNS),
     };
     let outcome = serve(flags, inherited, &lock, &mut ready);
     if let Err(error) = &outcome {
@@ -70,6 +71,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     }
     drop((held, lock));
     outcome
+}
+
+/// A number that the reaper has set; 0 if it is an older one.
+fn counted(name: &str) -> u32 {
+    let count = std::env::var(name).ok();
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 fn serve(
@@ -201,8 +208,6 @@ fn place(flags: &Flags, bundle: PathBuf) -> Result<Place> {
     for warning in unfit {
         log::warn!("{warning}");
     }
-    let takeovers = std::env::var(vigil_reaper::TAKEOVERS).ok();
-    let takeovers = takeovers.and_then(|count| count.parse().ok()).unwrap_or(0);
     Ok(Place {
         id: flags.id.clone(),
         namespace: flags.namespace.clone(),
@@ -211,7 +216,7 @@ fn place(flags: &Flags, bundle: PathBuf) -> Result<Place> {
         reaper: process::parent_pid(),
         options,
         limits,
-        takeovers,
+        takeovers: counted(vigil_reaper::TAKEOVERS),
     })
 }
 

@@ -40,7 +40,7 @@ use crate::turn::Reaper;
 
 pub use heir::{Start, succeed};
 pub use vigil_relay::handed::{
-    CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
+    CONNS, CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
 };
 
 /// Connections that may wait to be accepted: thousands may come at once.
@@ -144,7 +144,7 @@ fn begin<'c>(config: &'c Config, ready: &OwnedFd) -> Result<Reaper<'c>> {
         &theirs,
         &reaper.bell,
         ready,
-        0,
+        (0, 0),
     )?;
     write_pair(config, boot, &shim).inspect_err(|_| {
         // Nobody could check who this shim is before killing it.
@@ -198,13 +198,14 @@ pub(crate) fn start_shim(
     control: &OwnedFd,
     bell: &Doorbell,
     ready: &OwnedFd,
-    takeovers: u32,
+    (takeovers, conns): (u32, u32),
 ) -> Result<Child> {
     let shim = Command::new(fd::held_path(program))
         .arg0(&config.arg0)
         .args(&config.args)
         .envs(config.env.iter().map(|(key, value)| (key, value)))
         .env(TAKEOVERS, takeovers.to_string())
+        .env(CONNS, conns.to_string())
         .own_group()
         .fd(CONTROL_FD, control.as_fd())
         .fd(DOORBELL_FD, bell.as_fd())

@@ -108,7 +108,8 @@ impl Reaper<'_> {
         let control = self.epoll.watch(control, CONTROL);
         let control = step("watch the control socket", control)?;
         let (program, recent) = (self.line.program(), self.line.recent(Instant::now()));
-        let shim = start_shim(self.config, program, &theirs, &self.bell, &ready, recent)?;
+        let counts = (recent, self.conns.next());
+        let shim = start_shim(self.config, program, &theirs, &self.bell, &ready, counts)?;
         let shim = self.shim.insert(shim);
         self.serving = false;
         (self.control, self.heard) = (Some(control), Some(heard));

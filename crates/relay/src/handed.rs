@@ -30,3 +30,5 @@ pub const REAP: &str = "reap";
 /// How many shims of this pair have died by their own fault in a row, in the environment of
 /// each: 0 for the first, at least 1 for one that takes over.
 pub const TAKEOVERS: &str = "VIGIL_TAKEOVERS";
+/// The number of the next connection, likewise: no earlier one is given again.
+pub const CONNS: &str = "VIGIL_CONNS";

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -80,6 +80,8 @@ struct Shared {
     reaper: u32,
     /// We serve and do not leave, so its death is not our end.
     serving: AtomicBool,
+    /// The number that no connection has had yet.
+    conns: AtomicU32,
 }
 
 /// A handle to the control socket; clones share it.
@@ -92,6 +94,7 @@ impl Control {
     pub async fn open(
         socket: OwnedFd,
         reaper: u32,
+        conns: u32,
         unasked: mpsc::UnboundedSender<FromReaper>,
     ) -> Result<Self, Error> {
         let both = Interest::READABLE | Interest::WRITABLE;
@@ -113,6 +116,7 @@ impl Control {
             held: Mutex::default(),
             reaper,
             serving: AtomicBool::new(false),
+            conns: AtomicU32::new(conns),
         }));
         tokio::spawn(receive(control.0.clone(), unasked));
         // Sent first, waited for last: whoever is greeted has work meanwhile.
@@ -196,6 +200,11 @@ impl Control {
         for slot in slots {
             all.remove(slot);
         }
+    }
+
+    /// The number that no connection has had yet.
+    pub fn conns(&self) -> u32 {
+        self.0.conns.load(Ordering::Relaxed)
     }
 
     /// What the reaper held of ours when it died.
@@ -422,6 +431,9 @@ async fn receive(shared: Arc<Shared>, unasked: mpsc::UnboundedSender<FromReaper>
                 let mut fds = fds.into_iter();
                 if let (Some(pair), Some(own)) = (fds.next(), fds.next()) {
                     shared.taken(conn);
+                    shared
+                        .conns
+                        .fetch_max(conn.wrapping_add(1), Ordering::Relaxed);
                     let connection = FromReaper::Connection { conn, pair, own };
                     if unasked.send(connection).is_err() {
                         break;

@@ -20,6 +20,8 @@ pub struct Bequest {
     pub exits: SharedFd,
     /// Rung after each recorded death.
     pub bell: SharedFd,
+    /// The number of the next connection.
+    pub conns: u32,
     /// What was deposited.
     pub slots: Vec<(Slot, SharedFd)>,
     /// Processes that are told of, by their pins. Whoever made them, they are not to be our children.

@@ -41,7 +41,7 @@ pub async fn end_lost(place: Place, inherited: Inherited) -> Result<bool, Error>
     let task = replay(&kept)?;
     // What it sends unasked is for who serves.
     let (unasked, _from_reaper) = mpsc::unbounded_channel();
-    let control = Control::open(inherited.control, place.reaper, unasked).await?;
+    let control = Control::open(inherited.control, place.reaper, inherited.conns, unasked).await?;
     control.greeted().await?;
     let tools = Tools {
         deadlines: place.limits.runc,

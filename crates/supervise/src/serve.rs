@@ -49,6 +49,8 @@ pub struct Inherited {
     pub memory: Option<OwnedFd>,
     /// The exit records, whatever has their name in the bundle by now; likewise.
     pub exits: Option<OwnedFd>,
+    /// The number of the next connection.
+    pub conns: u32,
 }
 
 /// A connection to be served.
@@ -102,7 +104,8 @@ impl Shim {
             ..whose.clone()
         };
         let whose = exits.owner().unwrap_or_else(salted);
-        let control = Control::open(inherited.control, place.reaper, unasked).await?;
+        let control =
+            Control::open(inherited.control, place.reaper, inherited.conns, unasked).await?;
         let boot = proc::boot_id()?;
         let boot = BootId::parse(&boot.0).map_err(|source| Error::Boot { source })?;
         let memory = inherited.memory.map(shared);
@@ -240,13 +243,14 @@ impl Shim {
             return (Ending::ReaperLeaves, None);
         };
         if ending == Ending::Succeeds {
-            let slots = self.control.held();
+            let (slots, conns) = (self.control.held(), self.control.conns());
             let bequest = self.held.map(|held| Bequest {
                 owner: held.owner,
                 listener: held.listener,
                 memory: held.memory,
                 exits: held.exits,
                 bell: held.bell,
+                conns,
                 slots,
                 ends,
             });

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use vigil_hostile::{Armed, FaultyRunc, Pair, exit_in_time, trial};
+use vigil_hostile::{Armed, FaultyRunc, Pair, exit_in_time, fds, trial};
 use vigil_lab::bundle::Stdio;
 use vigil_lab::kit::Container;
 use vigil_lab::process::alive;
-use vigil_lab::{GENEROUS, Spec, by, until};
+use vigil_lab::task::V2;
+use vigil_lab::{GENEROUS, Spec, Task, by, until};
 
 /// The reaper is killed; there are two again.
 fn heal(container: &Container) -> Result<()> {
@@ -133,6 +134,41 @@ fn a_signal_that_was_pending_ends_no_heir() {
             healed
         })?;
         ensure!(task.state(&id, "")?.status.value() == 2, "not RUNNING");
+        Ok(())
+    });
+}
+
+/// A request is known again by its connection's number and its stream. The next reaper began to
+/// count anew behind the connections that were left, so the first Kill on a new one was taken for
+/// one that somebody else had asked, long ago, and was answered without being done.
+#[test]
+fn a_new_connection_has_a_number_that_nobody_had() {
+    trial(60, |kit| {
+        let container = kit.running(&Spec::sleeper())?;
+        let id = container.id.clone();
+        let anew = || Task::connect(&container.shim.reply.socket, V2);
+        let pair = Pair::of(&container.shim)?;
+        let before = fds(pair.reaper)?;
+        let gone = anew()?;
+        // SIGURG, which means nothing to anybody.
+        gone.kill(&id, "", 23, false)?;
+        drop(gone);
+        until("the connection to be gone", by(20.0), || {
+            (fds(pair.reaper).ok()? <= before).then_some(())
+        })?;
+        // The next shim has heard of it from nobody but its reaper.
+        pair.signal(pair.shim, 9)?;
+        let pair = until("another shim", by(20.0), || {
+            let now = Pair::of(&container.shim).ok()?;
+            (now.shim != pair.shim).then_some(now)
+        })?;
+        pair.signal(pair.reaper, 9)?;
+        until("two again", by(20.0), || {
+            let now = Pair::of(&container.shim).ok()?;
+            (now.reaper == pair.shim).then_some(())
+        })?;
+        anew()?.kill(&id, "", 9, false)?;
+        ensure!(exit_in_time(&container, 20.0)? == 137);
         Ok(())
     });
 }
