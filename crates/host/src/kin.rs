@@ -151,7 +151,7 @@ impl Family {
             started.extend(proc::stat(pid)?.map(|stat| (pid, stat.start_ticks)));
         }
         let mut judged = self.judge(pids, Claimed::Recorded)?;
-        if judged.values().any(|kin| *kin == Kin::Others) {
+        if judged.values().any(|kin| kin.is_anothers()) {
             judged = self.judge(pids, Claimed::Shared)?;
         }
         let both = judged.into_iter();

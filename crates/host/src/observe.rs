@@ -18,7 +18,7 @@ use vigil_model::{
     Verb,
 };
 use vigil_reconcile as judge;
-use vigil_reconcile::{Boot, Claimed, Facts, Group, Init, Kin, Present, RuncDelete, Said};
+use vigil_reconcile::{Boot, Claimed, Facts, Group, Init, Present, RuncDelete, Said};
 use vigil_sys::pidfd;
 
 pub use runc_state::{Found, RuncState};
@@ -234,8 +234,9 @@ pub struct Observed {
     pub others: Vec<Incarnation>,
     /// Those in a cgroup that is on record as its own of whom nobody can say whose they are.
     pub unproven: Vec<Incarnation>,
-    /// Whether a cgroup on record as its own is left to somebody else who is in it.
-    pub given_up: bool,
+    /// Directories on record as its own that are left alone as long as somebody is in them who is
+    /// none of its processes by where he lives; one such process each.
+    pub busy: Vec<(PathBuf, u32)>,
     /// What runc has written down of it.
     pub runc: Found,
     /// Its end, from the record or from the kernel's memory.
@@ -353,7 +354,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
             (boot, init_fact, init_fd) = look_at_init(subject, init.as_ref(), &mut notes);
         }
     }
-    let (unproven, given_up) = (members.left, members.given_up);
+    let unproven = members.left;
     others.extend(members.marked);
     others.extend(members.kin);
     others.retain(|other| Some(other) != init.as_ref());
@@ -422,7 +423,7 @@ pub fn observe_with(subject: &Subject, hierarchies: Option<&Hierarchies>) -> Obs
         init_fd,
         others,
         unproven,
-        given_up,
+        busy: members.busy,
         runc,
         exit,
         private_pid_ns,
@@ -639,7 +640,7 @@ fn numbered(
     let held = held.unwrap_or_default();
     let may_be = |pid: &u32| match family.judge(&[*pid], Claimed::Guessed) {
         Ok(judged) => {
-            let lives = judged.get(pid).is_some_and(|kin| *kin != Kin::Others);
+            let lives = judged.get(pid).is_some_and(|kin| !kin.is_anothers());
             lives && (apart || !kin::is_among_the_hosts(*pid))
         }
         // Unseen is not gone.

@@ -81,10 +81,24 @@ pub struct Ties {
 pub enum Kin {
     /// The container's: it may be signalled.
     Ours,
-    /// Somebody else's.
+    /// Somebody else's, as is seen while the reaper, or who looks after it, lives. The cgroup is
+    /// given up: who comes back for it later could not tell any more.
     Others,
+    /// Somebody else's by where it lives, whoever is alive, in a cgroup that is on record as the
+    /// container's own: that is removed when it has gone.
+    Stranger,
     /// Nobody can say; it is not signalled.
     Unproven,
+}
+
+impl Kin {
+    /// Whether it is known to be none of the container's.
+    pub fn is_anothers(self) -> bool {
+        match self {
+            Kin::Others | Kin::Stranger => true,
+            Kin::Ours | Kin::Unproven => false,
+        }
+    }
 }
 
 /// Whose a process in a cgroup is.
@@ -104,11 +118,13 @@ pub fn kin(ties: &Ties) -> Kin {
     match (above, orphans, pid_ns, claimed) {
         _ if named => Kin::Ours,
         (Above::Ours, ..) | (_, _, PidNs::Inits, _) => Kin::Ours,
+        // Somebody put it into the cgroup. It is not the container's when the reaper, and whose it
+        // is, are dead either, so whoever comes back for the cgroup does not take it for that.
+        (Above::Others | Above::Nobody, _, PidNs::Outside, Claimed::Recorded) => Kin::Stranger,
         (Above::Others, ..) => Kin::Others,
         // It would be below the reaper.
         (Above::Nobody, Orphans::Reapers, ..) => Kin::Others,
-        // Somebody put it into the cgroup.
-        (Above::Nobody, _, PidNs::Outside, Claimed::Recorded | Claimed::Shared) => Kin::Others,
+        (Above::Nobody, _, PidNs::Outside, Claimed::Shared) => Kin::Others,
         // Where the container lives is a guess as well.
         (Above::Nobody, _, PidNs::Outside, Claimed::Guessed) => Kin::Unproven,
         (Above::Nobody, _, _, Claimed::Guessed) if rooted => Kin::Ours,
@@ -178,7 +194,7 @@ mod tests {
     fn a_record_makes_nobody_ours_whom_another_shim_looks_after() {
         for ties in every_combination() {
             if ties.above == Above::Others && !proven(ties) {
-                assert_eq!(kin(&ties), Kin::Others, "{ties:?}");
+                assert!(kin(&ties).is_anothers(), "{ties:?}");
             }
         }
     }
@@ -228,7 +244,7 @@ mod tests {
         for ties in every_combination() {
             let apart = ties.above == Above::Nobody && ties.orphans == Orphans::Reapers;
             if apart && !proven(ties) {
-                assert_eq!(kin(&ties), Kin::Others, "{ties:?}");
+                assert!(kin(&ties).is_anothers(), "{ties:?}");
             }
         }
     }
@@ -242,6 +258,31 @@ mod tests {
                 assert_ne!(kin(&ties), Kin::Ours, "{ties:?}");
             }
         }
+    }
+
+    /// A cgroup with such a process in it was given up, and stayed for ever when that had gone.
+    /// Who comes back for it may find the reaper dead, and is not to take it for the container's.
+    #[test]
+    fn a_stranger_is_one_whoever_of_both_pairs_lives() {
+        let mut strangers = 0;
+        for ties in every_combination() {
+            if kin(&ties) != Kin::Stranger {
+                continue;
+            }
+            strangers += 1;
+            assert_eq!(ties.claimed, Claimed::Recorded, "{ties:?}");
+            for orphans in [Orphans::Reapers, Orphans::Anybodys] {
+                for above in [Above::Others, Above::Nobody] {
+                    let later = Ties {
+                        above,
+                        orphans,
+                        ..ties
+                    };
+                    assert_eq!(kin(&later), Kin::Stranger, "{ties:?}");
+                }
+            }
+        }
+        assert!(strangers > 0);
     }
 
     /// A process with a pid namespace of its own, whose parent in a container of the host's had

@@ -15,7 +15,7 @@ use vigil_hostile::{Pair, trial};
 use vigil_lab::bundle::{Bundle, Stdio};
 use vigil_lab::kit::Container;
 use vigil_lab::process::{Process, alive, signal_if};
-use vigil_lab::{Kit, Spec, by, until};
+use vigil_lab::{Kit, Spec, by, poll, until};
 
 /// The id of the first container of a kit, which is ours.
 const ID: &str = "c1";
@@ -314,6 +314,38 @@ fn a_delete_after_both_deaths_ends_nobody_who_came_into_the_cgroup_later() {
     the_end_of_one_is_not_the_others(End::DeadPair, false, false);
 }
 
+/// Only the reaper that lives tells that the container of runc's own, of the host's pid namespace as
+/// well, is not ours. Who came back for the cgroup once the pair had left took it for ours.
+#[test]
+fn nobody_comes_back_for_who_is_told_apart_by_the_reaper_alone() {
+    trial(60, |kit| {
+        let cgroup = format!("/{}/both", kit.scratch.mark());
+        let spec = Spec {
+            own_pids: false,
+            ..Spec::sleeper()
+        };
+        let first = kit.prepared(&spec, Stdio::Empty)?;
+        placed(&first.bundle.dir, &cgroup)?;
+        first.task().create(&first.bundle.create_request())?;
+        first.start()?;
+        let other = Neighbour::run(kit, "other", &cgroup, false)?;
+        let task = first.task();
+        task.kill(&first.id, "", 9, false)?;
+        task.wait(&first.id, "")?;
+        task.delete(&first.id, "")?;
+        task.shutdown(&first.id)?;
+        first.bundle.remove()?;
+        // A sweeper, and time for it.
+        let next = kit.prepared(&Spec::sleeper(), Stdio::Empty)?;
+        let _ = until("", poll::sharp(1.5), || other.unhurt().err());
+        let unhurt = other.unhurt();
+        other.end()?;
+        drop(next);
+        remove_cgroup(&cgroup)?;
+        unhurt
+    });
+}
+
 /// Takes away what is left of a cgroup that nobody calls his own any more.
 fn remove_cgroup(cgroup: &str) -> Result<()> {
     for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
@@ -341,8 +373,18 @@ fn moved_into(cgroup: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
+/// The directories of this name that are there.
+fn dirs_of(cgroup: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+    let mut dirs: Vec<PathBuf> = hierarchies.flatten().map(|entry| entry.path()).collect();
+    dirs.push(PathBuf::from("/sys/fs/cgroup"));
+    let dirs = dirs.into_iter().map(|dir| dir.join(&cgroup[1..]));
+    dirs.filter(|dir| dir.exists()).collect()
+}
+
 /// Somebody moves a process of the host into the cgroup of a container that has a pid namespace of
-/// its own, where no process of its can be; the container's end killed it.
+/// its own, where no process of its can be; the container's end killed it. Then it was spared, and
+/// the cgroup, which nobody named, stayed for ever when it had gone.
 #[test]
 fn a_process_of_the_host_is_not_the_containers_for_being_in_its_cgroup() {
     for end in [End::Ordinary, End::KillAll, End::DeadPair] {
@@ -374,13 +416,47 @@ fn a_process_of_the_host_is_not_the_containers_for_being_in_its_cgroup() {
                 }
                 Ok(())
             });
+            let deleted = ended.and_then(|()| match end {
+                End::Ordinary => {
+                    ours.task().shutdown(&ours.id)?;
+                    ours.shim.delete()?.ok()?;
+                    ours.bundle.remove()
+                }
+                End::KillAll | End::NeverStarted | End::DeadPair => Ok(()),
+            });
+            let stone = format!(
+                "/run/vigil/tombstones/{}+{}.json",
+                kit.scratch.mark(),
+                ours.id
+            );
+            let named = fs::read_to_string(&stone).unwrap_or_default();
             let lives = visitor.try_wait()?.is_none();
             visitor.kill()?;
             visitor.wait()?;
-            ended.with_context(|| format!("{end:?}"))?;
+            deleted.with_context(|| format!("{end:?}"))?;
             ensure!(lives, "{end:?}: the process of the host was killed");
             ensure!(!alive(i32::try_from(ours.pid)?), "ours lives on");
-            remove_cgroup(&cgroup)
+            if matches!(end, End::KillAll) {
+                return remove_cgroup(&cgroup);
+            }
+            let visitor = format!("process {} (sleep)", visitor.id());
+            ensure!(
+                named.contains(&cgroup) && named.contains(&visitor),
+                "{end:?}: the tombstone does not say what is left and for whom: {named}"
+            );
+            until(
+                "its cgroups and its tombstone to go by themselves",
+                by(20.0),
+                || {
+                    let left = !dirs_of(&cgroup).is_empty() || Path::new(&stone).exists();
+                    (!left).then_some(())
+                },
+            )?;
+            until("the waiter to leave", by(20.0), || {
+                let left = Process::marked(kit.scratch.mark());
+                let waits = |p: &Process| p.cmdline.ends_with(" delete");
+                (!left.iter().any(waits)).then_some(())
+            })
         });
     }
 }

@@ -231,13 +231,17 @@ impl Cgroup {
     }
 
     /// Gives up what holds one of these: it is somebody else's too, and is neither killed,
-    /// frozen nor removed any more.
-    pub fn share_with(&mut self, strangers: &BTreeSet<u32>) -> Result<()> {
+    /// frozen nor removed any more. Returns each such directory, and one of them who is in it.
+    pub fn share_with(&mut self, strangers: &BTreeSet<u32>) -> Result<Vec<(PathBuf, u32)>> {
+        let mut given_up = Vec::new();
         for group in self.groups.iter_mut().filter(|g| g.ours) {
             let pids = tree::pids(&group.dir)?;
-            group.ours = !pids.iter().any(|pid| strangers.contains(pid));
+            if let Some(pid) = pids.into_iter().find(|pid| strangers.contains(pid)) {
+                group.ours = false;
+                given_up.push((group.path.clone(), pid));
+            }
         }
-        Ok(())
+        Ok(given_up)
     }
 
     /// Processes in any hierarchy's directory of ours: one that moved itself

@@ -36,6 +36,13 @@ pub enum Left {
     Unproven(Holdout),
     /// A cgroup that stays busy.
     Cgroup(PathBuf),
+    /// A cgroup on record as the container's, which holds a process that is not.
+    Busy {
+        /// Which.
+        cgroup: PathBuf,
+        /// Who is in it; `None` if that one has gone meanwhile.
+        holdout: Option<Holdout>,
+    },
     /// A mount that could only be detached: it lives until its users let go.
     Detached(Detached),
     /// Mounts that would not go, or a worker that did not come back.
@@ -75,6 +82,17 @@ impl std::fmt::Display for Left {
                 )
             }
             Left::Cgroup(path) => write!(f, "cgroup {}", path.display()),
+            Left::Busy { cgroup, holdout } => {
+                write!(f, "cgroup {}", cgroup.display())?;
+                match holdout {
+                    Some(holdout) => write!(
+                        f,
+                        ": {holdout}, is in it, is none of the container's and is left alone; \
+                         the cgroup is removed when it has ended"
+                    ),
+                    None => Ok(()),
+                }
+            }
             Left::Detached(mount) => write!(
                 f,
                 "detached {} from {} at {}{}",
@@ -142,6 +160,7 @@ impl Report {
                     matches!(action, Action::KillInit | Action::KillCgroup)
                 }
                 Left::Cgroup(_)
+                | Left::Busy { .. }
                 | Left::Detached(_)
                 | Left::Mounts(_)
                 | Left::Worker { .. }

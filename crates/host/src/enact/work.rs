@@ -96,6 +96,7 @@ impl Work<'_> {
                 // cgroup and runc state is a killed process and no more.
                 let waited = self.await_init();
                 self.name_unproven();
+                self.name_busy();
                 self.tombstone();
                 waited
             }
@@ -451,19 +452,23 @@ impl Work<'_> {
     /// Nobody was signalled for being in a cgroup that is the container's, or was; that they may
     /// be its own is not to be lost.
     fn name_unproven(&mut self) {
-        // It is removed when the others have left it.
-        for claim in self.seen.claims.iter().filter(|_| self.seen.given_up) {
-            if claim.ours() && Path::new(&claim.path).exists() {
-                self.report
-                    .left
-                    .push(Left::Cgroup(claim.path.clone().into()));
-            }
-        }
         for process in &self.seen.unproven {
             if let Ok(Checked::Same(_)) = proc::open_checked(process)
                 && let Ok(Some(holdout)) = proc::holdout(process.pid)
             {
                 self.report.left.push(Left::Unproven(holdout));
+            }
+        }
+    }
+
+    /// A cgroup that is the container's is to be removed by whoever comes when the last who is
+    /// in it has gone.
+    fn name_busy(&mut self) {
+        for (cgroup, pid) in &self.seen.busy {
+            if look(cgroup) != Present::No {
+                let holdout = proc::holdout(*pid).ok().flatten();
+                let cgroup = cgroup.clone();
+                self.report.left.push(Left::Busy { cgroup, holdout });
             }
         }
     }
@@ -475,6 +480,7 @@ impl Work<'_> {
             // It is waited for by its cgroup: a name would make it the container's.
             Left::Unproven(_)
             | Left::Cgroup(_)
+            | Left::Busy { .. }
             | Left::Detached(_)
             | Left::Mounts(_)
             | Left::Worker { .. }

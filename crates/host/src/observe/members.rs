@@ -2,6 +2,7 @@
 //! given up; those in it that are the container's are then known one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use vigil_model::Incarnation;
 use vigil_reconcile::{Claimed, Kin, Said};
@@ -22,8 +23,9 @@ pub(super) struct Members {
     pub(super) unproven: bool,
     /// Those of them who are in what is on record as the container's own.
     pub(super) left: Vec<Incarnation>,
-    /// What is on record as the container's own was given up for somebody else who is in it.
-    pub(super) given_up: bool,
+    /// What is on record as the container's own and is left alone as long as one is in it who is
+    /// none of the container's by where he lives.
+    pub(super) busy: Vec<(PathBuf, u32)>,
     /// Who is there could not be read.
     pub(super) unread: bool,
     /// A process may be among them that could not be asked for its mark.
@@ -78,15 +80,20 @@ pub(super) fn of(
         notes.push(format!(
             "the cgroup is others' too, process {first} among them"
         ));
-        if note(cgroup.share_with(&theirs), notes).is_none() {
+        let Some(given_up) = note(cgroup.share_with(&theirs), notes) else {
             return found;
+        };
+        // Who comes back for it is to know as well as we do that nobody in it is the container's.
+        if !strangers.values().any(|kin| *kin == Kin::Others) {
+            found.busy = given_up;
+            let is_strange = |pid: &u32| strangers.get(pid) == Some(&Kin::Stranger);
+            found.busy.retain(|(_, pid)| is_strange(pid));
         }
     }
     // Where somebody else is too, that it was ours alone tells nothing any more: of who is
     // there each is known by itself, or is left alone. One of whom nobody can say whose it is
     // is not somebody else.
-    found.given_up = claimed == Claimed::Recorded && !theirs.is_empty();
-    let alone = claimed == Claimed::Recorded && !strangers.values().any(|kin| *kin == Kin::Others);
+    let alone = claimed == Claimed::Recorded && !strangers.values().any(|kin| kin.is_anothers());
     let Some(pids) = note(cgroup.others_pids(), notes) else {
         return found;
     };

@@ -221,8 +221,9 @@ fn taken(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> Result<
         } else {
             Init::Alive
         },
-        private_pid_ns: false,
-        pid_ns: None,
+        // Who was put into an earlier life's cgroup is not that life's.
+        private_pid_ns: stone.and_then(|stone| stone.private_pid_ns) == Some(true),
+        pid_ns: stone.and_then(|stone| stone.pid_ns),
         reaper: None,
         named,
         bundle: None,
@@ -230,7 +231,7 @@ fn taken(subject: &Subject, found: &Found, stone: Option<&Tombstone>) -> Result<
     let judged = family.judge(&members, subject.claimed).map_err(chain)?;
     let has = |whose: Kin| judged.iter().find(|(_, kin)| **kin == whose);
     // Another containerd's container of the same path is no reason to refuse this one.
-    if has(Kin::Others).is_some() {
+    if has(Kin::Others).or(has(Kin::Stranger)).is_some() {
         return Ok(Way::Shared);
     }
     if let (Some((pid, _)), Found::Torn(error)) = (judged.iter().next(), found) {

@@ -495,14 +495,9 @@ fn f08_nothing_waits_for_a_person(place: &mut Place) -> Result<()> {
                 && p.cmdline.contains(&argument)
                 && p.cmdline.contains(&mark)
         };
-        let pair = Process::all().into_iter().filter(ours);
-        let mut pair: Vec<i32> = pair.map(|process| process.pid).collect();
-        // The reaper first: it is the elder.
-        pair.sort_unstable();
-        ensure!(pair.len() == 2, "{pair:?} are not a pair");
-        for pid in pair {
-            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        }
+        // At once: who outlives the other makes itself another.
+        let killed = place.kill_shims(id)?;
+        ensure!(killed == 2, "{killed} are not a pair");
         let stone = Path::new("/run/vigil/tombstones").join(format!("{mark}+{id}.json"));
         until("`delete` to give up", by(10.0), || {
             stone.exists().then_some(())

@@ -239,17 +239,22 @@ fn goes_or_is_repaired(kit: &Kit, container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// The `start`, or the `delete`, of any other container.
+/// The `start`, or the `delete`, of any other container. What either leaves at work bears that
+/// one's arguments, and is not to be killed with its pair.
 fn swept_by_a_start(kit: &Kit, container: &Container) -> Result<()> {
     let stone = tombstone(kit, &container.id);
-    for _ in 0..20 {
-        let other = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
-        other.shim.kill_all()?;
-        crate::world::deleted(&other)?;
-        let gone = until("", vigil_lab::poll::sharp(1.0), || {
+    let is_gone = |seconds| {
+        let gone = until("", vigil_lab::poll::sharp(seconds), || {
             (!stone.exists()).then_some(())
         });
-        if gone.is_ok() {
+        gone.is_ok()
+    };
+    for _ in 0..20 {
+        let other = kit.prepared(&Spec::sleeper(), Stdio::Output)?;
+        let by_start = is_gone(4.0);
+        other.shim.kill_all()?;
+        crate::world::deleted(&other)?;
+        if by_start || is_gone(1.0) {
             return nothing_left(kit, &container.id);
         }
     }
