@@ -82,7 +82,13 @@ fn f26_all_torn(kit: &Kit) -> Result<()> {
     let status = survives(kit, &c, |bundle| {
         for file in names(bundle)? {
             let whole = fs::read(bundle.join(&file))?;
-            fs::write(bundle.join(&file), &whole[..whole.len() / 2])?;
+            let mut half = &whole[..whole.len() / 2];
+            // Half a number may be that of one of the host's who cannot be looked at.
+            let number = str::from_utf8(half).ok().and_then(|half| half.parse().ok());
+            if number.is_some_and(alive) {
+                half = &[];
+            }
+            fs::write(bundle.join(&file), half)?;
         }
         Ok(())
     })?;
