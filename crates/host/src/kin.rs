@@ -192,6 +192,7 @@ impl Family {
             let ties = Ties {
                 named,
                 rooted: root.is_some() && mountinfo::root_of(pid) == root,
+                hosts: is_among_the_hosts(pid),
                 above: line.above,
                 orphans: self.orphans,
                 pid_ns,

@@ -65,6 +65,9 @@ pub struct Ties {
     /// of its cgroup that is enough where nobody looks after it; alone it is not: two containers
     /// may be given the same directory.
     pub rooted: bool,
+    /// It lives in the host's mount namespace, as no container's process does: somebody moved it
+    /// into the cgroup.
+    pub hosts: bool,
     /// Whose descendant it is.
     pub above: Above,
     /// What it means that nobody is above it.
@@ -110,6 +113,7 @@ pub fn kin(ties: &Ties) -> Kin {
     let Ties {
         named,
         rooted,
+        hosts,
         above,
         orphans,
         pid_ns,
@@ -118,6 +122,9 @@ pub fn kin(ties: &Ties) -> Kin {
     match (above, orphans, pid_ns, claimed) {
         _ if named => Kin::Ours,
         (Above::Ours, ..) | (_, _, PidNs::Inits, _) => Kin::Ours,
+        // The cgroup was made for the container and has to go: what was moved into it goes
+        // with it, as where systemd or the kernel end a cgroup.
+        (Above::Nobody, _, _, Claimed::Recorded) if hosts => Kin::Ours,
         // Somebody put it into the cgroup. It is not the container's when the reaper, and whose it
         // is, are dead either, so whoever comes back for the cgroup does not take it for that.
         (Above::Others | Above::Nobody, _, PidNs::Outside, Claimed::Recorded) => Kin::Stranger,
@@ -154,13 +161,18 @@ mod tests {
             PidNs::Unknown,
         ];
         let orphans = [Orphans::Reapers, Orphans::Anybodys];
-        for (named, rooted) in [(false, false), (false, true), (true, false), (true, true)] {
+        let two = [false, true];
+        for (named, (rooted, hosts)) in two
+            .into_iter()
+            .flat_map(|a| two.map(|b| two.map(|c| (a, (b, c)))).concat())
+        {
             for above in [Above::Ours, Above::Others, Above::Nobody] {
                 for (pid_ns, orphans) in namespaces.map(|ns| orphans.map(|o| (ns, o))).concat() {
                     for claimed in [Claimed::Recorded, Claimed::Guessed, Claimed::Shared] {
                         all.push(Ties {
                             named,
                             rooted,
+                            hosts,
                             above,
                             orphans,
                             pid_ns,
@@ -175,6 +187,10 @@ mod tests {
 
     fn proven(ties: Ties) -> bool {
         ties.named || ties.above == Above::Ours || ties.pid_ns == PidNs::Inits
+    }
+
+    fn moved_in(ties: Ties) -> bool {
+        ties.hosts && ties.claimed == Claimed::Recorded && ties.above == Above::Nobody
     }
 
     /// Five ways were found to have a stranger killed for the name of its cgroup.
@@ -213,6 +229,7 @@ mod tests {
         Ties {
             named: false,
             rooted: false,
+            hosts: false,
             above: Above::Nobody,
             orphans: Orphans::Anybodys,
             pid_ns: PidNs::Hosts,
@@ -243,19 +260,20 @@ mod tests {
     fn who_is_not_below_the_reaper_that_all_are_below_is_not_ours() {
         for ties in every_combination() {
             let apart = ties.above == Above::Nobody && ties.orphans == Orphans::Reapers;
-            if apart && !proven(ties) {
+            if apart && !proven(ties) && !moved_in(ties) {
                 assert!(kin(&ties).is_anothers(), "{ties:?}");
             }
         }
     }
 
-    /// A process of the host that somebody had moved into the cgroup of a container with a pid
-    /// namespace of its own was killed with that.
+    /// The cgroup goes all the same, with what somebody moved into it, unless somebody else is
+    /// there too.
     #[test]
-    fn where_no_process_of_the_containers_can_be_nobody_is_ours() {
+    fn a_process_of_the_host_goes_with_a_cgroup_that_is_ours_alone() {
         for ties in every_combination() {
-            if ties.pid_ns == PidNs::Outside && !proven(ties) {
-                assert_ne!(kin(&ties), Kin::Ours, "{ties:?}");
+            let alone = ties.above == Above::Nobody && ties.pid_ns == PidNs::Outside;
+            if alone && !proven(ties) {
+                assert_eq!(kin(&ties) == Kin::Ours, moved_in(ties), "{ties:?}");
             }
         }
     }
