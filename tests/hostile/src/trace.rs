@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use vigil_lab::process::Process;
@@ -18,10 +19,19 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// What bears `mark` now, and the bundle's files.
+    /// What bears `mark` now, and the bundle's files. A process that sleeps uninterruptibly for a
+    /// moment shows no mark: it is looked until three looks in a row see the same.
     #[must_use]
     pub fn of(mark: &str, bundle: &Path) -> Self {
-        let lines = Self::look(mark, bundle);
+        let mut lines = Self::look(mark, bundle);
+        let mut same = 0;
+        let _ = until("", by(5.0), || {
+            std::thread::sleep(Duration::from_millis(10));
+            let now = Self::look(mark, bundle);
+            same = if now == lines { same + 1 } else { 0 };
+            lines = now;
+            (same >= 2).then_some(())
+        });
         Self {
             mark: mark.to_owned(),
             bundle: bundle.to_owned(),
