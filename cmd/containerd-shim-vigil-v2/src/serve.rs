@@ -57,7 +57,8 @@ pub fn run(flags: &Flags) -> Result<()> {
         listener: fork::inherited(LISTENER_FD).ok(),
         memory: fork::inherited(MEMORY_FD).ok(),
         exits: fork::inherited(EXITS_FD).ok(),
-        conns: counted(vigil_reaper::CONNS),
+        // One of a version that counts from 0 and does not say how far it has come.
+        conns: counted(vigil_reaper::CONNS).unwrap_or(1 << 31),
     };
     let outcome = serve(flags, inherited, &lock, &mut ready);
     if let Err(error) = &outcome {
@@ -73,10 +74,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     outcome
 }
 
-/// A number that the reaper has set; 0 if it is an older one.
-fn counted(name: &str) -> u32 {
-    let count = std::env::var(name).ok();
-    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+/// A number that the reaper has set, if it is not an older one.
+fn counted(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 fn serve(
@@ -216,7 +216,7 @@ fn place(flags: &Flags, bundle: PathBuf) -> Result<Place> {
         reaper: process::parent_pid(),
         options,
         limits,
-        takeovers: counted(vigil_reaper::TAKEOVERS),
+        takeovers: counted(vigil_reaper::TAKEOVERS).unwrap_or(0),
     })
 }
 

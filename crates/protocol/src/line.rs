@@ -69,8 +69,8 @@ impl Line {
         };
         if self.own.is_none() {
             let own = Arc::clone(story.get().own());
-            let own = register(own, Interest::READABLE).map_err(|(error, _)| error)?;
-            self.own = Some(own);
+            // Without room for it nobody is told of its end: the next relay will be.
+            self.own = register(own, Interest::READABLE).ok();
         }
         let Some(own) = &self.own else {
             return Poll::Pending;

@@ -22,10 +22,11 @@ const SAID_AGAIN: Duration = Duration::from_secs(1);
 const WHOLE_MAX: usize = 32 << 10;
 /// A longer one may have left by half if it was given to the relay so recently.
 const HALF_LEFT: Duration = Duration::from_secs(10);
-/// Answers that were read, kept to be said again, and their bytes. Of those that were not, the
+/// Answers that were read, kept to be said again, and their bytes: as much as a relay queues for a
+/// client that takes nothing. Of those that were not, the
 /// socket takes some hundreds.
-const KEPT_MAX: usize = 16;
-const KEPT_BYTES: usize = 16 << 10;
+const KEPT_MAX: usize = 2048;
+const KEPT_BYTES: usize = 256 << 10;
 
 /// A connection as the next relay is to have it.
 #[derive(Debug)]
@@ -91,6 +92,8 @@ struct Unanswered {
 
 impl Unanswered {
     fn add(&mut self, header: Header, body: &[u8]) {
+        // A client that uses a stream again has given the request before it up.
+        self.answered(header.stream);
         let body = if let Some(known) = self.bodies.get(body) {
             Arc::clone(known)
         } else {

@@ -136,6 +136,23 @@ fn an_answer_that_a_stopped_relay_did_not_read_is_said_again_however_old_it_is()
     });
 }
 
+/// A relay reads much at once and passes it on piece by piece: what it has read it may not have
+/// passed on, however many answers that are.
+#[test]
+fn all_answers_of_a_burst_are_said_again_though_the_relay_has_read_them() {
+    run(async {
+        let (_owner, server) = served().await;
+        let mut it = behind(&server).await;
+        let all: Vec<u32> = (0..200).map(|n| 2 * n + 1).collect();
+        for stream in &all {
+            it.relay.write_all(&pause(*stream)).unwrap();
+            assert_eq!(stream_of(&it.relay).await, Some(*stream));
+        }
+        drop(it.relay);
+        assert_eq!(streams(&left(&server).answers), all);
+    });
+}
+
 /// What the relay has read is forgotten after a while, or memory would grow with every answer.
 #[test]
 fn an_answer_that_was_read_long_ago_is_not_said_again() {

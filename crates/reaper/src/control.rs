@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use vigil_journal::exits::PinError;
 use vigil_relay::control::{
-    ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, SAYS_TAKEN, ToReaper, ToShim, VERSION, number_of,
+    ADOPT_MAX, Call, Denied, MESSAGE_MAX, OLDEST, REAPS, SAYS_TAKEN, ToReaper, ToShim, VERSION,
+    number_of,
 };
 use vigil_sys::epoll::Interest;
 use vigil_sys::{Errno, fd, fifo, listen, scm};
@@ -66,7 +67,7 @@ impl Reaper<'_> {
             ToReaper::Hello { version } if version < OLDEST => Err(Denied::Version),
             // A newer shim learns our version and speaks it, or goes.
             ToReaper::Hello { version } => {
-                self.silent = version < SAYS_TAKEN;
+                (self.silent, self.reaps) = (version < SAYS_TAKEN, version >= REAPS);
                 Ok(VERSION.into())
             }
             ToReaper::Taken { conn } => {

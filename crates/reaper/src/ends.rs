@@ -26,6 +26,8 @@ pub(crate) struct Ends(Vec<End>);
 #[derive(Debug)]
 struct End {
     pin: u32,
+    /// Its number; whoever else is pinned there later is another.
+    pid: u32,
     pidfd: Watched<OwnedFd>,
     /// When it was seen to be dead, and when it is looked at next.
     dead: Option<(Instant, Instant)>,
@@ -33,12 +35,17 @@ struct End {
 
 impl Ends {
     /// One more.
-    pub(crate) fn add(&mut self, epoll: &Epoll, pin: u32, pidfd: OwnedFd) {
+    pub(crate) fn add(&mut self, epoll: &Epoll, pin: u32, pid: u32, pidfd: OwnedFd) {
         let mut pidfd = Watched::not_yet(epoll, pidfd, token_of_end(pin));
         // What the kernel has no room to tell of is looked at all the same.
         let now = Instant::now();
         let dead = pidfd.want(Interest::READ).err().map(|_| (now, now));
-        self.0.push(End { pin, pidfd, dead });
+        self.0.push(End {
+            pin,
+            pid,
+            pidfd,
+            dead,
+        });
     }
 
     /// It has ended.
@@ -119,6 +126,9 @@ impl Reaper<'_> {
                 // Nobody waits for it any more, or it is recorded.
                 return false;
             };
+            if pid != end.pid {
+                return false;
+            }
             let fate = fate(&end.pidfd, pid, start_ticks);
             let (status, way) = match fate {
                 Fate::Ended(status, way) => (status, way),

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vigil_journal::exits::Recorder;
+use vigil_journal::exits::{Recorder, Slot};
 use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, names, panic};
 use vigil_relay::cause::Cause;
@@ -19,7 +19,7 @@ use vigil_relay::handed::{ESTATE, REAP};
 use vigil_relay::tokens::CONTROL;
 use vigil_sys::event::Doorbell;
 use vigil_sys::spawn::{Child, Command};
-use vigil_sys::{Errno, fd, fork, listen, pidfd, process};
+use vigil_sys::{Errno, fd, fork, listen, map, pidfd, process};
 
 use crate::conn::Conn;
 use crate::turn::Reaper;
@@ -49,8 +49,11 @@ pub fn succeed(start: Start, memory: OwnedFd) -> ! {
     let memory = File::from(memory);
     let code = match read(&memory) {
         Ok(estate) => {
-            let ran = config(start, &estate).and_then(|config| run(&config, &estate));
-            ran.unwrap_or_else(|error| last_words(&estate.whose, &error))
+            // What was asked stays in no memory that is not needed.
+            drop(memory);
+            let whose = estate.whose.clone();
+            let ran = config(start, &estate).and_then(|config| run(&config, estate));
+            ran.unwrap_or_else(|error| last_words(&whose, &error))
         }
         // Nothing was taken yet: the one that wrote it understands it.
         Err(_) => back(&start, &memory),
@@ -58,8 +61,10 @@ pub fn succeed(start: Start, memory: OwnedFd) -> ! {
     process::exit_now(code)
 }
 
-fn run(config: &Config, estate: &Estate) -> Result<i32> {
-    Ok(begin(config, estate.clone())?.run())
+fn run(config: &Config, estate: Estate) -> Result<i32> {
+    let reaper = begin(config, estate)?;
+    map::release_heap();
+    Ok(reaper.run())
 }
 
 /// Leaves where `delete` finds it why there is no pair any more.
@@ -149,8 +154,14 @@ fn begin(config: &Config, estate: Estate) -> Result<Reaper<'_>> {
     reaper.conns.go_on(estate.held.next_conn, conns);
     (0..reaper.conns.len()).for_each(|place| reaper.settle(place));
     for end in estate.ends {
-        if let Ok(pidfd) = taken(end.pidfd) {
-            reaper.ends.add(&reaper.epoll, end.pin, pidfd);
+        let Ok(pidfd) = taken(end.pidfd) else {
+            continue;
+        };
+        // One that is reaped has no number any more, but its slot.
+        let slot = usize::try_from(end.pin).ok();
+        let slot = slot.and_then(|pin| reaper.deaths.exits().slot(pin));
+        if let Some(Slot::Waiting { pid, .. }) = slot {
+            reaper.ends.add(&reaper.epoll, end.pin, pid, pidfd);
         }
     }
     let before = estate.held.before.and_then(|fd| taken(fd).ok());

@@ -182,6 +182,7 @@ fn alone<'c>(
         shim: None,
         closed: None,
         silent: true,
+        reaps: false,
         serving: false,
         line: Succession::new(program),
         takeovers: Takeovers::default(),

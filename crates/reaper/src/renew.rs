@@ -25,11 +25,17 @@ pub(crate) fn number(fd: impl AsFd) -> Fd {
 impl Reaper<'_> {
     /// Does it if it is due, and if no frame is under way on any connection.
     pub(crate) fn renew(&mut self) {
-        let between = self.conns.iter().all(|conn| conn.is_between());
-        if !self.line.renews() || !between || self.departure.is_near() {
+        if !self.line.renews() || self.departure.is_near() {
+            return;
+        }
+        if self.reaps && !self.conns.iter().all(|conn| conn.is_between()) {
             return;
         }
         self.line.stays();
+        // It would be nobody, and the shim alone. The reaper stays what it is.
+        if !self.reaps {
+            return;
+        }
         self.deaths.say();
         // Whatever comes of it, it is not tried again: the next upgrade does.
         let _ = self.execute();

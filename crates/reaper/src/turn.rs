@@ -71,6 +71,8 @@ pub(crate) struct Reaper<'c> {
     pub(crate) closed: Option<Instant>,
     /// It does not say what it has taken, since it is of an older version.
     pub(crate) silent: bool,
+    /// Its program can become the reaper.
+    pub(crate) reaps: bool,
     /// It has said that it serves: connections are handed to it.
     pub(crate) serving: bool,
     pub(crate) line: Succession<OwnedFd>,

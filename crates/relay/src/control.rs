@@ -17,9 +17,11 @@
 /// What this build speaks; the shim says its own in [`ToReaper::Hello`], the
 /// reaper its own in the answer. Each speaks what both know; `fixtures` beside
 /// this crate's sources keeps every message of every version as bytes. 2: Retire. 3: Accept. 4: Taken.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// The first in which a shim says that it has taken a connection.
 pub const SAYS_TAKEN: u16 = 4;
+/// The first whose program can become the reaper.
+pub const REAPS: u16 = 5;
 /// The oldest version this build can be spoken to in; a peer that is older is
 /// refused by its name before anything is done.
 pub const OLDEST: u16 = 1;

@@ -131,6 +131,7 @@ fn messages_of_every_version_keep_their_bytes() {
         (2, include_str!("../fixtures/control-2")),
         (3, include_str!("../fixtures/control-3")),
         (4, include_str!("../fixtures/control-4")),
+        (5, include_str!("../fixtures/control-5")),
     ] {
         let fixtures = fixtures(text);
         assert!(fixtures.len() >= 12, "version {version}");
@@ -146,7 +147,7 @@ fn messages_of_every_version_keep_their_bytes() {
             assert_eq!(again, bytes, "version {version}: {meaning}");
         }
     }
-    assert_eq!(VERSION, 4, "add fixtures/control-{VERSION}, and it here");
+    assert_eq!(VERSION, 5, "add fixtures/control-{VERSION}, and it here");
 }
 
 #[test]

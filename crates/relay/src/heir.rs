@@ -11,7 +11,7 @@ use crate::switch::{Kept, Relay};
 impl Relay {
     /// Whether no frame is under way from either side.
     pub fn is_between(&self) -> bool {
-        self.requests.between() && self.answers.between() && !self.unsure
+        self.requests.between() && self.answers.between()
     }
 
     /// What is under way, as connection `number` with its own descriptor; with `pair` as the
@@ -28,8 +28,8 @@ impl Relay {
         Conn {
             number,
             own,
-            passed: None,
-            half: None,
+            passed: self.passed.filter(|_| self.unsure),
+            half: self.half_was.filter(|_| self.unsure),
             requests: requests.collect(),
             answers: self.queue.iter().cloned().collect(),
             left: short(self.queue_part),
@@ -46,8 +46,9 @@ impl Relay {
     /// left out: a client that waits for it has its own time-out.
     pub fn resume(budget: &Budget, peer: u32, left: Conn, now: Instant) -> Relay {
         let mut relay = Relay::within(budget, peer);
-        // Whoever passes requests on as a reaper has none that it passed on and did not take.
-        relay.unsure = left.pair.is_none();
+        // Whoever passes requests on as a reaper has none that it passed on and did not take, but
+        // for those that the one before it had.
+        relay.unsure = left.pair.is_none() || left.passed.is_some() || left.half.is_some();
         relay.passed = left.passed;
         relay.half_was = left.half;
         for request in left.requests {

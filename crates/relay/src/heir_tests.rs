@@ -96,10 +96,21 @@ fn a_request_that_stands_in_the_socket_still_is_given_once() {
         left: 0,
         pair: None,
     };
-    for there in [true, false] {
+    // Also if that one becomes another program before it has heard anything.
+    let again = [None, Some(None), Some(Some(PAIR))];
+    for (there, again) in again
+        .into_iter()
+        .flat_map(|one| [(true, one), (false, one)])
+    {
         let now = Instant::now();
         let mut relay = Relay::resume(&Budget::default(), 7, left.clone(), now);
-        assert!(!relay.is_between(), "nobody knows yet");
+        if let Some(pair) = again {
+            assert!(
+                relay.is_between(),
+                "it would wait for a client that says nothing"
+            );
+            relay = handed(&relay, pair);
+        }
         if there {
             // It comes byte by byte.
             for byte in request(3) {
@@ -110,7 +121,7 @@ fn a_request_that_stands_in_the_socket_still_is_given_once() {
         relay.from_containerd(&request(3));
         assert!(!relay.is_broken() && relay.is_between());
         let shim = [request(1), request(3), request(5), request(3)].concat();
-        assert_eq!(drained(&mut relay), (shim, answer(9)), "{there}");
+        assert_eq!(drained(&mut relay), (shim, answer(9)), "{there} {again:?}");
     }
 }
 

@@ -376,6 +376,34 @@ fn a_reaper_that_does_not_come_up_costs_nothing() {
     });
 }
 
+/// The way back to a version whose program cannot become a reaper: its shim serves, and the reaper
+/// stays what it is. It became nothing, and the shim was alone for good.
+#[test]
+fn the_reaper_stays_where_the_other_program_cannot_be_one() {
+    trial(90, |kit| {
+        let own = fs::canonicalize(&kit.binary.path)?;
+        let script = "for last; do :; done; [ \"$last\" = reap ] && exit 1\n\
+                      export VIGIL_PRETEND_CONTROL=4; exec $SHIM \"$@\"";
+        let older = scripted(kit, "older", script)?;
+        let container = counting(kit)?;
+        let before = Pair::of(&container.shim)?;
+        let told = upgrade(kit, &container, &older)?;
+        ensure!(told["outcome"] == "upgraded", "{told}");
+        let pair = Pair::of(&container.shim)?;
+        ensure!(pair.shim != before.shim, "{pair:?}");
+        pair.signal(pair.shim, 9)?;
+        ensure!(container.task().state(&container.id, "")?.status.value() == 2);
+        let pair = Pair::of(&container.shim)?;
+        ensure!(pair.reaper == before.reaper, "{pair:?}, before {before:?}");
+        becomes(pair.reaper, &own)?;
+        more_output(&container)?;
+        container.task().kill(&container.id, "", 9, false)?;
+        let (bytes, _) = container.out()?.to_end(by(20.0))?;
+        counts(&bytes)?;
+        Ok(())
+    });
+}
+
 /// The reaper is of the new program already when its shim crashes within the minute: both are what
 /// they were before.
 #[test]
