@@ -23,6 +23,8 @@ pub(crate) struct Conn {
     /// The shim closed its end, or is dying and all its ends close: if it is
     /// still alive at this time, it meant this connection.
     pub(crate) cut_at: Option<Instant>,
+    /// Bytes that were looked at and stand in containerd's socket still.
+    looked_at: usize,
 }
 
 impl Connection for Conn {
@@ -48,6 +50,7 @@ impl Conn {
             pair: None,
             relay: Relay::within(budget, peer),
             cut_at: None,
+            looked_at: 0,
         }
     }
 
@@ -67,6 +70,7 @@ impl Conn {
             pair: pair.map(|pair| Watched::not_yet(epoll, pair, token + 1)),
             relay: Relay::resume(budget, peer, left, Instant::now()),
             cut_at: None,
+            looked_at: 0,
         }
     }
 
@@ -118,24 +122,52 @@ impl Conn {
     pub(crate) fn own_ready(&mut self, ready: Ready) -> bool {
         // One request a turn, so that no connection starves another; after a
         // hang-up all that is left, which the socket's buffer bounds.
-        while ready.read && (ready.dead || self.relay.wants_containerd()) {
+        while ready.read && (ready.dead || self.wants_own()) {
+            if self.looked_at > 0 && self.take() == Some(0) {
+                return false;
+            }
             // It is looked at, passed on, and only then taken, all of it at once:
             // if we die, it is still there, or the shim has it, or both.
             let seen = scm::look_now(self.own(), |ahead| self.relay.takes(ahead));
-            let Some(mut bytes) = seen else { break };
+            let Some(bytes) = seen else { break };
+            self.looked_at = bytes.len();
             self.relay.from_containerd(&bytes);
             self.relay.stamp(Instant::now());
             if self.relay.is_broken() {
                 return false;
             }
             self.write();
-            match scm::read_now(self.own(), &mut bytes) {
-                Some(0) => return false,
-                Some(_) if ready.dead => {}
-                Some(_) | None => break,
+            if bytes.is_empty() {
+                return false;
+            }
+            if !ready.dead {
+                self.take_what_was_passed_on();
+                break;
             }
         }
         true
+    }
+
+    /// Takes what was looked at, whoever has it.
+    pub(crate) fn take(&mut self) -> Option<usize> {
+        if self.looked_at == 0 {
+            return None;
+        }
+        let mut bytes = vec![0; std::mem::take(&mut self.looked_at)];
+        scm::read_now(self.own(), &mut bytes)
+    }
+
+    /// The same, unless a shim is there that has no room for it yet.
+    fn take_what_was_passed_on(&mut self) {
+        let passed_on = self.pair.is_none() || self.relay.for_shim().is_empty();
+        if self.looked_at > 0 && passed_on {
+            self.take();
+        }
+    }
+
+    /// Whether bytes of containerd are welcome.
+    fn wants_own(&self) -> bool {
+        self.looked_at == 0 && self.relay.wants_containerd()
     }
 
     /// Something happened on the shim's side.
@@ -187,7 +219,8 @@ impl Conn {
     /// kernel has no room to tell of is to be asked for again, and nothing is lost.
     pub(crate) fn settle(&mut self) -> Result<()> {
         self.write();
-        let own = Interest::of(self.relay.wants_containerd(), !self.flushed());
+        self.take_what_was_passed_on();
+        let own = Interest::of(self.wants_own(), !self.flushed());
         let sends = !self.relay.for_shim().is_empty();
         let pair = Interest::of(self.relay.wants_shim(), sends);
         self.own.want(own)?;

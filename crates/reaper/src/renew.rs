@@ -37,6 +37,9 @@ impl Reaper<'_> {
             return;
         }
         self.deaths.say();
+        for conn in self.conns.iter_mut() {
+            conn.take();
+        }
         // Whatever comes of it, it is not tried again: the next upgrade does.
         let _ = self.execute();
     }

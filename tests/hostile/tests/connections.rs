@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -161,6 +162,49 @@ fn five_thousand_at_once_are_all_answered() {
             (few(now.reaper, before.0) && few(now.shim, before.1)).then_some(())
         })?;
         fresh.delete(id, "")?;
+        Ok(())
+    });
+}
+
+/// What the reaper takes from a client and has no room for at the shim is in nobody's hands when it
+/// dies: such a request was never answered. It stands in the client's socket until the shim has it.
+#[test]
+fn requests_for_which_the_shim_has_no_room_outlive_the_reaper() {
+    trial(120, |kit| {
+        for _ in 0..5 {
+            let container = kit.running(&Spec::sleeper())?;
+            let (id, socket) = (container.id.clone(), container.shim.reply.socket.clone());
+            let pair = Pair::of(&container.shim)?;
+            let mut stream = called(&socket, &state(&id, 1))?;
+            ensure!(answer(&mut stream)? == (1, 0));
+            // Some three hundred fit between reaper and shim; it is found stuck after a while.
+            pair.signal(pair.shim, 19)?;
+            let mut writing = stream.try_clone()?;
+            let asks = std::thread::spawn(move || -> Result<()> {
+                for n in 1..500 {
+                    writing.write_all(&state(&id, 2 * n + 1))?;
+                }
+                Ok(())
+            });
+            std::thread::sleep(Duration::from_millis(15));
+            pair.signal(pair.reaper, 9)?;
+            pair.signal(pair.shim, 18)?;
+            let mut came = BTreeSet::new();
+            while came.len() < 499 {
+                let (number, code) = answer(&mut stream).with_context(|| {
+                    format!(
+                        "after {} answers; {}",
+                        came.len(),
+                        container.bundle.log_text()
+                    )
+                })?;
+                ensure!(code == 0, "stream {number}: {code}");
+                came.insert(number);
+                came.remove(&1);
+            }
+            asks.join().unwrap()?;
+            container.task().kill(&container.id, "", 9, false)?;
+        }
         Ok(())
     });
 }

@@ -132,7 +132,7 @@ fn who_kills_the_rest_of_a_container_does_not_kill_its_next_shim() {
     }
     for _ in 0..5 {
         trial(60, move |kit| {
-            let mut spec = Spec::sh("sleep 1000 & echo $!; trap 'exit 3' TERM; wait");
+            let mut spec = Spec::sh("trap 'exit 3' TERM; sleep 1000 & echo $!; wait");
             spec.own_pids = false;
             let container = kit.running(&spec)?;
             let pair = Pair::of(&container.shim)?;

@@ -3,8 +3,8 @@
 /// Longest file of Rust.
 pub const LONGEST: usize = 800;
 /// Lines of code of the reaper's sources, its tests apart: read in ten minutes. `DESIGN` §1 says
-/// 600; starting a successor and handing over took another 300.
-pub const REAPER: usize = 920;
+/// 600; starting a successor and handing over took another 350.
+pub const REAPER: usize = 950;
 /// Of those beside them by which one process becomes the reaper after another: [`HEIRS`].
 pub const HEIR: usize = 360;
 /// Their files, read by whoever asks that.
