@@ -4,18 +4,17 @@
 //! has the last word.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use vigil_journal::names;
 use vigil_journal::takeovers::Takeovers;
 use vigil_protocol::Left;
-use vigil_reaper::{CONNS, Start, TAKEOVERS};
-use vigil_relay::estate::{Conn, End, Estate, Fd, Held, Request};
+use vigil_reaper::{CONNS, Start, TAKEOVERS, as_reaper, number};
+use vigil_relay::estate::{Conn, End, Estate, Held, Request};
 use vigil_relay::handed::{BEFORE, ESTATE, REAP, SERVE};
 use vigil_supervise::Bequest;
-use vigil_sys::spawn::Command;
 use vigil_sys::{fd, fork, listen, signal};
 
 use crate::start::BUNDLE;
@@ -54,10 +53,6 @@ fn bundle() -> Result<PathBuf> {
         let said = std::env::var_os(BUNDLE).context("nobody says where the bundle was")?;
         Ok(said.into())
     })
-}
-
-fn number(fd: &impl AsRawFd) -> Fd {
-    Fd(fd.as_raw_fd().cast_unsigned())
 }
 
 /// Goes on as the reaper; returns only if it cannot.
@@ -121,18 +116,12 @@ pub fn succeed(lock: &OwnedFd, left: Vec<Left>, bequest: &Bequest) -> Result<()>
         .chain([memory.as_fd()])
         .collect();
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    args.pop();
     let arg0 = args.remove(0);
     // What is sent meanwhile is for the reaper. The kernel itself sends SIGHUP to a session in
     // which somebody is stopped when its leader dies.
     signal::block(signal::OF_A_REAPER).context("cannot block signals")?;
-    let why = Command::new(fd::held_path(&program))
-        .arg0(arg0)
-        .args(args)
-        .arg(REAP)
-        .envs(std::env::vars_os())
-        .env(ESTATE, memory.as_raw_fd().to_string())
-        .replace_us(&keep);
+    let env = std::env::vars_os();
+    let why = as_reaper(&program, &arg0, &args, env, &memory).replace_us(&keep);
     Err(why).context("cannot execute its own program")
 }
 

@@ -23,8 +23,7 @@ const WHOLE_MAX: usize = 32 << 10;
 /// A longer one may have left by half if it was given to the relay so recently.
 const HALF_LEFT: Duration = Duration::from_secs(10);
 /// Answers that were read, kept to be said again, and their bytes: as much as a relay queues for a
-/// client that takes nothing. Of those that were not, the
-/// socket takes some hundreds.
+/// client that takes nothing. Of those that were not, the socket takes some hundreds.
 const KEPT_MAX: usize = 2048;
 const KEPT_BYTES: usize = 256 << 10;
 
@@ -65,6 +64,7 @@ pub(crate) struct Story {
     sent: usize,
     /// Answers the relay was given, and may not have passed on.
     kept: VecDeque<Given>,
+    kept_bytes: usize,
     /// Bytes it was given in all.
     given: u64,
     /// The last that does not leave in one piece: when it was given, or known to be read, and where
@@ -139,6 +139,7 @@ impl Shared {
             leaving: Vec::new(),
             sent: 0,
             kept: VecDeque::new(),
+            kept_bytes: 0,
             given: 0,
             long: None,
         })))
@@ -243,6 +244,7 @@ impl Story {
             self.long = Some((Instant::now(), self.given));
         } else {
             let (end, read) = (self.given, None);
+            self.kept_bytes += frame.len();
             self.kept.push_back(Given { frame, end, read });
         }
     }
@@ -252,8 +254,11 @@ impl Story {
         // What is not read counts whole buffers: more may be held than need be, never less.
         let unread = listen::unread_by_peer(&*self.pair).unwrap_or(usize::MAX);
         let read = self.given.saturating_sub(unread as u64);
-        for given in self.kept.iter_mut().filter(|given| given.end <= read) {
-            given.read.get_or_insert(now);
+        // In the order in which they were given: who is known to have been read comes first.
+        let unknown = self.kept.iter_mut().rev();
+        let unknown = unknown.take_while(|given| given.read.is_none());
+        for given in unknown.filter(|given| given.end <= read) {
+            given.read = Some(now);
         }
         if let Some(long) = self
             .long
@@ -262,14 +267,13 @@ impl Story {
         {
             *long = (now, 0);
         }
-        let mut bytes: usize = self.kept.iter().map(|given| given.frame.len()).sum();
         while let Some(given) = self.kept.front()
             && given.read.is_some_and(|at| {
                 let old = now.duration_since(at) > SAID_AGAIN;
-                old || bytes > KEPT_BYTES || self.kept.len() > KEPT_MAX
+                old || self.kept_bytes > KEPT_BYTES || self.kept.len() > KEPT_MAX
             })
         {
-            bytes -= given.frame.len();
+            self.kept_bytes -= given.frame.len();
             self.kept.pop_front();
         }
     }

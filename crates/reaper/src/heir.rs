@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use vigil_journal::takeovers::Takeovers;
 use vigil_journal::{Owner, names, panic};
 use vigil_relay::cause::Cause;
 use vigil_relay::estate::{Estate, Fd, Shim};
-use vigil_relay::handed::{ESTATE, REAP};
 use vigil_relay::tokens::CONTROL;
 use vigil_sys::event::Doorbell;
-use vigil_sys::spawn::{Child, Command};
+use vigil_sys::spawn::Child;
 use vigil_sys::{Errno, fd, fork, listen, map, pidfd, process};
 
 use crate::conn::Conn;
+use crate::renew::as_reaper;
 use crate::turn::Reaper;
 use crate::{Config, Result, alone, prepare, step};
 
@@ -88,12 +88,8 @@ fn back(start: &Start, mut memory: &File) -> i32 {
     let Some(before) = &start.before else {
         return 1;
     };
-    let command = Command::new(fd::held_path(before))
-        .arg0(&start.arg0)
-        .args(start.args.iter().take(start.args.len().saturating_sub(1)))
-        .arg(REAP)
-        .envs(start.env.iter().map(|(key, value)| (key, value)))
-        .env(ESTATE, memory.as_raw_fd().to_string());
+    let env = start.env.iter().map(|(key, value)| (key, value));
+    let command = as_reaper(before, &start.arg0, &start.args, env, memory);
     if memory.rewind().is_ok() {
         let _ = command.replace_us(&[memory.as_fd()]);
     }

@@ -39,6 +39,7 @@ use crate::successor::SPARE;
 use crate::turn::Reaper;
 
 pub use heir::{Start, succeed};
+pub use renew::{as_reaper, number};
 pub use vigil_relay::handed::{
     CONNS, CONTROL_FD, DOORBELL_FD, EXITS_FD, LISTENER_FD, LOCK_FD, MEMORY_FD, READY_FD, TAKEOVERS,
 };

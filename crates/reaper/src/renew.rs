@@ -4,6 +4,7 @@
 //! was left, it executes the one before again; if it does not come up, it is ended by an alarm, and
 //! the shim, which lives on, becomes the reaper.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,27 @@ use crate::turn::Reaper;
 /// How long the new program may take to come up.
 const COMES_UP: Duration = Duration::from_secs(5);
 
-pub(crate) fn number(fd: impl AsFd) -> Fd {
+/// The number of a descriptor, for the estate.
+pub fn number(fd: impl AsFd) -> Fd {
     Fd(fd.as_fd().as_raw_fd().cast_unsigned())
+}
+
+/// The program that goes on as the reaper with what is left in `memory`; `args` are a shim's, whose
+/// last says what it does.
+pub fn as_reaper(
+    program: impl AsFd,
+    arg0: &OsStr,
+    args: &[OsString],
+    env: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
+    memory: impl AsFd,
+) -> Command<'static> {
+    let args = args.iter().take(args.len().saturating_sub(1));
+    Command::new(fd::held_path(program))
+        .arg0(arg0)
+        .args(args)
+        .arg(REAP)
+        .envs(env)
+        .env(ESTATE, memory.as_fd().as_raw_fd().to_string())
 }
 
 impl Reaper<'_> {
@@ -100,14 +120,10 @@ impl Reaper<'_> {
             .chain(self.ends.fds())
             .chain(self.conns.iter().flat_map(|conn| conn.fds()))
             .collect();
-        let args = config.args.iter().take(config.args.len().saturating_sub(1));
-        let command = Command::new(fd::held_path(self.line.program()))
-            .arg0(&config.arg0)
-            .args(args)
-            .arg(REAP)
-            .envs(config.env.iter().map(|(key, value)| (key, value)))
-            .env(BEFORE, config.program.as_raw_fd().to_string())
-            .env(ESTATE, memory.as_raw_fd().to_string());
+        let (arg0, args) = (&config.arg0, &config.args);
+        let env = config.env.iter().map(|(key, value)| (key, value));
+        let command = as_reaper(self.line.program(), arg0, args, env, &memory)
+            .env(BEFORE, config.program.as_raw_fd().to_string());
         process::end_after(Some(COMES_UP));
         let why = command.replace_us(&keep);
         process::end_after(None);

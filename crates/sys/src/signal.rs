@@ -77,6 +77,10 @@ impl Signals {
     /// Blocks the signals and opens the descriptor that tells them.
     pub fn new(signals: &[i32]) -> Result<Signals> {
         block(signals)?;
+        Self::of_blocked(signals)
+    }
+
+    fn of_blocked(signals: &[i32]) -> Result<Signals> {
         SignalFd::with_flags(
             &set(signals)?,
             SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
@@ -95,7 +99,7 @@ impl Signals {
         }
         forget_dispositions();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set(signals)?), None)?;
-        Signals::new(signals)
+        Self::of_blocked(signals)
     }
 
     /// The next pending signal, or `None`. Equal ones may have become one.

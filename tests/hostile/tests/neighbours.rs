@@ -355,6 +355,15 @@ fn remove_cgroup(cgroup: &str) -> Result<()> {
     Ok(())
 }
 
+/// Waits until nobody of this mark waits to finish a `delete`.
+fn no_waiter_is_left(mark: &str) -> Result<()> {
+    until("the waiter to leave", by(20.0), || {
+        let left = Process::marked(mark);
+        let waits = |p: &Process| p.cmdline.ends_with(" delete");
+        (!left.iter().any(waits)).then_some(())
+    })
+}
+
 /// Moves a process into every hierarchy's cgroup of this name.
 fn moved_into(cgroup: &str, pid: u32) -> Result<()> {
     let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -459,11 +468,7 @@ fn a_process_of_somebody_else_is_not_the_containers_for_being_in_its_cgroup() {
                     (!left).then_some(())
                 },
             )?;
-            until("the waiter to leave", by(20.0), || {
-                let left = Process::marked(kit.scratch.mark());
-                let waits = |p: &Process| p.cmdline.ends_with(" delete");
-                (!left.iter().any(waits)).then_some(())
-            })
+            no_waiter_is_left(kit.scratch.mark())
         });
     }
 }
@@ -556,11 +561,7 @@ fn a_process_of_which_nobody_can_say_whose_it_is_is_not_left_in_silence() {
             let _ = ours.bundle.remove();
             (!ours.bundle.dir.exists()).then_some(())
         })?;
-        until("the waiter to leave", by(20.0), || {
-            let left = Process::marked(mark);
-            let waits = |p: &Process| p.cmdline.ends_with(" delete");
-            (!left.iter().any(waits)).then_some(())
-        })
+        no_waiter_is_left(mark)
     });
 }
 
@@ -611,11 +612,7 @@ fn a_delete_that_cannot_find_its_container_does_not_call_it_gone() {
                 let _ = ours.bundle.remove();
                 (!ours.bundle.dir.exists()).then_some(())
             })?;
-            until("the waiter to leave", by(20.0), || {
-                let left = Process::marked(kit.scratch.mark());
-                let waits = |p: &Process| p.cmdline.ends_with(" delete");
-                (!left.iter().any(waits)).then_some(())
-            })
+            no_waiter_is_left(kit.scratch.mark())
         });
     }
 }
@@ -733,11 +730,7 @@ fn nobody_asks_a_root_file_system_that_never_answers() {
             let _ = ours.bundle.remove();
             (!ours.bundle.dir.exists()).then_some(())
         })?;
-        until("the waiter to leave", by(20.0), || {
-            let left = Process::marked(kit.scratch.mark());
-            let waits = |p: &Process| p.cmdline.ends_with(" delete");
-            (!left.iter().any(waits)).then_some(())
-        })
+        no_waiter_is_left(kit.scratch.mark())
     });
 }
 

@@ -113,6 +113,14 @@ fn counts(bytes: &[u8]) -> Result<usize> {
     Ok(whole.lines().count())
 }
 
+/// Ends it; nothing of its output is lost.
+fn ended_whole(container: &Container) -> Result<()> {
+    container.task().kill(&container.id, "", 9, false)?;
+    let (bytes, _) = container.out()?.to_end(by(20.0))?;
+    counts(&bytes)?;
+    Ok(())
+}
+
 fn more_output(container: &Container) -> Result<()> {
     let before = container.out()?.so_far().len();
     until("more output", by(20.0), || {
@@ -397,10 +405,7 @@ fn the_reaper_stays_where_the_other_program_cannot_be_one() {
         ensure!(pair.reaper == before.reaper, "{pair:?}, before {before:?}");
         becomes(pair.reaper, &own)?;
         more_output(&container)?;
-        container.task().kill(&container.id, "", 9, false)?;
-        let (bytes, _) = container.out()?.to_end(by(20.0))?;
-        counts(&bytes)?;
-        Ok(())
+        ended_whole(&container)
     });
 }
 
@@ -422,10 +427,7 @@ fn what_crashes_within_a_minute_takes_the_reaper_back_with_it() {
         let pair = Pair::of(&container.shim)?;
         becomes(pair.shim, &own)?;
         more_output(&container)?;
-        container.task().kill(&container.id, "", 9, false)?;
-        let (bytes, _) = container.out()?.to_end(by(20.0))?;
-        counts(&bytes)?;
-        Ok(())
+        ended_whole(&container)
     });
 }
 
@@ -473,10 +475,7 @@ fn a_stuck_shim_is_replaced_by_another_program() {
         ensure!(!alive(pair.shim), "the stuck one is still there");
         ensure!(container.task().state(&container.id, "")?.status.value() == 2);
         more_output(&container)?;
-        container.task().kill(&container.id, "", 9, false)?;
-        let (bytes, _) = container.out()?.to_end(by(20.0))?;
-        counts(&bytes)?;
-        Ok(())
+        ended_whole(&container)
     });
 }
 
